@@ -1,0 +1,78 @@
+# Every chore of this repository. `make help` lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+# Namespaces, libvirt and Debian trees need root.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
+FAST := tests/unit tests/property tests/simulation
+ALL := $(FAST) tests/contract tests/integration tests/faults tests/browser
+SERVER ?=
+
+.PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid simulate simulate-mutants faults faults-plain appliance appliance-test lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup: ## install what is missing for all of the below
+	@appliance/setup.sh all
+
+setup-demo:
+	@appliance/setup.sh demo
+
+check: setup ## format, lint, types, import contracts, sizes, fast tests
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy -p kmgr -p appliance
+	.venv/bin/lint-imports
+	$(PY) -m pytest -q $(FAST)
+
+test: setup ## every test, with real QEMU, libvirt, slapd and a browser
+	$(SUDO) $(PY) -m pytest -q $(foreach kind,$(ALL),$(wildcard $(kind)))
+
+demo: setup-demo ## a grid of three servers on this machine, until Ctrl-C
+	@exec $(SUDO) $(PY) -m appliance.demo run
+
+demo-start: ## start a server of the running demo again: SERVER=two
+	@exec $(SUDO) $(PY) -m appliance.demo start $(SERVER)
+
+demo-clean: ## stop the demo and remove all it made
+	@if [ -x $(PY) ]; then $(SUDO) $(PY) -m appliance.demo clean; else $(SUDO) rm -rf build/demo; fi
+
+dev: setup-demo ## a grid of one server from this checkout, for working on pages
+	@exec $(SUDO) $(PY) -m appliance.demo run --servers 1 --folder build/dev
+
+fix: setup ## let ruff format and mend what it can
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+bench: setup ## figures beside their floors, into build/bench.json
+	$(SUDO) $(PY) -m tests.bench
+
+bench-grid: setup ## the log alone: speed, lead lost, restart, idle cost; into build/bench-grid.json
+	$(PY) -m tests.bench.bench_grid
+
+simulate-mutants: setup ## logs with a rule of Raft missing, until the simulation notices
+	KMGR_MUTANT_SEEDS=$(or $(SEEDS),1:60) $(PY) -m pytest -q -s tests/simulation/test_raft_mutants.py
+
+faults: setup ## servers in network namespaces under every fault: SECONDS=600 SEED=7 SERVERS=5
+	$(SUDO) $(PY) -m tests.faults --seconds $(or $(SECONDS),600) $(SEED:%=--seed %) $(SERVERS:%=--servers %) $(ONLY:%=--only %)
+
+faults-plain: setup ## the same faults on bare pysyncobj, which loses changes
+	$(SUDO) $(PY) -m tests.faults --plain --seconds $(or $(SECONDS),600) $(SEED:%=--seed %) $(SERVERS:%=--servers %) $(ONLY:%=--only %)
+
+simulate: setup ## thousands of simulated grids: SEEDS=10000 FIRST=1
+	$(PY) -m tests.lab.simulate --seeds $(or $(SEEDS),10000) $(FIRST:%=--first %) $(STEPS:%=--steps %)
+
+appliance: setup-demo ## a bootable disk with everything on it
+	$(SUDO) $(PY) -m appliance.image.appliance
+
+appliance-test: setup-demo ## boot that disk and answer its two questions
+	$(SUDO) $(PY) -m appliance.image.trial
+
+lock: ## pin the Python packages anew (needs uv)
+	printf 'setuptools\nwheel\n' | uv pip compile --universal --generate-hashes --python-version 3.11 --extra dev \
+	    --extra desktops --no-emit-index-url --no-header --no-annotate -q -o requirements.lock setup.cfg -
+
+clean: demo-clean ## remove everything that was built
+	rm -rf build

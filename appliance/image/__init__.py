@@ -1,0 +1,1 @@
+"""Disk images from Debian packages, built offline: no loop device, no mount, no KVM."""

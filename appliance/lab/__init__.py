@@ -1,0 +1,1 @@
+"""Private libvirt daemons, so that one machine can play several servers."""

@@ -1,0 +1,1 @@
+"""Where desktops live: filling pools, emptying lost servers, keeping a reserve."""

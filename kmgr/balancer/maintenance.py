@@ -1,0 +1,63 @@
+"""Taking a server out of service, guarded: what would be worse afterwards is said before, and the override noted.
+
+The reasons belong to the servers that are up at this moment; the command carries
+who they were, so that two people who drain two servers at once cannot both pass.
+"""
+
+from dataclasses import dataclass
+
+from kmgr.balancer.queries import reasons_against
+from kmgr.balancer.redundancy import Drain, Maintenance, Remove
+from kmgr.clock import Clock
+from kmgr.errors import NotFound, Refused
+from kmgr.grid.model import RUNNING
+from kmgr.grid.outcomes import applied
+from kmgr.grid.port import Grid, VitalsBoard
+from kmgr.grid.queries import servers
+from kmgr.ids import ServerId
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """What speaks against an action, and which servers were up when that was judged."""
+
+    reasons: tuple[str, ...]
+    running: tuple[ServerId, ...]
+
+
+def weigh(grid: Grid, board: VitalsBoard, action: Maintenance, *, clock: Clock) -> Weighed:
+    """Judge an action on the grid as this server knows it now."""
+    voters = grid.status().voters
+    with grid.view() as db:
+        reasons = reasons_against(db, board.all(), voters, clock.monotonic(), action)
+        running = tuple(sorted(s.id for s in servers(db) if s.state in RUNNING))
+    return Weighed(reasons, running)
+
+
+async def carry_out(
+    grid: Grid, board: VitalsBoard, action: Maintenance, *, by: str, force: bool = False, clock: Clock
+) -> None:
+    """Drain or remove a server; raise `Refused` with the reasons if there are any and they are not overridden."""
+    weighed = weigh(grid, board, action, clock=clock)
+    if weighed.reasons and not force:
+        raise Refused(
+            f"This is not done, because the grid would be weaker: {' '.join(weighed.reasons)} "
+            "To do it all the same, force it; the history will say so.",
+            code="unsafe",
+        )
+    body: dict[str, object] = {"server": action.server, "running": list(weighed.running)}
+    if weighed.reasons:
+        body["although"] = [reason.removeprefix("Afterwards: ").rstrip(".") for reason in weighed.reasons]
+    type_ = {Drain: "server.drain", Remove: "server.remove"}[type(action)]
+    applied(await grid.propose(type_, body, by=by))
+
+
+def by_name(grid: Grid, wanted: str) -> ServerId:
+    """Return the id of a server of the grid that is given by name or id; raise `NotFound`, naming all there are."""
+    with grid.view() as db:
+        known = servers(db)
+    for server in known:
+        if wanted in (server.id, server.name):
+            return server.id
+    names = ", ".join(server.name for server in known)
+    raise NotFound(f"there is no server {wanted!r} in this grid; there are {names}")

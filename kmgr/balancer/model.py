@@ -1,0 +1,90 @@
+"""What the balancer looks at and what it decides, as records.
+
+Pure: no I/O, no clock.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeAlias
+
+from kmgr.grid.model import Server, Vitals
+from kmgr.ids import DesktopId, ServerId, TemplateId, VersionId
+from kmgr.provision.model import Desktop
+from kmgr.templates.model import Template
+
+
+class Why(StrEnum):
+    """Why a desktop goes: the values are what the administrator reads after "desktop … is removed:"."""
+
+    LOST = "its server is lost"
+    DRAINING = "its server drains"
+    SWITCHED_OFF = "its template is switched off"
+    NO_TEMPLATE = "its template was deleted"
+    NOT_STARTED = "its template has a newer version"
+    REPLACED = "a newer version has taken its place"
+    MAKES_ROOM = "it makes room for the newer version"
+    STUCK = "its server cannot make it now and another one can"
+    TOO_MANY = "more stand by than the template asks for"
+    ABOVE_MAXIMUM = "the template's maximum is smaller now"
+    OLD_BREAKAGE = "newer broken desktops of the template are kept to look at"
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One reading of the grid.
+
+    `servers` includes removed ones; `vitals` has fresh heartbeats only. `asks` counts the users who wait
+    for a desktop of a template.
+    """
+
+    servers: tuple[Server, ...]
+    templates: tuple[Template, ...]
+    desktops: tuple[Desktop, ...]
+    holders: Mapping[VersionId, frozenset[ServerId]]
+    vitals: Mapping[ServerId, Vitals]
+    asks: Mapping[TemplateId, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Make a new desktop of a template's version on a server."""
+
+    template: TemplateId
+    version: VersionId
+    server: ServerId
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """Have a desktop removed; what was believed about it and its server is checked again when it is applied."""
+
+    desktop: Desktop
+    why: Why
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop the record of a desktop whose server is no server of the grid any more."""
+
+    desktop: DesktopId
+
+
+Action: TypeAlias = Forget | Retire | Place
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A template that has fewer desktops than it should, and what would help, in words."""
+
+    template: TemplateId
+    missing: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do, in this order, and what cannot be done now."""
+
+    actions: tuple[Action, ...]
+    short: tuple[Shortage, ...] = ()

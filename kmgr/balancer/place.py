@@ -1,0 +1,176 @@
+"""Decide which server a new desktop gets, and say why if none.
+
+What counts: the server is up and was heard from, its hypervisor answers, it has
+the golden image, memory and disk are left beyond a reserve, and it is not yet
+starting as many desktops as it can (a storm of boots makes all of them late).
+Among those the one with the fewest waiting desktops of the template wins, so
+that losing one server takes as few standbys as possible; then the one with most
+memory left; ties are broken by id. Each choice is booked at once.
+
+Pure.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from kmgr.balancer.model import View
+from kmgr.grid.model import PLACEABLE, RUNNING, ServerState, Vitals
+from kmgr.ids import DesktopId, ServerId, TemplateId, VersionId
+from kmgr.provision.model import DesktopState
+from kmgr.templates.model import Template
+
+COMING = (DesktopState.PLACED, DesktopState.BUILDING)
+WAITING = (*COMING, DesktopState.READY)
+
+COMING_PER_CPU = 2
+# QEMU's own memory beside the guest's.
+OVERHEAD_MIB = 64
+# What an overlay may grow by before the next heartbeats tell how full the disk is.
+GROWTH_MIB = 256
+
+
+class Unfit(StrEnum):
+    """Why a server gets no desktop now; the value follows the server's name."""
+
+    NOT_UP = "is not up"
+    SILENT = "has not reported for some seconds"
+    NO_HYPERVISOR = "cannot run desktops, see its problems"
+    NO_IMAGE = "does not have the golden image"
+    NO_MEMORY = "has too little memory left"
+    NO_DISK = "has too little disk left"
+    BUSY = "is starting as many desktops as it can at once"
+
+
+@dataclass(slots=True)
+class Room:
+    """What is left on one server while a plan is being made. `closed` is set if it takes nothing at all."""
+
+    server: ServerId
+    name: str
+    closed: Unfit | None
+    memory_mib: int = 0
+    disk_mib: int = 0
+    slots: int = 0
+    waiting: Counter[TemplateId] = field(default_factory=Counter)
+
+    def book(self, template: Template) -> None:
+        """Count a desktop that was given to this server."""
+        self.memory_mib -= template.memory_mib + OVERHEAD_MIB
+        self.disk_mib -= GROWTH_MIB
+        self.slots -= 1
+        self.waiting[template.id] += 1
+
+
+def able(view: View, server: ServerId) -> bool:
+    """Tell whether a server's last word was that it can run desktops, or nothing was heard that says otherwise."""
+    vitals = view.vitals.get(server)
+    return vitals is None or vitals.can_run_desktops
+
+
+def memory_reserve_mib(vitals: Vitals) -> int:
+    """Return the memory that stays with the server itself: a sixteenth, at least 256 MiB, at most 2 GiB."""
+    return min(2048, max(256, vitals.memory_mib // 16))
+
+
+def disk_reserve_mib(vitals: Vitals) -> int:
+    """Return the disk that stays free: a fiftieth, at least 512 MiB, at most 4 GiB."""
+    return min(4096, max(512, vitals.disk_mib // 50))
+
+
+def rooms(view: View, going: Collection[DesktopId] = ()) -> tuple[Room, ...]:
+    """Return what is left on each server, by id; `going` desktops are about to be retired.
+
+    Memory is what is left of both accounts: of what was promised to the
+    desktops there (a retired one keeps its share until it is removed), and of
+    what is free now, less what those still starting will take.
+    """
+    found = []
+    for server in sorted(view.servers, key=lambda s: s.id):
+        if server.state is ServerState.REMOVED or server.is_witness:
+            continue
+        vitals = view.vitals.get(server.id)
+        closed = _closed(server.state, vitals)
+        if vitals is None:
+            found.append(Room(server.id, server.name, closed))
+            continue
+        here = [d for d in view.desktops if d.server == server.id]
+        coming = [d for d in here if d.state in COMING and d.id not in going]
+        promised = vitals.memory_mib - sum(d.memory_mib + OVERHEAD_MIB for d in here)
+        measured = vitals.memory_free_mib - sum(d.memory_mib + OVERHEAD_MIB for d in coming)
+        found.append(
+            Room(
+                server.id,
+                server.name,
+                closed,
+                memory_mib=min(promised, measured) - memory_reserve_mib(vitals),
+                disk_mib=vitals.disk_free_mib - GROWTH_MIB * len(coming) - disk_reserve_mib(vitals),
+                slots=COMING_PER_CPU * max(1, vitals.cpus) - len(coming),
+                waiting=Counter(d.template for d in here if d.state in WAITING and d.id not in going),
+            )
+        )
+    return tuple(found)
+
+
+def choose(template: Template, rooms: Collection[Room], view: View, *, holders_only: bool = False) -> Room | None:
+    """Return the room that a new desktop of a template should have, or None.
+
+    A server that is still waiting for the golden image is chosen only if every
+    server that has it is out of the question for longer than a few boots.
+    """
+    order = sorted(rooms, key=lambda r: (r.waiting[template.id], -r.memory_mib, r.server))
+    verdicts = {room.server: unfit(template, room, view) for room in order}
+    for room in order:
+        if verdicts[room.server] is None:
+            return room
+    if holders_only or Unfit.BUSY in verdicts.values() or not _held_by_a_running_server(template.version, view):
+        return None
+    for room in order:
+        if verdicts[room.server] is Unfit.NO_IMAGE and _shortage(template, room) is None:
+            return room
+    return None
+
+
+def unfit(template: Template, room: Room, view: View) -> Unfit | None:
+    """Return why a server is not given a desktop of a template, None if it may be."""
+    if room.closed is not None:
+        return room.closed
+    if room.server not in view.holders.get(template.version, frozenset()):
+        return Unfit.NO_IMAGE
+    return _shortage(template, room)
+
+
+def refusal(template: Template, rooms: Collection[Room], view: View) -> str:
+    """Say why no server can be given a desktop of a template, server by server."""
+    if not _held_by_a_running_server(template.version, view):
+        return "no server that is up has its golden image yet: it starts as soon as one has"
+    told = [f"{room.name} {unfit(template, room, view)}" for room in sorted(rooms, key=lambda r: (r.name, r.server))]
+    return f"no server can take it: {'; '.join(told)}"
+
+
+def blocked_by(template: Template, rooms: Collection[Room], view: View) -> Mapping[ServerId, Unfit]:
+    """Return the servers that have the golden image and lack nothing but memory or disk."""
+    found = {room.server: unfit(template, room, view) for room in rooms}
+    return {s: verdict for s, verdict in found.items() if verdict in (Unfit.NO_MEMORY, Unfit.NO_DISK)}
+
+
+def _closed(state: ServerState, vitals: Vitals | None) -> Unfit | None:
+    if state not in PLACEABLE:
+        return Unfit.NOT_UP
+    if vitals is None:
+        return Unfit.SILENT
+    return None if vitals.can_run_desktops else Unfit.NO_HYPERVISOR
+
+
+def _shortage(template: Template, room: Room) -> Unfit | None:
+    if room.memory_mib < template.memory_mib + OVERHEAD_MIB:
+        return Unfit.NO_MEMORY
+    if room.disk_mib < GROWTH_MIB:
+        return Unfit.NO_DISK
+    return Unfit.BUSY if room.slots <= 0 else None
+
+
+def _held_by_a_running_server(version: VersionId, view: View) -> bool:
+    running = {server.id for server in view.servers if server.state in RUNNING}
+    return bool(running & view.holders.get(version, frozenset()))

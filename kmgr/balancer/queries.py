@@ -1,0 +1,57 @@
+"""Reads of the balancer package: the state and the last heartbeats → one view, and what follows from it for people.
+
+Any server can ask: the same plan is made from the same view everywhere.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from sqlite_utils import Database
+
+from kmgr.balancer.model import Shortage, View
+from kmgr.balancer.plan import plan
+from kmgr.balancer.redundancy import Maintenance, Redundancy, can_lose_one, would_break
+from kmgr.grid.model import Vitals
+from kmgr.grid.queries import servers, settings
+from kmgr.ids import ServerId, VersionId
+from kmgr.provision.queries import asks, desktops
+from kmgr.replica.queries import holdings
+from kmgr.templates.queries import templates
+
+# Heartbeats that may be missing before a server's word is too old to act on.
+_FRESH_BEATS = 3
+
+
+def look(db: Database, board: Mapping[ServerId, Vitals], now: float) -> View:
+    """Return what the balancer decides on; `now` is the monotonic clock that the board was stamped with."""
+    fresh_s = _FRESH_BEATS * settings(db)["heartbeat_ms"] / 1000
+    holders: dict[VersionId, set[ServerId]] = {}
+    for holding in holdings(db):
+        holders.setdefault(holding.version, set()).add(holding.server)
+    return View(
+        servers=servers(db, removed=True),
+        templates=templates(db),
+        desktops=desktops(db),
+        holders={version: frozenset(held) for version, held in holders.items()},
+        vitals={server: vitals for server, vitals in board.items() if now - vitals.heard_at < fresh_s},
+        asks=Counter(ask.template for ask in asks(db)),
+    )
+
+
+def shortages_now(db: Database, board: Mapping[ServerId, Vitals], now: float) -> tuple[Shortage, ...]:
+    """Return which templates have fewer desktops than they should and cannot be refilled at present, and why."""
+    return plan(look(db, board, now)).short
+
+
+def redundancy_now(
+    db: Database, board: Mapping[ServerId, Vitals], voters: Iterable[ServerId], now: float
+) -> Redundancy:
+    """Tell whether any one server may be lost at this moment, and if not, what to do."""
+    return can_lose_one(look(db, board, now), frozenset(voters))
+
+
+def reasons_against(
+    db: Database, board: Mapping[ServerId, Vitals], voters: Iterable[ServerId], now: float, action: Maintenance
+) -> tuple[str, ...]:
+    """Return what would be worse after a drain or a removal than it is now, none if nothing."""
+    return would_break(look(db, board, now), frozenset(voters), action)

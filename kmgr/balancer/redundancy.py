@@ -1,0 +1,244 @@
+"""Decide whether the grid could lose any one server now, and what a drain or a removal would change about that.
+
+Three things must survive a loss: a majority of the voters (witnesses count), a
+copy of every golden image that desktops are made from, and memory for all
+desktops that the lost server ran. Whoever takes a server out is told before what
+would be missing afterwards that is not missing now.
+
+Pure.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from kmgr.balancer.model import View
+from kmgr.balancer.place import OVERHEAD_MIB, Room, rooms
+from kmgr.grid.membership import settled, spare
+from kmgr.grid.model import PLACEABLE, RUNNING, Server, ServerState
+from kmgr.ids import ServerId
+from kmgr.provision.lifecycle import LIVING
+from kmgr.provision.model import Desktop, DesktopState
+
+_LEAST_VOTERS = 3
+
+# What is weak: a word and the id it is about. The same weakness before and after an action has the same key.
+Weakness: TypeAlias = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Redundancy:
+    """May any one server be lost? `sentences` say why it may, or what is in the way and what to do about it."""
+
+    ok: bool
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Give a server no new desktops."""
+
+    server: ServerId
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Take a server out of the grid for good."""
+
+    server: ServerId
+
+
+Maintenance: TypeAlias = Drain | Remove
+
+
+def can_lose_one(view: View, voters: Collection[ServerId]) -> Redundancy:
+    """Tell whether any one server may be lost at this moment."""
+    problems = tuple(_weaknesses(view, voters).values())
+    if problems:
+        return Redundancy(False, problems)
+    names = _names(view, [s.id for s in view.servers if s.state in RUNNING])
+    told = (
+        f"Any one of {names} may be lost: a majority stays, every golden image in use is on two servers, "
+        "and the others have memory for its desktops."
+    )
+    return Redundancy(True, (told,))
+
+
+def would_break(view: View, voters: Collection[ServerId], action: Maintenance) -> tuple[str, ...]:
+    """Return what speaks against an action now, none if nothing would be worse after it than before."""
+    server = next((s for s in view.servers if s.id == action.server and s.state is not ServerState.REMOVED), None)
+    if server is None:
+        return ()
+    before = _weaknesses(view, voters)
+    match action:
+        case Drain():
+            left = _moved(_with_state(view, server, ServerState.DRAINING), server)
+            voting = frozenset(voters)
+        case Remove():
+            left = _moved(_with_state(view, server, ServerState.REMOVED), server)
+            voting = _voters_without(left, voters, server)
+    after = {key: f"Afterwards: {_lowered(said)}" for key, said in _weaknesses(left, voting).items()}
+    if isinstance(action, Remove):
+        after |= _lost_with(view, left, voting, server)
+    after |= _left_behind(view, left, server)
+    return tuple(said for key, said in after.items() if key not in before)
+
+
+def _weaknesses(view: View, voters: Collection[ServerId]) -> Mapping[Weakness, str]:
+    found = [*_votes(view, sorted(voters)), *_images(view), *_memory(view)]
+    return dict(found)
+
+
+def _votes(view: View, voters: Sequence[ServerId]) -> Iterator[tuple[Weakness, str]]:
+    states = {server.id: server.state for server in view.servers}
+    up = [voter for voter in voters if states.get(voter) in RUNNING]
+    if len(voters) < _LEAST_VOTERS:
+        count = "one server votes" if len(voters) == 1 else f"{len(voters)} servers vote"
+        help_ = "or add a witness" if len(voters) == 2 else "or until there are two and a witness"
+        yield (
+            ("votes", ""),
+            (
+                f"Only {count} ({_names(view, voters)}): if one is lost, nothing can be changed until it is back. "
+                f"Let servers join until there are {_LEAST_VOTERS}, {help_}."
+            ),
+        )
+    elif spare(voters, up) < 1:
+        down = _names(view, [voter for voter in voters if voter not in up])
+        yield (
+            ("votes", ""),
+            (
+                f"Of {len(voters)} voting servers {len(up)} are up, without {down}: one more loss and nothing can be "
+                f"changed. Bring {down} back, or remove what will not come back from the grid."
+            ),
+        )
+
+
+def _images(view: View) -> Iterator[tuple[Weakness, str]]:
+    running = {server.id for server in _desktop_servers(view)}
+    for template in sorted(view.templates, key=lambda t: (t.name, t.id)):
+        holders = sorted(running & view.holders.get(template.version, frozenset()))
+        if len(holders) > 1:
+            continue
+        where = f"only on {_names(view, holders)}" if holders else "on no server that is up"
+        if len(running) < 2:
+            todo = "Let another server join: it copies it by itself"
+        else:
+            todo = "The other servers copy it by themselves: see their problems if that does not move"
+        yield ("image", template.id), f"The golden image of template {template.name} is {where}. {todo}."
+
+
+def _memory(view: View) -> Iterator[tuple[Weakness, str]]:
+    for server in _desktop_servers(view):
+        own = _own(view, server)
+        others = [r for r in rooms(view) if r.server != server.id and r.closed is None]
+        homeless = len(own) - len(_placed(own, others))
+        if homeless:
+            yield (
+                ("memory", server.id),
+                (
+                    f"If {server.name} is lost, no other server has memory for {homeless} of its {len(own)} "
+                    "desktops. Add memory or a server, or lower how many desktops stand by."
+                ),
+            )
+
+
+def _lost_with(view: View, left: View, voters: frozenset[ServerId], server: Server) -> Mapping[Weakness, str]:
+    """Say what goes for good with a server that is removed."""
+    found: dict[Weakness, str] = {}
+    up = [s.id for s in left.servers if s.state in RUNNING]
+    if spare(voters, up) < 0:
+        down = _names(view, [voter for voter in voters if voter not in up])
+        found["majority", ""] = (
+            f"Without {server.name} no majority is left, for {down} is not up: nothing could be changed any more. "
+            f"Bring {down} back first, or remove it first if it will not come back."
+        )
+    for template in sorted(view.templates, key=lambda t: (t.name, t.id)):
+        holders = view.holders.get(template.version, frozenset())
+        if server.id in holders and not holders & {s.id for s in left.servers if s.state is not ServerState.REMOVED}:
+            found["image_gone", template.id] = (
+                f"The golden image of template {template.name} is nowhere else: it would be gone. "
+                "Wait until another server has copied it."
+            )
+    in_use = sum(d.state is DesktopState.IN_USE for d in _own(view, server))
+    if in_use and server.state in RUNNING:
+        people = "one desktop" if in_use == 1 else f"{in_use} desktops"
+        found["in_use", server.id] = f"People work on {people} there, which would end at once. Drain it first."
+    return found
+
+
+def _left_behind(view: View, left: View, server: Server) -> Mapping[Weakness, str]:
+    """Say what the other servers cannot do in place of one that goes."""
+    found: dict[Weakness, str] = {}
+    if server.is_witness:
+        return found
+    others = [r for r in rooms(view) if r.server != server.id and r.closed is None]
+    if not any(s.state in PLACEABLE for s in _desktop_servers(left)) and server.state in PLACEABLE:
+        found["last", ""] = "No other server is up: nobody would get a new desktop."
+    own = _own(view, server) if server.state in RUNNING else []
+    homeless = len(own) - len(_placed(own, others))
+    if homeless and others:
+        found["room", server.id] = (
+            f"The other servers have no memory for {homeless} of its {len(own)} desktops: there would be fewer."
+        )
+    return found
+
+
+def _voters_without(left: View, voters: Collection[ServerId], server: Server) -> frozenset[ServerId]:
+    """Return who will vote when a server has left and others have taken over what they can."""
+    remaining = frozenset(voters) - {server.id}
+    up = [s.id for s in left.servers if s.state in RUNNING]
+    leaders = sorted(remaining & frozenset(up))
+    return settled(left.servers, remaining, up, leader=leaders[0]) if leaders else remaining
+
+
+def _with_state(view: View, server: Server, state: ServerState) -> View:
+    return replace(view, servers=tuple(replace(s, state=state) if s is server else s for s in view.servers))
+
+
+def _moved(view: View, server: Server) -> View:
+    """Return the view in which a server's desktops are made anew on the others, as far as there is memory."""
+    others = [r for r in rooms(view) if r.server != server.id and r.closed is None]
+    # A lost one's desktops are made anew already, whatever is done about it now.
+    homes = _placed(_own(view, server), others) if server.state in RUNNING else {}
+    kept = [d for d in view.desktops if d.server != server.id]
+    moved = [replace(d, server=homes[d.id]) for d in view.desktops if d.id in homes]
+    # What was promised to them is no longer free, as it will be when they run.
+    promised = Counter[ServerId]()
+    for desktop in moved:
+        promised[desktop.server] += desktop.memory_mib + OVERHEAD_MIB
+    vitals = {s: replace(v, memory_free_mib=v.memory_free_mib - promised[s]) for s, v in view.vitals.items()}
+    return replace(view, desktops=(*kept, *moved), vitals=vitals)
+
+
+def _desktop_servers(view: View) -> list[Server]:
+    """Return the servers that run desktops, by name: a witness has neither desktops nor images."""
+    running = [s for s in view.servers if s.state in RUNNING and not s.is_witness]
+    return sorted(running, key=lambda s: (s.name, s.id))
+
+
+def _own(view: View, server: Server) -> list[Desktop]:
+    return [d for d in view.desktops if d.server == server.id and d.state in LIVING]
+
+
+def _placed(desktops: Sequence[Desktop], others: Sequence[Room]) -> dict[str, ServerId]:
+    """Return a server for each desktop that fits, the largest taking the widest gap first."""
+    left = {room.server: room.memory_mib for room in others}
+    homes: dict[str, ServerId] = {}
+    for desktop in sorted(desktops, key=lambda d: (-d.memory_mib, d.id)):
+        need = desktop.memory_mib + OVERHEAD_MIB
+        widest = max(sorted(left), key=lambda server: left[server], default=None)
+        if widest is not None and left[widest] >= need:
+            left[widest] -= need
+            homes[desktop.id] = widest
+    return homes
+
+
+def _lowered(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:]
+
+
+def _names(view: View, servers: Collection[ServerId]) -> str:
+    known = {server.id: server.name for server in view.servers}
+    names = sorted(known.get(server, server) for server in servers)
+    return ", ".join(names) if names else "none"

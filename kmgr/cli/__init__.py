@@ -1,0 +1,1 @@
+"""The commands that an administrator types on a server."""

@@ -1,0 +1,32 @@
+"""`kmgr drain`, `undrain` and `remove`: what the console does with servers, from the terminal of any of them."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from kmgr.cli.options import DEFAULT_DATA, DataOption
+from kmgr.control import ask
+
+ServerArgument = Annotated[str, typer.Argument(help="Name or id of a server of the grid.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Do it although the grid would be weaker; the history says so.")
+]
+
+
+def drain(server: ServerArgument, data: DataOption = DEFAULT_DATA, force: ForceOption = False) -> None:
+    """Give a server no new desktops; refused with the reasons if the grid would be weaker than now."""
+    asyncio.run(ask(data, "drain", {"server": server, "force": force}))
+    print(f"{server} gets no new desktops from now on; the ones that people work on stay until they log out.")
+
+
+def undrain(server: ServerArgument, data: DataOption = DEFAULT_DATA) -> None:
+    """Let a draining server have new desktops again."""
+    asyncio.run(ask(data, "undrain", {"server": server}))
+    print(f"{server} gets desktops again.")
+
+
+def remove(server: ServerArgument, data: DataOption = DEFAULT_DATA, force: ForceOption = False) -> None:
+    """Take a server out of the grid for good, dead or alive; refused with the reasons if that is unwise."""
+    asyncio.run(ask(data, "remove", {"server": server, "force": force}))
+    print(f"{server} is removed from the grid; its certificate counts no more.")

@@ -1,0 +1,87 @@
+"""Time as an argument: the only file that asks the machine what time it is.
+
+`now_ms` is for stamps that people read, `monotonic` for ages and time-outs. No
+decision compares two servers' wall clocks; only a person is told when they differ (`grid.skew`).
+"""
+
+import asyncio
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    """What code that needs time is given."""
+
+    def now_ms(self) -> int:
+        """Return the wall clock in milliseconds since 1970, for stamps."""
+        ...
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back, for ages and time-outs on this server."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after `seconds` of this clock."""
+        ...
+
+
+class SystemClock:
+    """The machine's own clock."""
+
+    def now_ms(self) -> int:
+        """Return the wall clock in milliseconds since 1970."""
+        return time.time_ns() // 1_000_000
+
+    def monotonic(self) -> float:
+        """Return the machine's monotonic clock in seconds."""
+        return time.monotonic()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep in the running loop."""
+        await asyncio.sleep(seconds)
+
+
+class ManualClock:
+    """A clock that stands still until a test or a simulation moves it."""
+
+    def __init__(self, *, now_ms: int = 1_700_000_000_000) -> None:
+        self._now_ms = now_ms
+        self._elapsed = 0.0
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._order = 0
+
+    def now_ms(self) -> int:
+        """Return the start plus all time advanced so far, in milliseconds."""
+        return self._now_ms + int(self._elapsed * 1000)
+
+    def monotonic(self) -> float:
+        """Return the seconds advanced so far."""
+        return self._elapsed
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait until `advance` has moved the clock by `seconds`."""
+        if seconds <= 0:
+            await asyncio.sleep(0)
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._order += 1
+        self._sleepers.append((self._elapsed + seconds, self._order, future))
+        await future
+
+    async def advance(self, seconds: float, *, settle: int = 20) -> None:
+        """Move time forward, waking sleepers in order; `settle` loop turns follow each wake."""
+        target = self._elapsed + seconds
+        while True:
+            due = sorted(s for s in self._sleepers if s[0] <= target)
+            if not due:
+                break
+            at, _, future = due[0]
+            self._sleepers.remove(due[0])
+            self._elapsed = max(self._elapsed, at)
+            if not future.done():
+                future.set_result(None)
+            for _ in range(settle):
+                await asyncio.sleep(0)
+        self._elapsed = target
+        for _ in range(settle):
+            await asyncio.sleep(0)

@@ -1,0 +1,117 @@
+"""The local door: a unix socket in the data folder through which `kmgr` commands speak to the running daemon.
+
+One JSON object per line in, one out. Who may open the file (its owner and root)
+may do everything: it is the way back in when the only administrator has
+forgotten the password.
+"""
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from kmgr import errors
+from kmgr.errors import KmgrError, NotFound, Refused, Unavailable
+
+logger = logging.getLogger(__name__)
+
+Operation: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
+
+MAX_LINE = 1 << 20
+
+
+def socket_path(data_dir: Path) -> Path:
+    """Return where the daemon of a data folder listens."""
+    return data_dir / "run" / "control.sock"
+
+
+class ControlServer:
+    """Answers local commands; `operations` maps a word to what it does."""
+
+    def __init__(self, data_dir: Path, operations: Mapping[str, Operation]) -> None:
+        self._path = socket_path(data_dir)
+        self._operations = operations
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen; a socket left behind by a killed daemon is replaced."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.unlink(missing_ok=True)
+        self._server = await asyncio.start_unix_server(self._serve, self._short(), limit=MAX_LINE)
+        self._path.chmod(0o600)
+
+    async def stop(self) -> None:
+        """Stop listening and remove the socket."""
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+
+    def _short(self) -> str:
+        return short_address(self._path)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            line = await asyncio.wait_for(reader.readline(), 10)
+            writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
+            await writer.drain()
+        except (OSError, TimeoutError, ValueError) as error:
+            logger.warning("a local command broke off", extra={"cause": str(error)})
+        finally:
+            writer.close()
+
+    async def _answer(self, line: bytes) -> Mapping[str, Any]:
+        try:
+            request = json.loads(line)
+            operation = self._operations.get(request["op"])
+            if operation is None:
+                raise NotFound(f"this daemon does not know {request['op']!r}: is it an older version?")
+            return {"ok": await operation(request.get("body", {}))}
+        except KmgrError as error:
+            return {"error": {"class": type(error).__name__, "code": error.code, "message": error.message}}
+        except (ValueError, KeyError, TypeError) as error:
+            return {"error": {"class": "Refused", "code": "refused", "message": f"not a request: {error!r}"}}
+
+
+async def ask(
+    data_dir: Path, op: str, body: Mapping[str, Any] | None = None, *, wait_s: float = 30
+) -> dict[str, Any]:
+    """Ask the daemon that runs on `data_dir`; raises what it raised, or `Unavailable` if none runs."""
+    path = socket_path(data_dir)
+    try:
+        reader, writer = await asyncio.open_unix_connection(short_address(path), limit=MAX_LINE)
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise Unavailable(f"no kmgr daemon runs on {data_dir}: start it with kmgr run --data {data_dir}") from None
+    except PermissionError:
+        raise Refused(f"you may not open {path}: run this command as root or as the user of the daemon") from None
+    try:
+        writer.write(json.dumps({"op": op, "body": dict(body or {})}).encode() + b"\n")
+        line = await asyncio.wait_for(reader.readline(), wait_s)
+    except TimeoutError:
+        raise Unavailable(f"the daemon on {data_dir} did not answer within {wait_s:.0f} s") from None
+    finally:
+        writer.close()
+    if not line:
+        raise Unavailable(f"the daemon on {data_dir} stopped while it was asked: see its log")
+    answer = json.loads(line)
+    if "error" in answer:
+        raise _as_error(answer["error"])
+    result: dict[str, Any] = answer["ok"]
+    return result
+
+
+def short_address(path: Path) -> str:
+    """Return an address for a unix socket whose path may be longer than the 107 bytes the kernel takes."""
+    if len(str(path).encode()) <= 107:
+        return str(path)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    return f"/proc/self/fd/{folder}/{path.name}"
+
+
+def _as_error(raw: Mapping[str, str]) -> KmgrError:
+    kind = getattr(errors, raw.get("class", ""), KmgrError)
+    if not (isinstance(kind, type) and issubclass(kind, KmgrError)):
+        kind = KmgrError
+    return kind(raw.get("message", "the daemon refused"), code=raw.get("code"))

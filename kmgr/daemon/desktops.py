@@ -1,0 +1,90 @@
+"""The part of a server that runs desktops: chooses KVM or emulation, then keeps the desktops.
+
+Trying KVM takes seconds, so the daemon does not wait for it: until the choice
+is made this server says that it cannot run desktops yet, and why.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kmgr.clock import Clock
+from kmgr.config import Config
+from kmgr.grid.identity import Identity
+from kmgr.grid.port import Grid, Requests
+from kmgr.ids import DesktopId, VersionId
+from kmgr.provision import accelerator
+from kmgr.provision.agent import ProvisionAgent, Shape
+from kmgr.provision.display import serve_display, socket_finder
+from kmgr.provision.libvirt_driver import connect
+from kmgr.replica.images import Images
+
+logger = logging.getLogger(__name__)
+
+_CHOOSING = "This server is finding out whether KVM works here; that takes a few seconds after a start."
+
+
+class Desktops:
+    """This server's desktops. `run()` goes on until it is cancelled; domains run on after it."""
+
+    def __init__(
+        self, config: Config, own: Identity, grid: Grid, requests: Requests, images: Images, *, clock: Clock
+    ) -> None:
+        self._config = config
+        self._own = own
+        self._grid = grid
+        self._images = images
+        self._clock = clock
+        self._hypervisor = connect(config.libvirt_uri, grid=own.grid)
+        self._display = socket_finder(config.data_dir)
+        self._agent: ProvisionAgent | None = None
+        self.connected = serve_display(requests, grid, self._hypervisor, socket=self._display)
+
+    def vitals(self) -> Mapping[str, Any]:
+        """Return what this part adds to the heartbeat."""
+        if self._agent is None:
+            return {"can_run_desktops": False, "problems": [_CHOOSING]}
+        return self._agent.vitals()
+
+    def waiting(self, desktop: DesktopId) -> str:
+        """Return what a desktop on this server waits for, empty if nothing."""
+        return "" if self._agent is None else self._agent.waiting(desktop)
+
+    async def run(self) -> None:
+        """Choose the accelerator, then keep the desktops."""
+        if self._agent is None:
+            self._agent = await self._made()
+        await self._agent.run()
+
+    async def close(self) -> None:
+        """Let go of the hypervisor."""
+        await self._hypervisor.close()
+
+    async def _made(self) -> ProvisionAgent:
+        config = self._config
+        chosen = await accelerator.choose(
+            config.accelerator if config.libvirt_uri else "tcg", memory=config.data_dir / "run" / "accelerator.json"
+        )
+        if config.libvirt_uri:
+            logger.info("desktops run here", extra={"accelerator": chosen.name, "why": chosen.reason})
+        shape = Shape(
+            data_dir=config.data_dir,
+            grid_id=self._own.grid,
+            backing=self._backing,
+            display=self._display,
+            accelerator=chosen.name,
+            network=config.network,
+            max_builds=config.max_builds or _builds_at_once(),
+        )
+        return ProvisionAgent(self._grid, self._hypervisor, clock=self._clock, shape=shape)
+
+    def _backing(self, version: VersionId) -> Path | None:
+        path = self._images.path(version)
+        return path if path.exists() else None
+
+
+def _builds_at_once() -> int:
+    # A booting guest keeps one processor busy; one more overlaps their waiting.
+    return (os.cpu_count() or 1) + 1

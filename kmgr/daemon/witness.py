@@ -1,0 +1,110 @@
+"""A witness: the log, the state, the grid port and a heartbeat, and nothing else. It needs no libvirt and no root.
+
+It votes where that makes the number of votes odd (`grid.membership`), and follows
+the log everywhere else. When it must lead, because the others died, it does only
+what every leader does for the members, and hands over as soon as a server has
+caught up. Its elections begin later than the servers' do.
+"""
+
+import asyncio
+import logging
+import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import sdnotify
+
+from kmgr import log
+from kmgr.clock import Clock, SystemClock
+from kmgr.config import Config, load
+from kmgr.control import ControlServer
+from kmgr.daemon import addresses, folder, last_stop
+from kmgr.daemon.local_door import operations
+from kmgr.daemon.supervise import Loops
+from kmgr.daemon.trunk import Trunk
+from kmgr.errors import ConfigError
+from kmgr.grid import identity
+from kmgr.grid.identity import Identity
+from kmgr.grid.raft.library import Timing
+from kmgr.grid.standpoint import fenced_words
+from kmgr.grid.wire import JOIN, Connection
+
+logger = logging.getLogger(__name__)
+
+TIMING = Timing(election_max_s=4.0, reluctance_s=1.0)
+
+
+def serve(data_dir: Path, *, log_level: str = "") -> None:
+    """Run until SIGTERM or SIGINT; raises `ConfigError` if this witness cannot run, or was removed from its grid."""
+    data_dir = data_dir.resolve()
+    folder.prepare(data_dir)
+    with folder.locked(data_dir):
+        folder.refuse_if_full(data_dir)
+        with last_stop.counted(data_dir):
+            asyncio.run(_serve(data_dir, log_level))
+
+
+async def _serve(data_dir: Path, log_level: str) -> None:
+    config, own = _belonging(data_dir)
+    log.set_up(log_level or config.log_level)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    notifier = sdnotify.SystemdNotifier()
+    clock = SystemClock()
+    loops = Loops(clock)
+    async with AsyncExitStack() as stack:
+        await Witness(config, own, clock=clock, loops=loops).start(stack)
+        notifier.notify("READY=1")
+        logger.info("ready", extra={"grid": own.grid_name})
+        await loops.until(stop)
+    notifier.notify("STOPPING=1")
+    _refuse_if_left_behind(data_dir)
+    logger.info("stopped")
+
+
+class Witness:
+    """The parts of a witness, made in the order in which they need each other."""
+
+    def __init__(self, config: Config, own: Identity, *, clock: Clock, loops: Loops) -> None:
+        self._config = config
+        self._own = own
+        self._clock = clock
+        address = config.grid_address or addresses.announced(config.grid_host, config.grid_port)
+        # It has no pages: where the table wants an address for people, it has the one for servers.
+        self._trunk = Trunk(
+            config, own, grid_address=address, web_address=address, clock=clock, loops=loops, timing=TIMING
+        )
+        self._trunk.port.handle(JOIN, _elsewhere)
+
+    async def start(self, stack: AsyncExitStack) -> None:
+        """Start everything; `stack` stops it, in reverse."""
+        await self._trunk.open(stack)
+        await self._trunk.listen(stack)
+        words = operations(self._trunk.grid, self._own, self._trunk.board, clock=self._clock)
+        door = ControlServer(self._config.data_dir, {"status": words["status"]})
+        await door.start()
+        stack.push_async_callback(door.stop)
+
+
+async def _elsewhere(_: Connection) -> None:
+    """Hang up on a newcomer: it only tries whether this member can be reached; it joins at a server."""
+
+
+def _belonging(data_dir: Path) -> tuple[Config, Identity]:
+    own = identity.load(data_dir)
+    if own is None:
+        raise ConfigError(
+            f"{data_dir} belongs to no grid yet: run kmgr witness join --data {data_dir} with the four words that "
+            "kmgr invite prints on a server of the grid"
+        )
+    config = load(data_dir)
+    if config.role != "witness":
+        raise ConfigError(f"{data_dir} belongs to a server, not to a witness: start it with kmgr run")
+    _refuse_if_left_behind(data_dir)
+    return config, own
+
+
+def _refuse_if_left_behind(data_dir: Path) -> None:
+    if (words := fenced_words(data_dir)) is not None:
+        raise ConfigError(words)

@@ -1,0 +1,1 @@
+"""One truth on every server: the replicated log, its state machine, and the wires between servers."""

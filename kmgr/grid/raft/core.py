@@ -1,0 +1,351 @@
+"""One server's Raft: journal, library, guard, courier and state machine, advanced one round at a time.
+
+A round: what arrived, what was proposed, `doTick`, then the journal is synced,
+the state's transaction ends, and only then is anybody told. Knows no thread and
+no loop; `worker.py` calls it.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kmgr.errors import InvariantBroken, Unavailable
+from kmgr.grid import envelope
+from kmgr.grid.envelope import Outcome
+from kmgr.grid.fsm import Applier, Machine
+from kmgr.grid.link import Link
+from kmgr.grid.raft import journal as log
+from kmgr.grid.raft import messages, snapshot
+from kmgr.grid.raft.background import Background, Thread
+from kmgr.grid.raft.barriers import Barriers, Questions
+from kmgr.grid.raft.compaction import MOST_WAL_BYTES, Compaction
+from kmgr.grid.raft.courier import Courier
+from kmgr.grid.raft.guard import Guard
+from kmgr.grid.raft.library import Library, Timing, monotonic
+from kmgr.grid.raft.messages import Append, AskIndex, IndexIs, Message, NotTaken, Propose
+from kmgr.grid.raft.opening import SNAPSHOT, Opened
+from kmgr.grid.raft.proposals import PATIENCE_S, Proposals
+from kmgr.grid.raft.records import Entry
+from kmgr.grid.raft.snapshot import Snapshot
+from kmgr.grid.store import Store
+from kmgr.ids import ServerId
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the raft thread lets others know; replaced as a whole."""
+
+    leader: ServerId | None = None
+    term: int = 0
+    applied: int = 0
+    committed: int = 0
+    majority: bool = False
+    voters: tuple[ServerId, ...] = ()
+    epoch: int = 0
+    # Nothing of any grid's log is here yet.
+    fresh: bool = False
+
+
+class Core:
+    """Raft on one server. Everything but `proposals` and `shown` belongs to the raft thread."""
+
+    def __init__(
+        self,
+        server: ServerId,
+        *,
+        opened: Opened,
+        folder: Path,
+        store: Store,
+        appliers: Mapping[str, Applier],
+        link: Link,
+        timing: Timing,
+        background: Background | None = None,
+    ) -> None:
+        self.server = server
+        self.proposals = Proposals()
+        self.barriers = Barriers()
+        self.progress: Mapping[ServerId, int] = {}
+        self.shown = Shown(epoch=opened.journal.epoch, fresh=opened.journal.fresh)
+        self._store = store
+        self._appliers = appliers
+        self._link = link
+        self._timing = timing
+        self._journal = opened.journal
+        self._machine = Machine(store, appliers)
+        self._machine.skip(log.FIRST.index)
+        self._background = background or Thread(f"raft files {server}")
+        self._courier = Courier(folder / SNAPSHOT, self._send, background=self._background, arrived=self._install)
+        if opened.snapshot is not None:
+            self._courier.current = (opened.snapshot.last.index, opened.snapshot.last.term)
+        self._guard = Guard(self._journal, self._courier, self._send)
+        snapshot.own_checkpoints(store, MOST_WAL_BYTES)
+        self._compaction = Compaction(
+            folder / SNAPSHOT, store, self._journal, self._courier, self._background, timing.compact_entries
+        )
+        self._library = Library(
+            server, self._journal, self._guard, self, timing=timing, applied=self._machine.applied
+        )
+        self._guard.library = self._library
+        self._questions = Questions()
+        self._done: list[tuple[bytes, Outcome]] = []
+        self._announced = (0, 0)
+        self._spelled: tuple[tuple[int, ...], bytes] = ((), b"")
+        self._progress_at = 0.0
+        self._leader_seen = monotonic()
+        if self._journal.voters() == {server}:
+            self._library.stand_within(0, 0)
+
+    # What the library asks.
+
+    def apply(self, index: int, command: bytes) -> None:
+        """Apply a committed entry."""
+        if command[:1] != log.ENVELOPE:
+            self._machine.skip(index)
+            return
+        data = command[1:]
+        outcome = self._machine.apply(index, data)
+        if outcome is not None and data in self.proposals:
+            self._done.append((data, outcome))
+
+    def may_stand(self) -> bool:
+        """Whether this server may stand for election now."""
+        return self._guard.election.may_stand()
+
+    # What the worker calls.
+
+    def up(self, server: ServerId) -> None:
+        """A new connection to a server stands."""
+        self._guard.up(server)
+        self.proposals.lost(server)
+        self.barriers.lost(server)
+
+    def down(self, server: ServerId) -> None:
+        """The connection to a server is gone."""
+        self._guard.down(server)
+        self.proposals.lost(server)
+        self.barriers.lost(server)
+
+    def receive(self, server: ServerId, frame: bytes) -> None:
+        """Handle a frame; one that is no message is dropped, for the sender may be of another version."""
+        try:
+            message = messages.decode(frame)
+        except ValueError as error:
+            logger.warning("a frame of the log was not understood", extra={"server": server, "cause": str(error)})
+            return
+        match message:
+            case Propose(attempt, data):
+                if not self._append_envelope(data):
+                    self._send(server, NotTaken(attempt))
+            case NotTaken(attempt):
+                self.proposals.not_taken(attempt, monotonic())
+            case AskIndex(attempt):
+                if self._library.leads:
+                    self._questions.ask(server, attempt)
+            case IndexIs(attempt, index):
+                self.barriers.told(attempt, index)
+            case _:
+                self._guard.receive(server, message)
+
+    def step(self) -> bool:
+        """Do one round; True if the next one should follow at once."""
+        self._propose()
+        self._read()
+        library = self._library
+        if library.leads and self._announced != (state := (self._journal.last.index, library.committed)):
+            self._announced = state
+            library.send_now()
+        library.doTick(0)
+        self._guard.election.hasten()
+        self.settle()
+        self._background.poll()
+        self._compaction.step(self._machine.applied)
+        self._compaction.checkpoint(self._machine.applied)
+        if library.applied < library.committed:
+            return True
+        return library.leads and self._announced != (self._journal.last.index, library.committed)
+
+    def settle(self) -> None:
+        """End the round's transaction and tell everybody."""
+        self._journal.sync()
+        self._guard.acknowledge()
+        self._machine.commit()
+        self._show()
+        done, self._done = self._done, []
+        for data, outcome in done:
+            self.proposals.applied(data, outcome)
+        if self.barriers:
+            self.barriers.applied(self._machine.applied)
+
+    def close(self) -> None:
+        """Sync and close the files."""
+        self._background.close()
+        self._courier.close()
+        self._journal.note_commit()
+        self._journal.close()
+
+    def abandon(self) -> None:
+        """Close the files as a kill would leave them."""
+        self._background.close()
+        self._courier.close()
+        self._journal.abandon()
+        self._machine.reset()
+
+    def retire(self) -> None:
+        """Tell everybody that this log goes on no more."""
+        self.shown = replace(self.shown, leader=None, majority=False)
+        self.proposals.close()
+        self.barriers.close()
+
+    # Voters. Each returns index and term of the entry that makes the change, None if there is nothing to change.
+
+    def add_voter(self, server: ServerId) -> tuple[int, int] | None:
+        """Begin to count a server; it must be reachable, because it counts at once."""
+        if server in self._journal.voters(upto=self._library.committed):
+            return None
+        if server not in self._guard.connected:
+            raise Unavailable(f"server {server} is not connected to the leader and cannot become a voter now")
+        return self._change_voters(log.add_voter(server))
+
+    def remove_voter(self, server: ServerId) -> tuple[int, int] | None:
+        """Begin to count a server no longer."""
+        if server not in self._journal.voters() and not self._journal.unsettled_change():
+            return None
+        if server == self.server:
+            raise Unavailable("the leader cannot remove itself: let another voter lead first")
+        return self._change_voters(log.remove_voter(server))
+
+    def adopt_epoch(self, epoch: int) -> None:
+        """Belong to this epoch from now on; only a server without a log may be told so by others."""
+        if self._journal.fresh:
+            self._journal.adopt_epoch(epoch)
+            self._show()
+
+    def hand_over(self, server: ServerId) -> bool:
+        """Ask another voter to lead; False if it is not up to date yet."""
+        if not self._library.leads:
+            raise Unavailable("this server does not lead")
+        return self._library.ask_to_lead(server)
+
+    def feed(self, servers: frozenset[ServerId]) -> None:
+        """Send the log also to these servers while this one leads."""
+        if self._library.leads:
+            self._library.feed(servers)
+
+    def _change_voters(self, command: bytes) -> tuple[int, int]:
+        if not self._library.settled:
+            raise Unavailable("this server does not lead, or only since a moment: try again")
+        if self._journal.unsettled_change():
+            raise Unavailable("another change of the voters is not committed yet: try again")
+        index = self._append(command)
+        self._library.set_voters(self._journal.voters())
+        return index, self._library.term
+
+    # Proposals.
+
+    def _propose(self) -> None:
+        now = monotonic()
+        leader = self.server if self._library.leads else self._guard.election.leader()
+        if leader is not None:
+            self._leader_seen = now
+        if not self.proposals:
+            return
+        if leader is None:
+            if now - self._leader_seen > PATIENCE_S:
+                self.proposals.leaderless(now)
+            return
+        here = leader == self.server
+        for proposal, attempt in self.proposals.due(leader, self._library.term, now, here=here):
+            if here:
+                self._append(log.ENVELOPE + proposal.data)
+            elif not self._send(leader, Propose(attempt, proposal.data)):
+                self.proposals.not_taken(attempt, now)
+
+    def _append_envelope(self, data: bytes) -> bool:
+        if not self._library.leads or len(data) > envelope.MAX_BYTES:
+            return False
+        try:
+            known = envelope.decode(data).type in self._appliers
+        except InvariantBroken as error:
+            logger.warning("a proposal that is no command was refused", extra={"cause": error.message})
+            return False
+        if known:
+            self._append(log.ENVELOPE + data)
+        return known
+
+    def _append(self, command: bytes) -> int:
+        index = self._journal.last.index + 1
+        self._journal.add(Entry(command, index, self._library.term))
+        return index
+
+    # Reads.
+
+    def _read(self) -> None:
+        library, questions = self._library, self._questions
+        if self.barriers:
+            leader = self.server if library.leads else self._guard.election.leader()
+            attempt = None if leader is None else self.barriers.due(leader, library.term, monotonic())
+            if leader is not None and attempt is not None:
+                self._ask(leader, attempt)
+        if not questions:
+            return
+        if not library.leads:
+            questions.clear()
+            return
+        # What the leaders before had committed is known only once an entry of this term is.
+        if library.settled and questions.fresh():
+            questions.note(library.term, library.committed, self._guard.begin_round())
+        for answer in questions.answered(library.term, self._guard.echoed_round()):
+            if answer.server == self.server:
+                self.barriers.told(answer.attempt, answer.index)
+            else:
+                self._send(answer.server, IndexIs(answer.attempt, answer.index))
+
+    def _ask(self, leader: ServerId, attempt: int) -> None:
+        if leader == self.server:
+            self._questions.ask(leader, attempt)
+        else:
+            self._send(leader, AskIndex(attempt))
+
+    # Snapshots.
+
+    def _install(self, arrived: Snapshot) -> None:
+        here = self._journal.at(arrived.last.index)
+        if arrived.last.index <= self._library.committed or (here is not None and here.term == arrived.last.term):
+            return  # the log went on by itself meanwhile
+        self._machine.reset()
+        self._courier.place(arrived)
+        snapshot.install(self._compaction.path, self._store)
+        self._machine.reset()
+        self._journal.restart(arrived.previous, arrived.last, arrived.voters)
+        self._library.jump(arrived.last.index)
+        self._library.set_voters(self._journal.voters())
+        self._done.clear()
+        logger.info("the state was taken over from a snapshot", extra={"index": arrived.last.index})
+
+    # Inside.
+
+    def _send(self, server: ServerId, message: Message) -> bool:
+        if not isinstance(message, Append):
+            return self._link.send(server, messages.encode(message))
+        # The same entries go to many: in one term the log only grows, so these numbers say what is in the frame.
+        key = (message.term, message.commit, message.previous, len(message.entries), message.round)
+        if self._spelled[0] != key:
+            self._spelled = (key, messages.encode(message))
+        return self._link.send(server, self._spelled[1])
+
+    def _show(self) -> None:
+        library, leader = self._library, self._guard.election.leader()
+        majority = leader is not None and (leader != self.server or library.heard_from_majority())
+        voters = tuple(sorted(self._journal.voters()))
+        epoch, fresh = self._journal.epoch, self._journal.fresh
+        shown = Shown(leader, library.term, self._machine.applied, library.committed, majority, voters, epoch, fresh)
+        if shown != self.shown:
+            self.shown = shown
+        if not library.leads:
+            self.progress = {}
+        elif (now := monotonic()) - self._progress_at >= self._timing.tick_s:
+            self._progress_at = now
+            self.progress = {self.server: self._journal.last.index, **library.progress()}

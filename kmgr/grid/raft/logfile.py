@@ -1,0 +1,80 @@
+"""A file that only grows or is replaced as a whole, and says honestly when its bytes are on the disk."""
+
+import os
+from pathlib import Path
+
+
+def sync_folder(folder: Path) -> None:
+    """Make new and renamed names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Return when a file is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put_in_place(finished: Path, target: Path) -> None:
+    """Sync a finished file and give it the name of `target`: after a crash the old or the new one is there, whole."""
+    sync_file(finished)
+    finished.rename(target)
+    sync_folder(target.parent)
+
+
+class LogFile:
+    """The bytes of one file. Errors of the disk reach the caller as `OSError`; nothing is written through a map."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self._descriptor = -1
+        self._new = path.with_name(path.name + ".new")
+        self._new.unlink(missing_ok=True)
+        if path.exists():
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            self.size = os.fstat(self._descriptor).st_size
+
+    def read(self) -> bytes:
+        """Return everything."""
+        return self.path.read_bytes()
+
+    def append(self, data: bytes) -> None:
+        """Write behind the end; survives a kill from here on, a power cut only after `sync`."""
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._descriptor, view, self.size)
+            self.size += written
+            view = view[written:]
+
+    def sync(self) -> None:
+        """Return when all bytes are on the disk."""
+        os.fdatasync(self._descriptor)
+
+    def cut(self, size: int) -> None:
+        """Throw away everything behind `size`, for good."""
+        os.ftruncate(self._descriptor, size)
+        os.fsync(self._descriptor)
+        self.size = size
+
+    def replace(self, data: bytes) -> None:
+        """Put `data` in place of the whole file, at once."""
+        self._new.write_bytes(data)
+        self._new.chmod(0o600)
+        put_in_place(self._new, self.path)
+        self.close()
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        self.size = len(data)
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,262 @@
+"""The loop that keeps this server's desktops as the state wants them.
+
+Each round looks at the state and at the hypervisor, asks `reconcile` what to
+do, and begins it. What takes long (a boot) runs as a job beside the loop; a job
+is only a convenience: killed at any moment, the next round's `reconcile` goes
+on from what it then finds. When the hypervisor does not answer nothing is
+concluded and nothing fails: the reason is told and the next round looks again.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from kmgr.clock import Clock
+from kmgr.errors import KmgrError, Unavailable
+from kmgr.grid.port import Grid
+from kmgr.grid.queries import servers
+from kmgr.ids import DesktopId, VersionId
+from kmgr.provision import disks
+from kmgr.provision.hypervisor import DomainState, DomainStatus, Hypervisor
+from kmgr.provision.model import Desktop
+from kmgr.provision.queries import desktops, outline
+from kmgr.provision.reconcile import (
+    POWER_OFF_WINDOW_S,
+    Action,
+    BootAgain,
+    Build,
+    Fail,
+    Remove,
+    RemoveStray,
+    Restart,
+    being_made,
+    reconcile,
+)
+from kmgr.provision.timely import Blocking, Timely
+from kmgr.provision.work import Shape, Work
+
+__all__ = ["ProvisionAgent", "Shape"]
+
+logger = logging.getLogger(__name__)
+
+PERIOD_S = 2.0
+_DISK_S = 20.0
+_NOT_ASKED = "This server has not asked its hypervisor yet: it has just started."
+_LACKING = "waiting for the golden image to arrive on this server"
+# QEMU halts a guest whose writes the disk does not take. It is let go on in every round; this often, it is told.
+_HALTED_LOOKS = 3
+_HALTED = (
+    "{} desktops of this server are halted again and again ({}): that happens when its disk is full. Make room; they "
+    "go on by themselves."
+)
+_QUEUED = "waiting for its turn: this server makes {} desktops at a time"
+
+
+class ProvisionAgent:
+    """This server's keeper of desktops. `run()` is the loop, `run_once()` one round of it."""
+
+    def __init__(
+        self, grid: Grid, hypervisor: Hypervisor, *, clock: Clock, shape: Shape, blocking: Blocking | None = None
+    ) -> None:
+        self._grid = grid
+        self._hypervisor = hypervisor
+        self._clock = clock
+        self._shape = shape
+        self._blocking = blocking or Timely("the disk of this server", deadline_s=_DISK_S, advice=_DISK_ADVICE).call
+        self._work = Work(grid, hypervisor, clock=clock, shape=shape, blocking=self._blocking)
+        self._jobs: dict[DesktopId, asyncio.Task[None]] = {}
+        self._building: set[DesktopId] = set()
+        self._job_ended = asyncio.Event()
+        self._problem = _NOT_ASKED
+        self._waiting: Mapping[DesktopId, str] = {}
+        self._seen: dict[DesktopId, DomainState] = {}
+        self._power_offs: dict[DesktopId, list[float]] = {}
+        self._paused: Mapping[DesktopId, int] = {}
+
+    def problems(self) -> tuple[str, ...]:
+        """Return what a person should look after on this server: why it runs no desktops, or not all of them."""
+        halted = sorted(desktop for desktop, looks in self._paused.items() if looks >= _HALTED_LOOKS)
+        told = [_HALTED.format(len(halted), ", ".join(halted[:3]))] if halted else []
+        return (self._problem,) if self._problem else tuple(told)
+
+    def can_run(self) -> bool:
+        """Tell whether the hypervisor answered in the last round."""
+        return not self._problem
+
+    def waiting(self, desktop: DesktopId) -> str:
+        """Return what a desktop waits for on this server, empty if nothing."""
+        return self._waiting.get(desktop, "")
+
+    def vitals(self) -> Mapping[str, Any]:
+        """Return what this part adds to the heartbeat."""
+        return {
+            "can_run_desktops": self.can_run(),
+            "problems": list(self.problems()),
+            "accelerator": self._shape.accelerator,
+            "extra": {"waiting": dict(self._waiting)},
+        }
+
+    async def run(self) -> None:
+        """Do rounds until cancelled: when a desktop of this server changes, after each job, and every two seconds."""
+        try:
+            while True:
+                self._job_ended.clear()
+                looked_at, applied = self._outline(), self._grid.status().applied
+                try:
+                    await self.run_once()
+                except KmgrError as error:
+                    logger.info("a round over the desktops was cut short", extra={"cause": error.message})
+                except Exception:
+                    logger.exception("a round over the desktops failed by a bug; the next one looks again")
+                await self._until_something_happens(looked_at, applied)
+        finally:
+            await self.stop()
+
+    async def stop(self) -> None:
+        """End the jobs; domains run on, the next start goes on with them."""
+        jobs = list(self._jobs.values())
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+
+    async def run_once(self) -> tuple[Action, ...]:
+        """Look, decide, begin; returns what was begun."""
+        busy = set(self._jobs)  # also whose job ends during this look: the next round judges them
+        with self._grid.view() as db:
+            if not any(server.id == self._grid.server for server in servers(db)):
+                return ()  # the state of the grid has not arrived here yet: nobody's desktop is judged by it
+            wanted = desktops(db, server=self._grid.server)
+        try:
+            observed = await self._hypervisor.domains()
+            absent = await self._absent(wanted)
+            lying = await self._blocking(lambda: disks.overlays(self._shape.data_dir))
+        except Unavailable as error:
+            self._cannot(error.message)
+            return ()
+        self._cannot("")
+        self._count_power_offs(observed, busy)
+        self._paused = {
+            d.desktop: self._paused.get(d.desktop, 0) + 1 for d in observed if d.state is DomainState.PAUSED
+        }
+        actions = tuple(
+            reconcile(
+                wanted,
+                observed,
+                busy=busy,
+                room=max(0, self._shape.max_builds - len(self._building)),
+                absent=absent,
+                power_offs={desktop: len(times) for desktop, times in self._power_offs.items()},
+            )
+        )
+        actions += self._stray_disks(lying, {d.id for d in wanted} | {d.desktop for d in observed} | busy)
+        for action in actions:
+            self._begin(action)
+        self._waiting = self._waits(wanted, absent)
+        return actions
+
+    def _begin(self, action: Action) -> None:
+        match action:
+            case Remove(desktop, why, retired):
+                self._power_offs.pop(desktop, None)
+                self._job(desktop, partial(self._work.remove, desktop, why, retired))
+            case RemoveStray(desktop):
+                self._job(desktop, partial(self._work.remove_stray, desktop))
+            case Build(desktop):
+                self._building.add(desktop.id)
+                self._job(desktop.id, partial(self._power_on, self._work.build, desktop))
+            case Restart(desktop):
+                self._job(desktop.id, partial(self._power_on, self._work.restart, desktop))
+            case BootAgain(desktop):
+                self._job(desktop.id, partial(self._work.boot_again, desktop))
+            case Fail(desktop, step, cause):
+                self._job(desktop.id, partial(self._work.fail, desktop, step, cause))
+
+    async def _power_on(self, work: Callable[[Desktop], Awaitable[None]], desktop: Desktop) -> None:
+        await work(desktop)
+        # One that goes off before the next look was running all the same.
+        self._seen[desktop.id] = DomainState.RUNNING
+
+    def _job(self, desktop: DesktopId, work: Callable[[], Awaitable[None]]) -> None:
+        self._jobs[desktop] = asyncio.ensure_future(self._guarded(desktop, work))
+
+    async def _guarded(self, desktop: DesktopId, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+            # Only then: what failed is tried again after the period, not at once and for ever.
+            self._job_ended.set()
+        except KmgrError as error:
+            logger.info("work on a desktop was cut short", extra={"desktop": desktop, "cause": error.message})
+        except Exception:
+            logger.exception("work on a desktop failed by a bug", extra={"desktop": desktop})
+        finally:
+            self._jobs.pop(desktop, None)
+            self._building.discard(desktop)
+
+    async def _absent(self, wanted: Sequence[Desktop]) -> frozenset[VersionId]:
+        versions = sorted({desktop.version for desktop in being_made(wanted)})
+        if not versions:
+            return frozenset()
+        backing = self._shape.backing
+        return await self._blocking(lambda: frozenset(v for v in versions if backing(v) is None))
+
+    def _waits(self, wanted: Sequence[Desktop], absent: Collection[VersionId]) -> Mapping[DesktopId, str]:
+        return {
+            desktop.id: _LACKING if desktop.version in absent else _QUEUED.format(self._shape.max_builds)
+            for desktop in being_made(wanted)
+            if desktop.id not in self._jobs
+        }
+
+    def _stray_disks(self, lying: Collection[DesktopId], known: Collection[DesktopId]) -> tuple[RemoveStray, ...]:
+        return tuple(RemoveStray(desktop) for desktop in sorted(lying) if desktop not in known)
+
+    def _cannot(self, problem: str) -> None:
+        if problem != self._problem:
+            if problem:
+                logger.warning("this server cannot run desktops at present", extra={"cause": problem})
+            else:
+                logger.info("this server can run desktops")
+        self._problem = problem
+
+    def _count_power_offs(self, observed: Sequence[DomainStatus], busy: Collection[DesktopId]) -> None:
+        """Count who was running at the last look and is off now; after a power cut of the server that is nobody."""
+        now = self._clock.monotonic()
+        seen = {status.desktop: status.state for status in observed}
+        for desktop, state in sorted(seen.items()):
+            if desktop in busy:  # what it does is our doing
+                seen[desktop] = self._seen.get(desktop, state)
+            elif state is DomainState.OFF and self._seen.get(desktop) is DomainState.RUNNING:
+                self._power_offs.setdefault(desktop, []).append(now)
+        recent = {
+            desktop: [at for at in times if now - at < POWER_OFF_WINDOW_S]
+            for desktop, times in self._power_offs.items()
+        }
+        self._power_offs = {desktop: times for desktop, times in recent.items() if times}
+        self._seen = seen
+
+    async def _until_something_happens(self, looked_at: tuple[Any, ...], applied: int) -> None:
+        deadline = self._clock.monotonic() + PERIOD_S
+        job = asyncio.ensure_future(self._job_ended.wait())
+        try:
+            # The grid changes all the time; hypervisor and disks are only asked when it concerns this server.
+            while (left_s := deadline - self._clock.monotonic()) > 0 and not job.done():
+                change = asyncio.ensure_future(self._grid.changed(applied, timeout_s=left_s))
+                try:
+                    await asyncio.wait((change, job), return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    change.cancel()
+                    await asyncio.gather(change, return_exceptions=True)
+                applied = self._grid.status().applied
+                if self._outline() != looked_at:
+                    return
+        finally:
+            job.cancel()
+            await asyncio.gather(job, return_exceptions=True)
+
+    def _outline(self) -> tuple[Any, ...]:
+        with self._grid.view() as db:
+            return outline(db, self._grid.server)
+
+
+_DISK_ADVICE = "Look after it: dmesg and smartctl tell more."

@@ -1,0 +1,375 @@
+"""Replicated changes of the provision package: one applier per command.
+
+What a desktop's own server reports carries the generation and the server it
+believes in; a report that comes too late is rejected and changes nothing.
+"""
+
+from collections.abc import Callable, Mapping
+
+from sqlite_utils import Database
+
+from kmgr.errors import Conflict
+from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
+from kmgr.grid.fsm import Applier
+from kmgr.grid.history import note
+from kmgr.grid.model import PLACEABLE, ServerRole, ServerState
+from kmgr.grid.queries import settings
+from kmgr.grid.rows import Row, one, rows, scalar
+from kmgr.provision.lifecycle import LIVING, Event, after
+from kmgr.provision.model import DesktopState as S
+from kmgr.templates.model import Refresh
+
+_LIVING_SQL = ", ".join(f"'{state}'" for state in LIVING)
+
+
+def place(db: Database, command: Command) -> Outcome:
+    """Give a new desktop its server. body: desktop, template, version, server."""
+    return place_below(db, command, lambda template: (living(db, template), template["maximum"]))
+
+
+def place_below(db: Database, command: Command, limit: Callable[[Row], tuple[int, int]]) -> Outcome:
+    """Place a desktop; `limit` returns for a template how many there are and how many may be."""
+    body = command.body
+    if one(db, "select id from desktops where id = ?", [body["desktop"]]):
+        return Applied({"desktop": body["desktop"]})
+    template = one(db, "select * from templates where id = ?", [body["template"]])
+    if template is None:
+        return Rejected("not_found", f"there is no template {body['template']}")
+    if not template["enabled"] or template["broken_cause"]:
+        return Rejected("refused", f"template {template['name']} is not refilled at present")
+    if template["version"] != body["version"]:
+        return Rejected("conflict", f"template {template['name']} has another version by now")
+    server = one(db, "select * from servers where id = ?", [body["server"]])
+    if server is None or server["role"] != ServerRole.SERVER or ServerState(server["state"]) not in PLACEABLE:
+        return Rejected("refused", f"server {body['server']} takes no new desktops now")
+    there, most = limit(template)
+    if there >= most:
+        return Rejected("refused", f"template {template['name']} has its maximum of {most} desktops")
+    name = next_name(db, template)
+    db.execute(
+        "insert into desktops (id, name, template, version, server, state, generation, vcpus, memory_mib, user,"
+        " claimed_at, step, cause, created_at, changed_at, ready_at)"
+        " values (?, ?, ?, ?, ?, ?, 1, ?, ?, null, null, '', '', ?, ?, null)",
+        [
+            *(body["desktop"], name, template["id"], template["version"], server["id"], S.PLACED),
+            *(template["vcpus"], template["memory_mib"], command.at, command.at),
+        ],
+    )
+    return Applied({"desktop": body["desktop"], "name": name})
+
+
+def next_name(db: Database, template: Row) -> str:
+    """Return the next name for a desktop of a template, and let the template go on behind it.
+
+    A name may be taken although the template never gave it: by a desktop of a
+    deleted template of the same name that is not removed yet.
+    """
+    number = int(template["next_number"])
+    while taken(db, f"{template['name']}-{number}"):
+        number += 1
+    db.execute("update templates set next_number = ? where id = ?", [number + 1, template["id"]])
+    return f"{template['name']}-{number}"
+
+
+def taken(db: Database, name: str) -> bool:
+    """Tell whether a desktop has this name."""
+    return one(db, "select id from desktops where name = ?", [name]) is not None
+
+
+def living(db: Database, template: Row, server: str | None = None) -> int:
+    """Count the living desktops of a template, on one server or on all."""
+    where = "template = ? and (? is null or server = ?)"
+    sql = f"select count(*) from desktops where {where} and state in ({_LIVING_SQL})"  # noqa: S608 - own names
+    return int(scalar(db, sql, [template["id"], server, server]))
+
+
+def building(db: Database, command: Command) -> Outcome:
+    """Its server has begun to make it, or to boot a standby again. body: desktop, generation, server."""
+    return _reported(db, command, Event.STARTED)
+
+
+def ready(db: Database, command: Command) -> Outcome:
+    """Its guest answered. body: desktop, generation, server."""
+    row = _fenced(db, command)
+    if isinstance(row, Rejected):
+        return row
+    outcome = _reported(db, command, Event.ANSWERED)
+    if isinstance(outcome, Applied):
+        db.execute(
+            "update desktops set ready_at = coalesce(ready_at, ?), step = '', cause = '' where id = ?",
+            [command.at, row["id"]],
+        )
+        db.execute("delete from failures where template = ? and version = ?", [row["template"], row["version"]])
+    return outcome
+
+
+def failed(db: Database, command: Command) -> Outcome:
+    """A step failed. body: desktop, generation, server, step, cause.
+
+    The k-th one in a row that failed while it was made stops its template's
+    refill. One that was ready once has shown that its version boots.
+    """
+    row = _fenced(db, command)
+    if isinstance(row, Rejected):
+        return row
+    outcome = _reported(db, command, Event.FAILED)
+    if isinstance(outcome, Rejected):
+        return outcome
+    step, cause = str(command.body["step"]), str(command.body["cause"])
+    db.execute("update desktops set step = ?, cause = ? where id = ?", [step, cause, row["id"]])
+    note(db, command, "desktop", row["id"], f"desktop {row['name']} is broken: {step}: {cause}")
+    if row["state"] in (S.PLACED, S.BUILDING) and row["ready_at"] is None:
+        _count_failure(db, command, row, step, cause)
+    return outcome
+
+
+def claim(db: Database, command: Command) -> Outcome:
+    """Give a user a desktop of a template: the one they have, else the best standby. body: user, template."""
+    user, template = command.body["user"], command.body["template"]
+    if one(db, "select id from templates where id = ?", [template]) is None:
+        return Rejected("not_found", f"there is no template {template}")
+    own = _own(db, str(user), str(template))
+    if own is not None:
+        return _claimed(own, new=False)
+    chosen = _best_standby(db, str(template))
+    if chosen is None:
+        return Rejected("none_ready", "no desktop is ready at this moment")
+    db.execute(
+        "update desktops set state = ?, user = ?, claimed_at = ?, changed_at = ? where id = ?",
+        [after(S.READY, Event.CLAIMED), user, command.at, command.at, chosen["id"]],
+    )
+    db.execute("delete from asks where template = ? and user = ?", [template, user])
+    note(db, command, "desktop", chosen["id"], f"{user} got desktop {chosen['name']}")
+    return _claimed(chosen, new=True)
+
+
+def ask(db: Database, command: Command) -> Outcome:
+    """Have a desktop made for a user who found none ready; asking again says that they still wait.
+
+    body: user, template. Nothing is noted if there is one by now: it is theirs, or ready to be claimed.
+    """
+    user, template = command.body["user"], command.body["template"]
+    row = one(db, "select name, enabled from templates where id = ?", [template])
+    if row is None:
+        return Rejected("not_found", f"there is no template {template}")
+    if not row["enabled"]:
+        return Rejected("refused", f"template {row['name']} is switched off")
+    if (_own(db, str(user), str(template)) or _best_standby(db, str(template))) is None:
+        db.execute(
+            "insert into asks (template, user, since, at) values (?, ?, ?, ?)"
+            " on conflict (template, user) do update set at = excluded.at",
+            [template, user, command.at, command.at],
+        )
+    return Applied()
+
+
+def unask(db: Database, command: Command) -> Outcome:
+    """Nobody waits any more. body: user, template, at: what was believed; who has asked again since still waits."""
+    body = command.body
+    db.execute(
+        "delete from asks where template = ? and user = ? and at = ?", [body["template"], body["user"], body["at"]]
+    )
+    return Applied()
+
+
+def release(db: Database, command: Command) -> Outcome:
+    """A user gives a desktop back: it is retired. body: desktop, user."""
+    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
+    if row is None:
+        return Rejected("not_found", f"there is no desktop {command.body['desktop']}")
+    if row["user"] != command.body["user"]:
+        return Rejected("not_allowed", f"desktop {row['name']} is not {command.body['user']}'s")
+    if row["state"] == S.RETIRED:
+        return Applied()
+    return _retire(db, command, row, f"{row['user']} gave desktop {row['name']} back")
+
+
+def retire(db: Database, command: Command) -> Outcome:
+    """Have a desktop removed. body: desktop, why; a plan adds what it believed: generation, state, server_state."""
+    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
+    if row is None:
+        return Rejected("not_found", f"there is no desktop {command.body['desktop']}")
+    if row["state"] == S.RETIRED:
+        return Applied()
+    now = {**row, "server_state": scalar(db, "select state from servers where id = ?", [row["server"]])}
+    for believed in ("generation", "state", "server_state"):
+        if command.body.get(believed, now[believed]) != now[believed]:
+            word = believed.replace("_", " ")
+            return Rejected(
+                "conflict", f"desktop {row['name']} has {word} {now[believed]}, not {command.body[believed]} any more"
+            )
+    return _retire(db, command, row, f"desktop {row['name']} is removed: {command.body['why']}")
+
+
+def removed(db: Database, command: Command) -> Outcome:
+    """Its server has removed domain and clone. body: desktop, generation, server."""
+    row = _fenced(db, command)
+    if isinstance(row, Rejected):
+        return row
+    if row["state"] != S.RETIRED:
+        return Rejected("conflict", f"desktop {row['name']} is {row['state']}, not retired")
+    db.execute("delete from desktops where id = ?", [row["id"]])
+    return Applied()
+
+
+def forget(db: Database, command: Command) -> Outcome:
+    """Drop the record of a desktop whose server was removed from the grid. body: desktop."""
+    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
+    if row is None:
+        return Applied()
+    state = scalar(db, "select state from servers where id = ?", [row["server"]], default=ServerState.REMOVED)
+    if state != ServerState.REMOVED:
+        return Rejected("conflict", f"the server of desktop {row['name']} is still a server of the grid")
+    db.execute("delete from desktops where id = ?", [row["id"]])
+    return Applied()
+
+
+def stray(db: Database, command: Command) -> Outcome:
+    """Answer whether something found on a server is a desktop of it; changes nothing. body: desktop, server.
+
+    values: wanted. A server asks the log before it deletes what it finds no
+    record of, because its own copy of the state may be behind.
+    """
+    row = one(db, "select server from desktops where id = ?", [command.body["desktop"]])
+    return Applied({"wanted": row is not None and row["server"] == command.body["server"]})
+
+
+def retry(db: Database, command: Command) -> Outcome:
+    """Make a broken desktop anew, as a new generation. body: desktop."""
+    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
+    if row is None:
+        return Rejected("not_found", f"there is no desktop {command.body['desktop']}")
+    try:
+        state = after(S(row["state"]), Event.RETRIED)
+    except Conflict as error:
+        return Rejected("conflict", error.message)
+    db.execute(
+        "update desktops set state = ?, generation = generation + 1, step = '', cause = '', user = null,"
+        " claimed_at = null, ready_at = null, changed_at = ? where id = ?",
+        [state, command.at, row["id"]],
+    )
+    note(db, command, "desktop", row["id"], f"desktop {row['name']} is made again")
+    return Applied()
+
+
+def delete_template(db: Database, command: Command) -> Outcome:
+    """Delete a template and retire its desktops. body: template. Refused while one of them is in use."""
+    template = one(db, "select * from templates where id = ?", [command.body["template"]])
+    if template is None:
+        return Rejected("not_found", f"there is no template {command.body['template']}")
+    own = rows(db, "select * from desktops where template = ? order by id", [template["id"]])
+    used = [row for row in own if row["state"] == S.IN_USE]
+    if used:
+        names = ", ".join(f"{row['name']} ({row['user']})" for row in used[:3])
+        return Rejected(
+            "conflict", f"desktops of {template['name']} are in use: {names}. Disable it and wait, or retire"
+        )
+    for row in own:
+        if row["state"] != S.RETIRED:
+            _set_state(db, command, row, after(S(row["state"]), Event.RETIRED))
+    db.execute("delete from templates where id = ?", [template["id"]])
+    db.execute("delete from failures where template = ?", [template["id"]])
+    db.execute("delete from asks where template = ?", [template["id"]])
+    note(db, command, "template", template["id"], f"template {template['name']} deleted")
+    return Applied()
+
+
+def _own(db: Database, user: str, template: str) -> Row | None:
+    return one(
+        db,
+        "select d.* from desktops d join servers s on s.id = d.server where d.user = ? and d.template = ?"
+        " and d.state = ? and s.state in (?, ?) order by d.claimed_at, d.id",
+        [user, template, S.IN_USE, ServerState.UP, ServerState.DRAINING],
+    )
+
+
+def _best_standby(db: Database, template: str) -> Row | None:
+    # Least used server first, the template's present version before older ones, then the one that waits longest.
+    return one(
+        db,
+        "select d.* from desktops d join servers s on s.id = d.server join templates t on t.id = d.template"
+        " where d.template = ? and d.state = ? and s.state = ? order by d.version = t.version desc,"
+        " (select count(*) from desktops o where o.server = d.server and o.state = ?), d.ready_at, d.id",
+        [template, S.READY, ServerState.UP, S.IN_USE],
+    )
+
+
+def _claimed(row: Row, *, new: bool) -> Applied:
+    return Applied({"desktop": row["id"], "server": row["server"], "state": str(S.IN_USE), "new": new})
+
+
+def _fenced(db: Database, command: Command) -> Row | Rejected:
+    body = command.body
+    row = one(db, "select * from desktops where id = ?", [body["desktop"]])
+    if row is None:
+        return Rejected("not_found", f"there is no desktop {body['desktop']}")
+    if row["generation"] != body["generation"] or row["server"] != body["server"]:
+        return Rejected(
+            "conflict",
+            f"desktop {row['name']} is at generation {row['generation']} on {row['server']}, the report was for "
+            f"{body['generation']} on {body['server']}",
+        )
+    return row
+
+
+def _reported(db: Database, command: Command, event: Event) -> Outcome:
+    row = _fenced(db, command)
+    if isinstance(row, Rejected):
+        return row
+    try:
+        state = after(S(row["state"]), event)
+    except Conflict as error:
+        return Rejected("conflict", error.message)
+    if state != row["state"]:
+        _set_state(db, command, row, state)
+    return Applied()
+
+
+def _retire(db: Database, command: Command, row: Row, text: str) -> Outcome:
+    _set_state(db, command, row, after(S(row["state"]), Event.RETIRED))
+    note(db, command, "desktop", row["id"], text)
+    return Applied()
+
+
+def _set_state(db: Database, command: Command, row: Row, state: S) -> None:
+    db.execute("update desktops set state = ?, changed_at = ? where id = ?", [state, command.at, row["id"]])
+
+
+def _count_failure(db: Database, command: Command, row: Row, step: str, cause: str) -> None:
+    db.execute(
+        "insert into failures (template, version, n, step, cause, at) values (?, ?, 1, ?, ?, ?)"
+        " on conflict (template, version) do update set n = n + 1, step = excluded.step, cause = excluded.cause,"
+        " at = excluded.at",
+        [row["template"], row["version"], step, cause, command.at],
+    )
+    n = scalar(db, "select n from failures where template = ? and version = ?", [row["template"], row["version"]])
+    if n < settings(db)["build_failures"]:
+        return
+    told = f"{n} desktops in a row failed, the last one at {step}: {cause}"
+    changed = db.execute(
+        "update templates set broken_cause = ?, changed_at = ? where id = ? and version = ? and broken_cause = ''",
+        [told, command.at, row["template"], row["version"]],
+    ).rowcount
+    if changed:
+        note(db, command, "alarm", row["template"], f"a template is not refilled any more: {told}")
+
+
+APPLIERS: Mapping[str, Applier] = {
+    "desktop.place": place,
+    "desktop.building": building,
+    "desktop.ready": ready,
+    "desktop.failed": failed,
+    "desktop.claim": claim,
+    "desktop.ask": ask,
+    "desktop.unask": unask,
+    "desktop.release": release,
+    "desktop.retire": retire,
+    "desktop.removed": removed,
+    "desktop.forget": forget,
+    "desktop.stray": stray,
+    "desktop.retry": retry,
+    "template.delete": delete_template,
+}
+
+# Which refresh policies end a desktop's life when its user logs out.
+ENDS_AT_LOGOUT = (Refresh.ON_LOGOUT,)

@@ -1,0 +1,283 @@
+"""libvirt behind the `Hypervisor` protocol. The only file that imports libvirt.
+
+libvirt-python blocks, so every call runs on a thread with a deadline (`timely`).
+A connection that broke (libvirtd was restarted) is made anew, and the call is
+tried again: all of them may be done twice. If that fails as well, `Unavailable`
+says why and nothing is concluded about domains.
+"""
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from kmgr.errors import NotFound, Refused, Unavailable
+from kmgr.ids import DesktopId
+from kmgr.provision import domainxml
+from kmgr.provision.hypervisor import DomainSpec, DomainState, DomainStatus, Hypervisor, NoHypervisor
+from kmgr.provision.timely import Timely
+
+try:
+    import libvirt
+    import libvirt_qemu
+except ImportError:  # a server without libvirt still belongs to the grid
+    libvirt = None
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+DEADLINE_S = 30.0
+AGENT_S = 3
+_PING = '{"execute":"guest-ping"}'
+# screendump of a large screen; more is not a picture.
+_MOST_PICTURE = 16 << 20
+
+
+def connect(uri: str, *, grid: str, deadline_s: float = DEADLINE_S) -> Hypervisor:
+    """Return the driver for a libvirt address, or the reason why this server has none."""
+    if not uri:
+        return NoHypervisor("This server runs no desktops: libvirt_uri in its kmgr.toml is empty.")
+    if libvirt is None:
+        return NoHypervisor(
+            "This server cannot run desktops: the Python package libvirt-python is missing. "
+            "Install libvirt and kmgr[desktops], then restart kmgr."
+        )
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    return LibvirtDriver(uri, grid=grid, deadline_s=deadline_s)
+
+
+class LibvirtDriver:
+    """One libvirt connection, opened when it is first needed."""
+
+    def __init__(self, uri: str, *, grid: str, deadline_s: float = DEADLINE_S) -> None:
+        self._uri = uri
+        self._grid = grid
+        self._timely = Timely("libvirt", deadline_s=deadline_s, advice=_LOOK)
+        self._connection: Any = None
+
+    async def domains(self) -> Sequence[DomainStatus]:
+        """Return this grid's domains, by desktop."""
+
+        def look(connection: Any) -> list[DomainStatus]:
+            found = []
+            for domain in connection.listAllDomains():
+                status = self._status(domain)
+                if status is not None:
+                    found.append(status)
+            return sorted(found, key=lambda status: status.desktop)
+
+        return tuple(await self._call(look))
+
+    async def define(self, spec: DomainSpec) -> None:
+        """Define the domain; one of an older generation is removed first."""
+
+        def define(connection: Any) -> None:
+            domain = _lookup(connection, spec.desktop)
+            if domain is not None:
+                known = domainxml.ours(domain.XMLDesc(0), grid=self._grid)
+                if known is None:
+                    raise Refused(f"a domain named {domain.name()} exists that is not kmgr's: rename or remove it")
+                if known[1] == spec.generation:
+                    return
+                _undefine(domain)
+            connection.defineXML(domainxml.render(spec))
+
+        await self._call(define)
+
+    async def start(self, desktop: DesktopId) -> None:
+        """Start or resume the domain."""
+
+        def start(connection: Any) -> None:
+            domain = self._one(connection, desktop)
+            try:
+                _set_going(domain)
+            except libvirt.libvirtError:
+                # Somebody else may have started it at the same moment: that is all we want.
+                if _state(domain.state()[0]) is not DomainState.RUNNING:
+                    raise
+
+        await self._call(start)
+
+    async def remove(self, desktop: DesktopId) -> None:
+        """Destroy and undefine the domain, if it is ours."""
+
+        def remove(connection: Any) -> None:
+            # By its mark, not by its name: somebody may have renamed it.
+            for domain in connection.listAllDomains():
+                status = self._status(domain)
+                if status is not None and status.desktop == desktop:
+                    _undefine(domain)
+
+        await self._call(remove)
+
+    async def answers(self, desktop: DesktopId) -> bool:
+        """Ping the guest agent."""
+
+        def ping(connection: Any) -> bool:
+            domain = self._find(connection, desktop)
+            if domain is None or not domain.isActive():
+                return False
+            try:
+                libvirt_qemu.qemuAgentCommand(domain, _PING, AGENT_S, 0)
+            except libvirt.libvirtError as error:
+                if _broken(error):
+                    raise
+                return False  # no agent (yet), none in this driver, a domain that went: all of it is no answer
+            return True
+
+        return await self._call(ping)
+
+    async def screenshot(self, desktop: DesktopId) -> bytes:
+        """Return the screen as PNG."""
+
+        def shoot(connection: Any) -> bytes:
+            domain = self._one(connection, desktop)
+            if not domain.isActive():
+                raise Unavailable("the desktop is powered off")
+            stream = connection.newStream()
+            domain.screenshot(stream, 0)
+            picture = io.BytesIO()
+
+            def take(_stream: Any, data: bytes, _: Any) -> int:
+                return picture.write(data) if picture.tell() < _MOST_PICTURE else -1
+
+            stream.recvAll(take, None)
+            stream.finish()
+            return picture.getvalue()
+
+        return await self._call(shoot)
+
+    async def close(self) -> None:
+        """Close the connection; domains run on."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(Unavailable):
+                await self._timely.call(lambda: _close(connection))
+
+    async def _call(self, work: Callable[[Any], T]) -> T:
+        return await self._timely.call(lambda: self._run(work))
+
+    def _run(self, work: Callable[[Any], T]) -> T:
+        known = self._connection
+        if known is not None and _alive(known):
+            try:
+                return self._translated(work, known)
+            except _Broken as error:
+                logger.info("the connection to libvirt broke, it is made anew", extra={"cause": error.message})
+        return self._translated(work, self._open())
+
+    def _open(self) -> Any:
+        try:
+            # Two threads may do this at once: the later one's is kept, the other closes itself.
+            self._connection = opened = libvirt.open(self._uri)
+        except libvirt.libvirtError as error:
+            self._connection = None
+            raise Unavailable(
+                f"libvirt is not answering: {_words(error)}. Start libvirtd (systemctl start libvirtd); "
+                "kmgr tries again by itself."
+            ) from error
+        return opened
+
+    def _translated(self, work: Callable[[Any], T], connection: Any) -> T:
+        try:
+            return work(connection)
+        except libvirt.libvirtError as error:
+            if _broken(error) or not _alive(connection):
+                if self._connection is connection:
+                    self._connection = None
+                raise _Broken(f"libvirt is not answering: {_words(error)}") from error
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                raise NotFound("the domain is gone") from error
+            raise Refused(_words(error)) from error
+
+    def _status(self, domain: Any) -> DomainStatus | None:
+        try:
+            known = domainxml.ours(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), grid=self._grid)
+            state = domain.state()[0]
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return None  # it went between being listed and being looked at
+            raise
+        return None if known is None else DomainStatus(known[0], known[1], _state(state))
+
+    def _find(self, connection: Any, desktop: DesktopId) -> Any:
+        """Return a desktop's domain, or None; somebody else's of that name is none."""
+        domain = _lookup(connection, desktop)
+        return None if domain is None or self._status(domain) is None else domain
+
+    def _one(self, connection: Any, desktop: DesktopId) -> Any:
+        domain = self._find(connection, desktop)
+        if domain is None:
+            raise NotFound(f"there is no domain of desktop {desktop}")
+        return domain
+
+
+class _Broken(Unavailable):
+    """The connection is of no use any more: another one may do."""
+
+
+_LOOK = "Is libvirtd well (systemctl status libvirtd)? kmgr tries again by itself."
+
+
+def _broken(error: Any) -> bool:
+    if error.get_error_code() in (libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_INVALID_CONN):
+        return True
+    # Whatever goes wrong on the wire itself; a missing disk is a "system error" too, from another part of libvirt.
+    return bool(error.get_error_domain() in (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE))
+
+
+def _set_going(domain: Any) -> None:
+    state = domain.state()[0]
+    if state == libvirt.VIR_DOMAIN_PAUSED:
+        domain.resume()
+    elif state == libvirt.VIR_DOMAIN_PMSUSPENDED:
+        domain.pMWakeup()
+    elif _state(state) is DomainState.OFF:
+        domain.create()
+
+
+def _state(state: int) -> DomainState:
+    # One that is shutting down cannot be started yet: it counts as running until it is off.
+    if state in (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_BLOCKED, libvirt.VIR_DOMAIN_SHUTDOWN):
+        return DomainState.RUNNING
+    if state in (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PMSUSPENDED):
+        return DomainState.PAUSED
+    return DomainState.OFF
+
+
+def _lookup(connection: Any, desktop: DesktopId) -> Any:
+    try:
+        return connection.lookupByName(domainxml.domain_name(desktop))
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+def _undefine(domain: Any) -> None:
+    for step in (domain.destroy, lambda: domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)):
+        try:
+            step()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
+                raise
+
+
+def _alive(connection: Any) -> bool:
+    try:
+        return bool(connection.isAlive())
+    except libvirt.libvirtError:
+        return False
+
+
+def _close(connection: Any) -> None:
+    try:
+        connection.close()
+    except libvirt.libvirtError as error:
+        logger.debug("closing libvirt", extra={"cause": _words(error)})
+
+
+def _words(error: Any) -> str:
+    return str(error.get_error_message() or error).strip()

@@ -1,0 +1,51 @@
+"""Reads of the provision package: rows of the state → records."""
+
+from sqlite_utils import Database
+
+from kmgr.grid.rows import Row, one, rows
+from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId
+from kmgr.provision.model import Ask, Desktop, DesktopState, Failure
+
+
+def desktops(
+    db: Database,
+    *,
+    template: TemplateId | None = None,
+    server: ServerId | None = None,
+    user: AccountName | None = None,
+) -> tuple[Desktop, ...]:
+    """Return the desktops that match all that is given, by name; retired ones included until they are removed."""
+    wanted = {"template": template, "server": server, "user": user}
+    given = [(column, value) for column, value in wanted.items() if value is not None]
+    where = " and ".join(f"{column} = ?" for column, _ in given) or "1"
+    found = rows(db, f"select * from desktops where {where} order by name, id", [value for _, value in given])  # noqa: S608
+    return tuple(record(row) for row in found)
+
+
+def outline(db: Database, server: ServerId) -> tuple[tuple[str, str, int], ...]:
+    """Return id, state and generation of a server's desktops: cheap to ask and to compare."""
+    found = rows(db, "select id, state, generation from desktops where server = ? order by id", [server])
+    return tuple((row["id"], row["state"], row["generation"]) for row in found)
+
+
+def desktop(db: Database, desktop: DesktopId) -> Desktop | None:
+    """Return one desktop, or None if it is gone."""
+    row = one(db, "select * from desktops where id = ?", [desktop])
+    return None if row is None else record(row)
+
+
+def asks(db: Database, template: TemplateId | None = None) -> tuple[Ask, ...]:
+    """Return who waits for a desktop of which template, or of one, who waits longest first."""
+    where, values = ("where template = ?", [template]) if template else ("", [])
+    found = rows(db, f"select * from asks {where} order by template, since, user", values)  # noqa: S608 - own names
+    return tuple(Ask(**row) for row in found)
+
+
+def failures(db: Database) -> tuple[Failure, ...]:
+    """Return, per template and version, how often building failed in a row and why last."""
+    return tuple(Failure(**row) for row in rows(db, "select * from failures order by template, version"))
+
+
+def record(row: Row) -> Desktop:
+    """Make a record from a row."""
+    return Desktop(**{**row, "state": DesktopState(row["state"])})

@@ -1,0 +1,136 @@
+"""What to do next so that this server has the desktops it should have. Pure.
+
+Level-triggered: wanted and observed go in, actions come out, nothing is
+remembered. Removals come first, so that their memory is free for the rest.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from kmgr.ids import DesktopId, VersionId
+from kmgr.provision.hypervisor import DomainState, DomainStatus
+from kmgr.provision.model import Desktop, DesktopState
+
+
+@dataclass(frozen=True, slots=True)
+class Remove:
+    """Remove a desktop's domain and overlay. `retired` is the record to report as removed, if it is that."""
+
+    desktop: DesktopId
+    why: str
+    retired: Desktop | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveStray:
+    """Remove a domain that no record explains, once the log itself has confirmed that there is none."""
+
+    desktop: DesktopId
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """Make the linked clone and its domain, start it, wait for the guest; goes on wherever it was cut off."""
+
+    desktop: Desktop
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """Power a desktop in use on again (this machine was restarted, the guest shut down); let a halted one go on."""
+
+    desktop: Desktop
+
+
+@dataclass(frozen=True, slots=True)
+class BootAgain:
+    """Report that a standby is off and has to boot: nobody is given it until its guest answers; a `Build` follows."""
+
+    desktop: Desktop
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Report a desktop that cannot be brought back."""
+
+    desktop: Desktop
+    step: str
+    cause: str
+
+
+Action: TypeAlias = Remove | RemoveStray | Build | Restart | BootAgain | Fail
+
+_BEING_MADE = (DesktopState.PLACED, DesktopState.BUILDING)
+_RUNNING = (DesktopState.READY, DesktopState.IN_USE)
+
+# A desktop that goes off so often within POWER_OFF_WINDOW_S is not put on again.
+MOST_POWER_OFFS = 3
+POWER_OFF_WINDOW_S = 300.0
+
+
+def being_made(wanted: Sequence[Desktop]) -> tuple[Desktop, ...]:
+    """Return the desktops that are to be built, those that wait longest first."""
+    return tuple(sorted((d for d in wanted if d.state in _BEING_MADE), key=lambda d: (d.created_at, d.id)))
+
+
+def reconcile(
+    wanted: Sequence[Desktop],
+    observed: Sequence[DomainStatus],
+    *,
+    busy: Collection[DesktopId] = (),
+    room: int = 1,
+    absent: Collection[VersionId] = (),
+    power_offs: Mapping[DesktopId, int] | None = None,
+) -> Iterator[Action]:
+    """Yield what to do.
+
+    `busy` desktops are being worked on, at most `room` more may begin to be
+    built. Desktops of `absent` versions wait for their golden image and take no
+    room. `power_offs` counts how often desktops went off by themselves of late.
+    """
+    records = {d.id: d for d in wanted}
+    domains = {d.desktop: d for d in observed}
+    yield from _removals(records, domains, busy)
+    for record in being_made(wanted):
+        if record.id in busy or record.version in absent or _another(record, domains) or room <= 0:
+            continue
+        room -= 1
+        yield Build(record)
+    for record in sorted(wanted, key=lambda d: (d.created_at, d.id)):
+        if record.state in _RUNNING and record.id not in busy and not _another(record, domains):
+            yield from _kept_running(record, domains.get(record.id), (power_offs or {}).get(record.id, 0))
+
+
+def _kept_running(record: Desktop, domain: DomainStatus | None, power_offs: int) -> Iterator[Action]:
+    if domain is None:
+        yield Fail(record, "run", "its domain is gone from the hypervisor: somebody removed it by hand")
+    elif domain.state is DomainState.PAUSED:
+        yield Restart(record)
+    elif domain.state is DomainState.OFF:
+        if power_offs >= MOST_POWER_OFFS:
+            minutes = round(POWER_OFF_WINDOW_S / 60)
+            yield Fail(record, "run", f"it went off by itself {power_offs} times within {minutes} minutes")
+        elif record.state is DesktopState.READY:
+            yield BootAgain(record)
+        else:
+            yield Restart(record)
+
+
+def _another(record: Desktop, domains: Mapping[DesktopId, DomainStatus]) -> bool:
+    # An older generation is removed first and built in the next round; a newer one: the state here is behind.
+    domain = domains.get(record.id)
+    return domain is not None and domain.generation != record.generation
+
+
+def _removals(
+    records: Mapping[DesktopId, Desktop], domains: Mapping[DesktopId, DomainStatus], busy: Collection[DesktopId]
+) -> Iterator[Remove | RemoveStray]:
+    for desktop in sorted({*records, *domains} - set(busy)):
+        record, domain = records.get(desktop), domains.get(desktop)
+        if record is None:
+            yield RemoveStray(desktop)
+        elif record.state is DesktopState.RETIRED:
+            yield Remove(desktop, "it is retired", record)
+        elif domain is not None and domain.generation < record.generation:
+            yield Remove(desktop, "it was made anew under a newer generation")

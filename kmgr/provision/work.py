@@ -1,0 +1,233 @@
+"""What is done to one desktop: make it, power it on again, remove it, report it.
+
+Every step may be done twice and goes on wherever a former one was cut off.
+`Refused` and a disk's `OSError` make a desktop broken, by step and cause;
+`Unavailable` only ends this attempt: the next round begins another one.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kmgr.clock import Clock
+from kmgr.errors import KmgrError, Refused
+from kmgr.grid.envelope import Applied, Rejected
+from kmgr.grid.port import Grid
+from kmgr.grid.queries import settings
+from kmgr.ids import DesktopId, VersionId
+from kmgr.provision import disks
+from kmgr.provision.hypervisor import DomainSpec, DomainState, Hypervisor
+from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.queries import desktop as find_desktop
+from kmgr.provision.timely import Blocking
+from kmgr.templates.queries import template
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.5
+# A guest that went off while it was booting is looked for less often than its agent.
+_POLLS_A_LOOK = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How this server makes desktops: its own configuration.
+
+    `backing` finds a version's raw file (None: it is not here); it may block,
+    and is called in a thread.
+    """
+
+    data_dir: Path
+    grid_id: str
+    backing: Callable[[VersionId], Path | None]
+    display: Callable[[DesktopId], Path]
+    accelerator: str = "tcg"
+    network: str = "user"
+    max_builds: int = 1
+
+
+class Work:
+    """The steps on one server's desktops. `blocking` runs what touches a disk."""
+
+    def __init__(self, grid: Grid, hypervisor: Hypervisor, *, clock: Clock, shape: Shape, blocking: Blocking) -> None:
+        self._grid = grid
+        self._hypervisor = hypervisor
+        self._clock = clock
+        self._shape = shape
+        self._blocking = blocking
+
+    async def build(self, desktop: Desktop) -> None:
+        """Make the linked clone and the domain, start it, wait for its guest, and report how that ended."""
+        if desktop.state is DesktopState.PLACED and not await self._report("desktop.building", desktop):
+            return
+        started = self._clock.monotonic()
+        try:
+            await self._make(desktop)
+            if not await self._guest(desktop, started):
+                return
+        except (Refused, OSError) as error:
+            await self.fail(desktop, getattr(error, "step", "building"), _words(error))
+            return
+        if await self._report("desktop.ready", desktop):
+            took = round(self._clock.monotonic() - started, 1)
+            logger.info("a desktop is ready", extra={"desktop": desktop.name, "took_s": took})
+
+    async def boot_again(self, desktop: Desktop) -> None:
+        """Report that a standby boots again; refused if somebody has got it by now, who keeps it."""
+        if await self._report("desktop.building", desktop):
+            logger.info("a standby is off and boots again", extra={"desktop": desktop.name})
+
+    async def restart(self, desktop: Desktop) -> None:
+        """Power a desktop on again, on the disk that it has."""
+        if not await self._blocking(self._disk(desktop.id).exists):
+            await self.fail(desktop, "run", "its disk is gone from this server: somebody removed it by hand")
+            return
+        try:
+            await self._hypervisor.start(desktop.id)
+        except Refused as error:
+            await self.fail(desktop, "start", error.message)
+            return
+        logger.info("a desktop was powered on again", extra={"desktop": desktop.name})
+
+    async def remove(self, desktop: DesktopId, why: str, retired: Desktop | None = None) -> None:
+        """Remove domain, clone and what lies around them; of a retired one this is reported."""
+        await self._hypervisor.remove(desktop)
+        await self._blocking(lambda: self._clean(desktop))
+        logger.info("a desktop was removed", extra={"desktop": desktop, "why": why})
+        if retired is not None:
+            await self._report("desktop.removed", retired)
+
+    async def remove_stray(self, desktop: DesktopId) -> None:
+        """Remove what no record explains. The log is asked first: this server's copy of the state may be behind."""
+        asked = {"desktop": desktop, "server": self._grid.server}
+        answer = await self._grid.propose("desktop.stray", asked, by=self._grid.server)
+        if isinstance(answer, Applied) and not answer.values["wanted"]:
+            await self.remove(desktop, "it does not belong to this server (any more)")
+
+    async def fail(self, desktop: Desktop, step: str, cause: str) -> None:
+        """Report a desktop as broken, with the step and the cause."""
+        logger.warning("a desktop is broken", extra={"desktop": desktop.name, "step": step, "cause": cause})
+        await self._report("desktop.failed", desktop, step=step, cause=cause)
+
+    async def _make(self, desktop: Desktop) -> None:
+        observed = {status.desktop: status for status in await self._hypervisor.domains()}
+        known = observed.get(desktop.id)
+        kept = known is not None and known.generation == desktop.generation
+        if known is not None and kept and known.state is DomainState.RUNNING:
+            return  # an attempt before this one got so far
+        disk = self._disk(desktop.id)
+        if not kept or not await self._blocking(disk.exists):
+            await _step("linked clone", self._blocking(lambda: self._clone(desktop, disk)))
+        await _step("domain", self._hypervisor.define(self._spec(desktop)))
+        await _step("start", self._hypervisor.start(desktop.id))
+
+    def _clone(self, desktop: Desktop, disk: Path) -> None:
+        backing = self._shape.backing(desktop.version)
+        if backing is None:
+            raise Refused("its golden image is not on this server any more")
+        disks.make_overlay(disk, backing)
+
+    async def _guest(self, desktop: Desktop, started: float) -> bool:
+        """Wait until the guest answers; False if nobody wants this desktop any more."""
+        with self._grid.view() as db:
+            limit_s = settings(db)["build_timeout_s"]
+        polls = 0
+        while not await self._hypervisor.answers(desktop.id):
+            if self._clock.monotonic() - started > limit_s:
+                raise _Step(
+                    "guest",
+                    f"the guest did not answer within {limit_s} s of its start: does the golden image boot, and does "
+                    f"it run the QEMU guest agent? Its serial console is in {self._log(desktop.id)}",
+                )
+            polls += 1
+            if polls % _POLLS_A_LOOK == 0:
+                await self._check_running(desktop)
+            await self._clock.sleep(POLL_S)
+            if not self._still_wanted(desktop):
+                return False
+        return True
+
+    async def _check_running(self, desktop: Desktop) -> None:
+        states = {status.desktop: status.state for status in await self._hypervisor.domains()}
+        if states.get(desktop.id) is not DomainState.RUNNING:
+            raise _Step(
+                "guest",
+                "the guest went off before it answered: does the golden image boot? "
+                f"Its serial console is in {self._log(desktop.id)}",
+            )
+
+    def _still_wanted(self, desktop: Desktop) -> bool:
+        with self._grid.view() as db:
+            now = find_desktop(db, desktop.id)
+        return (
+            now is not None
+            and (now.server, now.generation) == (desktop.server, desktop.generation)
+            and now.state is not DesktopState.RETIRED
+        )
+
+    def _clean(self, desktop: DesktopId) -> None:
+        disks.remove_overlay(self._disk(desktop))
+        for leftover in (self._shape.display(desktop), self._log(desktop)):
+            leftover.unlink(missing_ok=True)
+
+    async def _report(self, command: str, desktop: Desktop, **more: str) -> bool:
+        body: Mapping[str, Any] = {
+            "desktop": desktop.id,
+            "generation": desktop.generation,
+            "server": self._grid.server,
+            **more,
+        }
+        outcome = await self._grid.propose(command, body, by=self._grid.server)
+        if isinstance(outcome, Rejected):
+            logger.info("a report came too late", extra={"desktop": desktop.name, "cause": outcome.detail})
+            return False
+        return True
+
+    def _spec(self, desktop: Desktop) -> DomainSpec:
+        with self._grid.view() as db:
+            made_from = template(db, desktop.template)
+        return DomainSpec(
+            desktop=desktop.id,
+            generation=desktop.generation,
+            name=desktop.name,
+            grid=self._shape.grid_id,
+            template=made_from.name if made_from else "",
+            vcpus=desktop.vcpus,
+            memory_mib=desktop.memory_mib,
+            disk=str(self._disk(desktop.id)),
+            display=str(self._shape.display(desktop.id)),
+            log=str(self._log(desktop.id)),
+            accelerator=self._shape.accelerator,
+            network=self._shape.network,
+        )
+
+    def _disk(self, desktop: DesktopId) -> Path:
+        return disks.overlay_path(self._shape.data_dir, desktop)
+
+    def _log(self, desktop: DesktopId) -> Path:
+        return self._shape.data_dir / "desktops" / f"{desktop}.log"
+
+
+class _Step(Refused):
+    """A failed step of building, by name."""
+
+    def __init__(self, step: str, cause: str) -> None:
+        super().__init__(cause)
+        self.step = step
+
+
+async def _step(name: str, work: Awaitable[None]) -> None:
+    try:
+        await work
+    except (Refused, OSError) as error:
+        raise _Step(name, _words(error)) from error
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, KmgrError):
+        return error.message
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+    return str(error)

@@ -1,0 +1,34 @@
+"""All packages' tables and appliers, put together: what the log means in this version."""
+
+from collections.abc import Mapping
+
+import kmgr.grid.commands
+import kmgr.grid.standing
+import kmgr.provision.commands
+import kmgr.provision.island
+import kmgr.replica.commands
+import kmgr.templates.commands
+import kmgr.users.commands
+import kmgr.users.island
+from kmgr.grid.fsm import Applier
+from kmgr.grid.schema import SCHEMA as GRID
+from kmgr.grid.settle import SETTLE, IslandRules, settling
+from kmgr.provision.schema import SCHEMA as PROVISION
+from kmgr.replica.schema import SCHEMA as REPLICA
+from kmgr.templates.schema import SCHEMA as TEMPLATES
+from kmgr.users.schema import SCHEMA as USERS
+
+SCHEMAS: tuple[str, ...] = (GRID, REPLICA, TEMPLATES, PROVISION, USERS)
+
+# What a server that is cut off from the majority may do by itself.
+ISLAND: IslandRules = {**kmgr.provision.island.ISLAND, **kmgr.users.island.ISLAND}
+
+APPLIERS: Mapping[str, Applier] = {
+    **kmgr.grid.commands.APPLIERS,
+    **kmgr.grid.standing.APPLIERS,
+    **kmgr.replica.commands.APPLIERS,
+    **kmgr.templates.commands.APPLIERS,
+    **kmgr.provision.commands.APPLIERS,
+    **kmgr.users.commands.APPLIERS,
+    SETTLE: settling(ISLAND),
+}

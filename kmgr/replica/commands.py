@@ -1,0 +1,153 @@
+"""Replicated changes of the replica package: images, their versions, and which server holds what.
+
+A version enters the log only when the importing server has all of it on its
+own disks, so `version.add` is also that server's first holding. Deleting an
+image is a command of the templates package, which knows who uses it.
+"""
+
+from collections.abc import Mapping
+
+from sqlite_utils import Database
+
+from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
+from kmgr.grid.fsm import Applier
+from kmgr.grid.history import note
+from kmgr.grid.model import ServerState
+from kmgr.grid.rows import Row, one, scalar
+from kmgr.replica.model import VersionState, name_problem
+
+_HEX = frozenset("0123456789abcdef")
+
+
+def create_image(db: Database, command: Command) -> Outcome:
+    """Start a new line of versions. body: image, name, notes."""
+    body = command.body
+    name = str(body["name"])
+    if problem := name_problem(name):
+        return Rejected("refused", problem)
+    if one(db, "select id from images where name = ?", [name]) is not None:
+        return Rejected("conflict", f"there is already an image {name!r}: import into it, or choose another name")
+    if one(db, "select id from images where id = ?", [body["image"]]) is not None:
+        return Rejected("conflict", f"the id {body['image']} is taken by another image")
+    db.execute(
+        "insert into images (id, name, notes, created_at, created_by) values (?, ?, ?, ?, ?)",
+        [body["image"], name, body["notes"], command.at, command.by],
+    )
+    note(db, command, "image", body["image"], f"image {name!r} created")
+    return Applied({"image": body["image"]})
+
+
+def add_version(db: Database, command: Command) -> Outcome:
+    """Make a version known, held by the server that imported it.
+
+    body: version, image, size_bytes, used_bytes, block_bytes, manifest_hash, notes, server
+    """
+    body = command.body
+    refusal = _bad_numbers(body)
+    if refusal is not None:
+        return refusal
+    image = one(db, "select id, name from images where id = ?", [body["image"]])
+    if image is None:
+        return Rejected("not_found", f"there is no image {body['image']}: it may have been deleted meanwhile")
+    holder = _server(db, body["server"])
+    if isinstance(holder, Rejected):
+        return holder
+    if one(db, "select id from versions where id = ?", [body["version"]]) is not None:
+        return Rejected("conflict", f"the id {body['version']} is taken by another version")
+    twin = one(
+        db,
+        "select number from versions where image = ? and manifest_hash = ? order by number",
+        [image["id"], body["manifest_hash"]],
+    )
+    if twin is not None:
+        return Rejected("conflict", f"version {twin['number']} of {image['name']!r} has exactly the same contents")
+    number = 1 + int(scalar(db, "select max(number) from versions where image = ?", [image["id"]], default=0))
+    db.execute(
+        "insert into versions (id, image, number, size_bytes, used_bytes, block_bytes, manifest_hash, state, notes,"
+        " created_at, created_by) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            *(body["version"], image["id"], number, body["size_bytes"], body["used_bytes"], body["block_bytes"]),
+            *(body["manifest_hash"], str(VersionState.READY), body["notes"], command.at, command.by),
+        ],
+    )
+    _hold(db, command, body["version"], holder["id"])
+    note(db, command, "image", image["id"], f"version {number} of {image['name']!r} imported on {holder['name']}")
+    return Applied({"number": number})
+
+
+def version_here(db: Database, command: Command) -> Outcome:
+    """Note that a server has all of a version, verified. body: version, server."""
+    found = _version_and_server(db, command)
+    if isinstance(found, Rejected):
+        return found
+    version, server = found
+    if _held(db, version["id"], server["id"]):
+        return Applied()
+    _hold(db, command, version["id"], server["id"])
+    note(db, command, "image", version["image"], f"{_described(version)} is on {server['name']}")
+    return Applied()
+
+
+def version_gone(db: Database, command: Command) -> Outcome:
+    """Note that a server lost a version's file. body: version, server."""
+    found = _version_and_server(db, command)
+    if isinstance(found, Rejected):
+        return found
+    version, server = found
+    if not _held(db, version["id"], server["id"]):
+        return Applied()
+    db.execute("delete from holdings where version = ? and server = ?", [version["id"], server["id"]])
+    note(db, command, "image", version["image"], f"{_described(version)} is no longer on {server['name']}")
+    return Applied()
+
+
+APPLIERS: Mapping[str, Applier] = {
+    "image.create": create_image,
+    "version.add": add_version,
+    "version.here": version_here,
+    "version.gone": version_gone,
+}
+
+
+def _bad_numbers(body: Mapping[str, object]) -> Rejected | None:
+    for name, least in (("size_bytes", 1), ("used_bytes", 0), ("block_bytes", 1)):
+        value = body[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            return Rejected("refused", f"{name} of a version must be a whole number of at least {least}")
+    digest = body["manifest_hash"]
+    if not isinstance(digest, str) or len(digest) != 64 or not set(digest) <= _HEX:
+        return Rejected("refused", "manifest_hash of a version must be 64 hexadecimal digits")
+    return None
+
+
+def _version_and_server(db: Database, command: Command) -> tuple[Row, Row] | Rejected:
+    version = one(
+        db,
+        "select v.id, v.image, v.number, i.name from versions v join images i on i.id = v.image where v.id = ?",
+        [command.body["version"]],
+    )
+    if version is None:
+        return Rejected(
+            "not_found", f"there is no version {command.body['version']}: its image may have been deleted"
+        )
+    server = _server(db, command.body["server"])
+    return server if isinstance(server, Rejected) else (version, server)
+
+
+def _server(db: Database, server: str) -> Row | Rejected:
+    row = one(db, "select id, name, state from servers where id = ?", [server])
+    if row is None or row["state"] == ServerState.REMOVED:
+        return Rejected("not_found", f"server {server} is not in this grid (any more)")
+    return row
+
+
+def _held(db: Database, version: str, server: str) -> bool:
+    return one(db, "select at from holdings where version = ? and server = ?", [version, server]) is not None
+
+
+def _hold(db: Database, command: Command, version: str, server: str) -> None:
+    db.execute("insert into holdings (version, server, at) values (?, ?, ?)", [version, server, command.at])
+
+
+def _described(version: Row) -> str:
+    return f"version {version['number']} of {version['name']!r}"

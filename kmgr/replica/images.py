@@ -1,0 +1,252 @@
+"""The files of image versions on this server's own disks.
+
+`images/<version>.raw` is the disk itself, sparse and read-only: the backing file
+of linked clones and the store that other servers copy from. It gets this name only
+once every block was verified and synced, so a file of this name is whole.
+`<version>.manifest` says what is in it; `<version>.part` and `<version>.have` are
+a copy under way (see `part`). Imports and uploads grow in `images/tmp/`: `images/` may
+be a disk of its own, and a finished file is renamed, never copied.
+
+All of it blocks: the loop calls these in threads. An `Images` is shared by the
+agent and the importer of one daemon.
+"""
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from kmgr.errors import NotFound, Refused, Unavailable
+from kmgr.ids import VersionId
+from kmgr.replica import manifest as m
+from kmgr.replica.model import Version
+
+_GOOD_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_KEPT_MANIFESTS = 8
+# Left free by imports and copies: 5 % of the disk, or 1 GiB where that is less. Desktops grow into the rest.
+_RESERVE_BYTES = 1 << 30
+_DISK_FULL = {28, 122}  # ENOSPC, EDQUOT
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How large a disk is and how much of it is free."""
+
+    free_bytes: int
+    total_bytes: int
+
+    @property
+    def spare_bytes(self) -> int:
+        """What may be filled with images."""
+        return max(0, self.free_bytes - min(self.total_bytes // 20, _RESERVE_BYTES))
+
+
+Measure: TypeAlias = Callable[[Path], Room]
+
+
+def room(path: Path) -> Room:
+    """Measure the disk on which `path` lies."""
+    told = os.statvfs(path)
+    return Room(told.f_bavail * told.f_frsize, told.f_blocks * told.f_frsize)
+
+
+def version_path(data_dir: Path, version: VersionId) -> Path:
+    """Return where a version's raw file is (or will be): the backing file of its linked clones."""
+    return _named(data_dir, version, "raw")
+
+
+def growing(data_dir: Path) -> Path:
+    """Return the folder in which imports and uploads grow: on the same disk as the images."""
+    return data_dir / "images" / "tmp"
+
+
+def disk_error(error: OSError, *, doing: str) -> Unavailable:
+    """Return what a person is told when the disk refuses: full, or broken."""
+    if error.errno in _DISK_FULL:
+        return Unavailable(f"the disk is full: {doing} was stopped. Make room on this server", code="disk_full")
+    return Unavailable(f"{doing} was stopped by the disk: {error.strerror or error}", code="disk")
+
+
+class Images:
+    """The folder of image versions. `claimed` are versions that an import is just bringing into the log."""
+
+    def __init__(self, data_dir: Path, *, measure: Measure = room) -> None:
+        self.data_dir = data_dir
+        self.folder = data_dir / "images"
+        self.tmp = growing(data_dir)
+        self.claimed: set[VersionId] = set()
+        self._measure = measure
+        self._manifests: dict[VersionId, m.Manifest] = {}
+        for folder in (self.folder, self.tmp):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def room(self) -> Room:
+        """Measure the disk that the images are on."""
+        return self._measure(self.folder)
+
+    def path(self, version: VersionId) -> Path:
+        """Return where the raw file of a version is or will be."""
+        return version_path(self.data_dir, version)
+
+    def side(self, version: VersionId, kind: str) -> Path:
+        """Return the path of a file beside it: manifest, part or have."""
+        return _named(self.data_dir, version, kind)
+
+    def known(self) -> tuple[VersionId, ...]:
+        """Return every version of which there is any file here."""
+        found = {VersionId(file.name.partition(".")[0]) for file in self.folder.iterdir() if file.is_file()}
+        return tuple(sorted(name for name in found if _GOOD_ID.fullmatch(name)))
+
+    def present(self, version: Version) -> bool:
+        """Tell whether the raw file is here, in the right size and with a manifest; contents are not read."""
+        try:
+            return (
+                self.path(version.id).stat().st_size == version.size_bytes
+                and self.side(version.id, "manifest").exists()
+            )
+        except FileNotFoundError:
+            return False
+
+    def intact(self, version: Version) -> bool:
+        """Tell whether the files are here and the manifest is the one of which the log has the hash."""
+        if not self.present(version):
+            return False
+        return m.manifest_hash(self.side(version.id, "manifest").read_bytes()) == version.manifest_hash
+
+    def mend(self, version: Version) -> bool:
+        """Make a lost manifest anew from a raw file that is still right; False if it isn't (or isn't here)."""
+        path = self.path(version.id)
+        if not path.exists() or path.stat().st_size != version.size_bytes:
+            return False
+        data = m.encode(scan(path, on_bytes=lambda _: None, stop=lambda: False))
+        if m.manifest_hash(data) != version.manifest_hash:
+            return False
+        self.save_manifest(version.id, data)
+        return True
+
+    def set_aside(self, version: VersionId) -> None:
+        """Take a file that is not what it should be out of use; it is deleted once a good one is here."""
+        with suppress(FileNotFoundError):
+            self.path(version).replace(self.side(version, "damaged"))
+
+    def manifest_bytes(self, version: VersionId) -> bytes:
+        """Return the encoded manifest of a version; raise `NotFound` if it is not here."""
+        try:
+            return self.side(version, "manifest").read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"version {version} is not on this server") from None
+
+    def manifest(self, version: VersionId) -> m.Manifest:
+        """Return the manifest of a version that is here; the last few are kept in memory."""
+        known = self._manifests.get(version)
+        if known is None:
+            known = m.parse(self.manifest_bytes(version))
+            while len(self._manifests) >= _KEPT_MANIFESTS:
+                with suppress(StopIteration, KeyError):
+                    del self._manifests[next(iter(self._manifests))]
+            self._manifests[version] = known
+        return known
+
+    def save_manifest(self, version: VersionId, data: bytes) -> None:
+        """Write a manifest so that it is either all there or not there, power cut or not."""
+        target = self.side(version, "manifest")
+        self._manifests.pop(version, None)
+        fresh = target.with_suffix(".manifest-new")
+        try:
+            write_synced(fresh, data)
+            fresh.replace(target)
+            sync_folder(self.folder)
+        except OSError as error:
+            raise disk_error(error, doing=f"saving the manifest of version {version}") from error
+
+    def adopt(self, version: VersionId, file: Path, manifest: bytes) -> None:
+        """Take a finished, hashed raw file over from `images/tmp/`: afterwards it is this version."""
+        self.save_manifest(version, manifest)
+        try:
+            seal(file, self.path(version))
+        except OSError as error:
+            raise disk_error(error, doing=f"keeping version {version}") from error
+
+    def remove(self, version: VersionId) -> None:
+        """Delete every file of a version; linked clones that run keep it until they end."""
+        self._manifests.pop(version, None)
+        for kind in ("raw", "have", "part", "damaged", "manifest", "manifest-new"):
+            self.side(version, kind).unlink(missing_ok=True)
+
+
+def scan(path: Path, *, on_bytes: Callable[[int], None], stop: Callable[[], bool]) -> m.Manifest:
+    """Read a raw file and return its manifest; holes are skipped unread. `on_bytes` hears how far it is."""
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        return m.build(size, _digests(file.fileno(), size, on_bytes=on_bytes, stop=stop))
+
+
+def seal(file: Path, target: Path) -> None:
+    """Make a finished file durable and read-only, and give it its name."""
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
+    file.chmod(0o444)
+    file.replace(target)
+    sync_folder(target.parent)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a small file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _named(data_dir: Path, version: VersionId, kind: str) -> Path:
+    if not _GOOD_ID.fullmatch(version):
+        raise Refused(f"{version!r} is not the id of a version")
+    return data_dir / "images" / f"{version}.{kind}"
+
+
+def _digests(
+    opened: int, size: int, *, on_bytes: Callable[[int], None], stop: Callable[[], bool]
+) -> Iterator[tuple[int, bytes]]:
+    buffer = bytearray(m.BLOCK_BYTES)
+    view = memoryview(buffer)
+    for number in _blocks_with_data(opened, size):
+        offset = number * m.BLOCK_BYTES
+        if stop():
+            raise Unavailable("reading the image was stopped")
+        length = min(m.BLOCK_BYTES, size - offset)
+        filled = 0
+        while filled < length:
+            got = os.preadv(opened, [view[filled:length]], offset + filled)
+            if not got:
+                raise Refused("the file became shorter while it was read")
+            filled += got
+        yield number, m.digest(view[:length])
+        on_bytes(offset + length)
+
+
+def _blocks_with_data(opened: int, size: int) -> Iterator[int]:
+    """Yield the numbers of blocks that the file system says may hold something."""
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(opened, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == 6:  # ENXIO: nothing but a hole from here on
+                return
+            raise
+        end = os.lseek(opened, start, os.SEEK_HOLE)
+        first, last = max(start, offset) // m.BLOCK_BYTES, -(-min(end, size) // m.BLOCK_BYTES)
+        yield from range(first, last)
+        offset = last * m.BLOCK_BYTES

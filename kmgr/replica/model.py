@@ -1,0 +1,62 @@
+"""Golden images as records: an image, its versions, and which server holds which version.
+
+Pure: no I/O, no clock.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kmgr.ids import ImageId, ServerId, VersionId
+
+LONGEST_NAME = 63
+
+
+def name_problem(name: str) -> str:
+    """Return why an image cannot have this name, or an empty text if it can."""
+    if name.strip() and name == name.strip() and len(name) <= LONGEST_NAME and name.isprintable():
+        return ""
+    return f"{name!r} is not a name for an image: use 1 to {LONGEST_NAME} printable characters, no spaces around them"
+
+
+class VersionState(StrEnum):
+    """A version is `ready` once one server holds all of it, verified."""
+
+    READY = "ready"
+    RETIRED = "retired"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A golden image: a name for a line of versions."""
+
+    id: ImageId
+    name: str
+    notes: str
+    created_at: int
+    created_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One read-only state of a golden image. `size_bytes` is what the guest sees; the file is sparse."""
+
+    id: VersionId
+    image: ImageId
+    number: int
+    size_bytes: int
+    used_bytes: int
+    block_bytes: int
+    manifest_hash: str
+    state: VersionState
+    notes: str
+    created_at: int
+    created_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A server has all blocks of a version, verified, on its own disks since `at` (ms)."""
+
+    version: VersionId
+    server: ServerId
+    at: int

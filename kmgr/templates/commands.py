@@ -1,0 +1,185 @@
+"""Replicated changes of the templates package: one applier per command."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sqlite_utils import Database
+
+from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
+from kmgr.grid.fsm import Applier
+from kmgr.grid.history import note
+from kmgr.grid.rows import Row, one, rows
+from kmgr.replica.model import VersionState
+from kmgr.templates.model import Refresh
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+
+# Field → (least, most, unit): what a person may ask for. 64 MiB is the least a Linux guest boots in.
+LIMITS: Mapping[str, tuple[int, int, str]] = {
+    "vcpus": (1, 64, "processors"),
+    "memory_mib": (64, 1_048_576, "MiB of memory"),
+    "standby": (0, 1000, "standby desktops"),
+    "maximum": (0, 1000, "desktops"),
+}
+_CHANGEABLE = (*LIMITS, "notes", "refresh", "enabled")
+
+
+def create_template(db: Database, command: Command) -> Outcome:
+    """Add a template.
+
+    body: template, name, notes, image, version, vcpus, memory_mib, standby, maximum, refresh
+    """
+    body = command.body
+    if not _NAME.fullmatch(str(body["name"])):
+        return Rejected(
+            "refused",
+            f"{body['name']!r} cannot be a template's name: desktops are named after it, so it is a host name of "
+            "1 to 40 small letters, digits and inner hyphens",
+        )
+    if one(db, "select id from templates where name = ?", [body["name"]]):
+        return Rejected("conflict", f"there is already a template named {body['name']}")
+    if one(db, "select id from templates where id = ?", [body["template"]]):
+        return Rejected("conflict", f"the id {body['template']} is taken by another template")
+    problem = _shape_problem(body) or _version_problem(db, str(body["image"]), str(body["version"]))
+    if problem:
+        return Rejected("refused", problem)
+    db.execute(
+        "insert into templates (id, name, notes, image, version, vcpus, memory_mib, standby, maximum, refresh,"
+        " enabled, broken_cause, next_number, created_at, changed_at)"
+        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, '', 1, ?, ?)",
+        [
+            *(body[name] for name in ("template", "name", "notes", "image", "version", "vcpus", "memory_mib")),
+            *(body[name] for name in ("standby", "maximum", "refresh")),
+            command.at,
+            command.at,
+        ],
+    )
+    note(db, command, "template", body["template"], f"template {body['name']} created")
+    return Applied({"template": body["template"]})
+
+
+def update_template(db: Database, command: Command) -> Outcome:
+    """Change some fields. body: template, any of notes, vcpus, memory_mib, standby, maximum, refresh, enabled."""
+    row = _template(db, command)
+    if isinstance(row, Rejected):
+        return row
+    changes = {name: value for name, value in command.body.items() if name != "template"}
+    unknown = sorted(set(changes) - set(_CHANGEABLE))
+    if unknown:
+        return Rejected("refused", f"a template has no {', '.join(unknown)} that could be changed")
+    merged = {**row, **changes}
+    problem = _shape_problem(merged)
+    if problem:
+        return Rejected("refused", problem)
+    told = []
+    for name in _CHANGEABLE:
+        value = int(merged[name]) if name == "enabled" else merged[name]
+        if value != row[name]:
+            db.execute(f"update templates set {name} = ? where id = ?", [value, row["id"]])  # noqa: S608 - own names
+            told.append(f"{name.replace('_', ' ')} {row[name]} → {value}")
+    if told:
+        db.execute("update templates set changed_at = ? where id = ?", [command.at, row["id"]])
+        note(db, command, "template", row["id"], f"template {row['name']} changed: {'; '.join(told)}")
+    return Applied()
+
+
+def publish(db: Database, command: Command) -> Outcome:
+    """Make new desktops from another version. body: template, version."""
+    row = _template(db, command)
+    if isinstance(row, Rejected):
+        return row
+    problem = _version_problem(db, row["image"], str(command.body["version"]))
+    if problem:
+        return Rejected("refused", problem)
+    if row["version"] == command.body["version"] and not row["broken_cause"]:
+        return Applied()
+    number = one(db, "select number from versions where id = ?", [command.body["version"]])
+    db.execute(
+        "update templates set version = ?, broken_cause = '', changed_at = ? where id = ?",
+        [command.body["version"], command.at, row["id"]],
+    )
+    shown = number["number"] if number else "?"
+    note(db, command, "template", row["id"], f"template {row['name']} published version {shown}")
+    return Applied()
+
+
+def mark_broken(db: Database, command: Command) -> Outcome:
+    """Stop refilling a template because its desktops keep failing. body: template, version, cause."""
+    row = _template(db, command)
+    if isinstance(row, Rejected):
+        return row
+    if row["version"] != command.body["version"]:
+        return Rejected("conflict", f"template {row['name']} has another version by now")
+    if row["broken_cause"]:
+        return Applied()
+    cause = str(command.body["cause"])
+    db.execute("update templates set broken_cause = ?, changed_at = ? where id = ?", [cause, command.at, row["id"]])
+    note(db, command, "alarm", row["id"], f"template {row['name']} is not refilled any more: {cause}")
+    return Applied()
+
+
+def mend(db: Database, command: Command) -> Outcome:
+    """Let a broken template be refilled again. body: template."""
+    row = _template(db, command)
+    if isinstance(row, Rejected):
+        return row
+    if row["broken_cause"]:
+        db.execute("update templates set broken_cause = '', changed_at = ? where id = ?", [command.at, row["id"]])
+        note(db, command, "template", row["id"], f"template {row['name']} is refilled again")
+    return Applied()
+
+
+def delete_image(db: Database, command: Command) -> Outcome:
+    """Remove a golden image with all its versions. body: image. Refused while a template uses it."""
+    image = one(db, "select id, name from images where id = ?", [command.body["image"]])
+    if image is None:
+        return Rejected("not_found", f"there is no golden image {command.body['image']}")
+    users = rows(db, "select name from templates where image = ? order by name", [image["id"]])
+    if users:
+        names = ", ".join(row["name"] for row in users)
+        return Rejected("conflict", f"golden image {image['name']} is used by {names}: delete these templates first")
+    versions = "select id from versions where image = ?"
+    db.execute(f"delete from holdings where version in ({versions})", [image["id"]])  # noqa: S608 - constant text
+    db.execute("delete from versions where image = ?", [image["id"]])
+    db.execute("delete from images where id = ?", [image["id"]])
+    note(db, command, "image", image["id"], f"golden image {image['name']} deleted")
+    return Applied()
+
+
+def _template(db: Database, command: Command) -> Row | Rejected:
+    row = one(db, "select * from templates where id = ?", [command.body["template"]])
+    return row or Rejected("not_found", f"there is no template {command.body['template']}")
+
+
+def _shape_problem(body: Mapping[str, Any]) -> str:
+    for name, (least, most, unit) in LIMITS.items():
+        value = body[name]
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            return f"{value!r} {unit} cannot be: a template has {least} to {most}"
+    if body["standby"] > body["maximum"]:
+        return f"{body['standby']} standby desktops are more than the maximum of {body['maximum']}"
+    if body["refresh"] not in list(Refresh):
+        return f"{body['refresh']!r} is no refresh policy: choose {' or '.join(Refresh)}"
+    if not isinstance(body["notes"], str) or body.get("enabled", True) not in (True, False):
+        return "notes are a text, and a template is enabled or not: true or false"
+    return ""
+
+
+def _version_problem(db: Database, image: str, version: str) -> str:
+    row = one(db, "select image, state from versions where id = ?", [version])
+    if row is None or row["image"] != image:
+        return f"the golden image has no version {version}: choose one of its versions"
+    if row["state"] != VersionState.READY:
+        return f"version {version} is {row['state']}: choose one that is ready"
+    return ""
+
+
+APPLIERS: Mapping[str, Applier] = {
+    "template.create": create_template,
+    "template.update": update_template,
+    "template.publish": publish,
+    "template.broken": mark_broken,
+    "template.mend": mend,
+    "image.delete": delete_image,
+}

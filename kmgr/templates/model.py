@@ -1,0 +1,42 @@
+"""Templates as records: what a desktop is made from.
+
+Pure: no I/O, no clock.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from kmgr.ids import ImageId, TemplateId, VersionId
+
+
+class Refresh(StrEnum):
+    """When a pooled desktop is thrown away and made anew."""
+
+    ON_LOGOUT = "on_logout"
+    MANUAL = "manual"
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """Golden image version + shape + policy + how many.
+
+    `version` is the version that new desktops get; publishing moves it.
+    `standby` desktops are kept ready and unclaimed, never more than `maximum`
+    exist in all. `name` is also the stem of desktop names, so it is a host name.
+    `broken_cause` is set when refilling was stopped after repeated failures.
+    """
+
+    id: TemplateId
+    name: str
+    notes: str
+    image: ImageId
+    version: VersionId
+    vcpus: int
+    memory_mib: int
+    standby: int
+    maximum: int
+    refresh: Refresh
+    enabled: bool
+    broken_cause: str
+    created_at: int
+    changed_at: int

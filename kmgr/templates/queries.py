@@ -1,0 +1,29 @@
+"""Reads of the templates package: rows of the state → records."""
+
+from sqlite_utils import Database
+
+from kmgr.grid.rows import Row, one, rows
+from kmgr.ids import TemplateId
+from kmgr.templates.model import Refresh, Template
+
+
+def templates(db: Database) -> tuple[Template, ...]:
+    """Return all templates by name."""
+    return tuple(_template(row) for row in rows(db, "select * from templates order by name"))
+
+
+def template(db: Database, template: TemplateId) -> Template | None:
+    """Return one template, or None."""
+    row = one(db, "select * from templates where id = ?", [template])
+    return None if row is None else _template(row)
+
+
+def template_by_name(db: Database, name: str) -> Template | None:
+    """Return the template of that name, or None."""
+    row = one(db, "select * from templates where name = ?", [name])
+    return None if row is None else _template(row)
+
+
+def _template(row: Row) -> Template:
+    kept = {name: value for name, value in row.items() if name != "next_number"}
+    return Template(**{**kept, "refresh": Refresh(row["refresh"]), "enabled": bool(row["enabled"])})

@@ -1,0 +1,99 @@
+"""API: what a person may use, their desktops, and the way to the screens."""
+
+import asyncio
+
+from aiohttp import web
+
+from kmgr.provision.display import fetch_screenshot
+from kmgr.users.broker import Wait
+from kmgr.web import actions, present
+from kmgr.web.api.fields import Fields, text
+from kmgr.web.api.shapes import page, ref
+from kmgr.web.api.table import PAGING, Access, Call, Route, answer, listed, nothing
+
+_OPEN: Fields = {"template": text("a template's name or id", required=True)}
+
+
+async def offers(call: Call) -> web.Response:
+    """Return what this person may use."""
+    found = await asyncio.to_thread(present.offers, call.services, call.session)
+    return listed(call, found, lambda one: (one["name"],))
+
+
+async def desktops(call: Call) -> web.Response:
+    """Return the desktops, the same at every server."""
+    found = await asyncio.to_thread(present.desktops, call.services, call.session)
+    return listed(call, found, lambda one: (one["name"], one["id"]))
+
+
+async def open_one(call: Call) -> web.Response:
+    """Give this person a desktop, or say how long it will take and why."""
+    given = await actions.open_desktop(call.services, call.session, call.body["template"])
+    if isinstance(given, Wait):
+        return answer({"estimate_s": given.estimate_s, "reason": given.reason}, 202)
+    shown = present.desktop_of(call.services, call.session, given.desktop.id)
+    return answer(shown, 201 if given.new else 200)
+
+
+async def desktop(call: Call) -> web.Response:
+    """Return one desktop."""
+    return answer(present.desktop_of(call.services, call.session, call.part("id")))
+
+
+async def give_back(call: Call) -> web.Response:
+    """Give a desktop back."""
+    await actions.release_desktop(call.services, call.session, call.part("id"))
+    return nothing()
+
+
+async def ticket(call: Call) -> web.Response:
+    """Make a one-time link to a screen."""
+    return answer(await actions.ticket(call.request, call.session, call.part("id")), 201)
+
+
+async def retry(call: Call) -> web.Response:
+    """Make a broken desktop anew."""
+    await actions.retry_desktop(call.services, call.by, call.part("id"))
+    return answer(present.desktop_of(call.services, call.session, call.part("id")))
+
+
+async def screenshot(call: Call) -> web.Response:
+    """Return what a desktop shows, as its server sees it now."""
+    found = present.desktop_of(call.services, call.session, call.part("id"))
+    actions.look_at(call.session, found["name"], found["user"])
+    picture = await fetch_screenshot(call.services.requests, found["server"], found["id"], found["user"])
+    return web.Response(body=picture, content_type="image/png")
+
+
+ROUTES = (
+    Route(
+        "GET", "/offers", offers, Access.USER, "What this person may use, and why",
+        {200: page("Offer")}, query=PAGING,
+    ),
+    Route(
+        "GET", "/desktops", desktops, Access.USER, "The desktops: all for an administrator, else one's own",
+        {200: page("Desktop")}, query=PAGING,
+    ),
+    Route(
+        "POST", "/desktops", open_one, Access.USER,
+        "Get a desktop: 201 a new one, 200 the one they had, 202 none is ready yet",
+        {200: ref("DesktopHere"), 201: ref("DesktopHere"), 202: ref("Wait")}, body=_OPEN,
+    ),
+    Route(
+        "GET", "/desktops/{id}", desktop, Access.USER, "One desktop, with what it waits for",
+        {200: ref("DesktopHere")},
+    ),
+    Route("DELETE", "/desktops/{id}", give_back, Access.USER, "Give a desktop back", {204: None}),
+    Route(
+        "POST", "/desktops/{id}/ticket", ticket, Access.USER, "A one-time link to the screen, for 30 s",
+        {201: ref("Ticket")},
+    ),
+    Route(
+        "POST", "/desktops/{id}/retry", retry, Access.ADMIN, "Make a broken desktop anew",
+        {200: ref("DesktopHere")},
+    ),
+    Route(
+        "GET", "/desktops/{id}/screenshot", screenshot, Access.USER, "What a desktop shows now",
+        {200: None}, media="image/png",
+    ),
+)  # fmt: skip

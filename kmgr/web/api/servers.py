@@ -1,0 +1,62 @@
+"""API: the servers of the grid."""
+
+import asyncio
+
+from aiohttp import web
+
+from kmgr.web import actions, present
+from kmgr.web.api.fields import flag, whole
+from kmgr.web.api.shapes import page, ref
+from kmgr.web.api.table import PAGING, Access, Call, Route, answer, listed, nothing
+
+
+async def servers(call: Call) -> web.Response:
+    """Return the servers of the grid."""
+    return listed(call, await asyncio.to_thread(present.servers, call.services), lambda one: (one["name"], one["id"]))
+
+
+async def invite(call: Call) -> web.Response:
+    """Make an invitation for one new server."""
+    return answer(await actions.invite(call.services, call.by), 201)
+
+
+async def drain(call: Call) -> web.Response:
+    """Give a server no new desktops."""
+    return answer(await actions.drain(call.services, call.by, call.part("id"), force=call.body.get("force", False)))
+
+
+async def undrain(call: Call) -> web.Response:
+    """Let a server have new desktops again."""
+    return answer(await actions.undrain(call.services, call.by, call.part("id")))
+
+
+async def remove(call: Call) -> web.Response:
+    """Take a server out of the grid."""
+    await actions.remove_server(call.services, call.by, call.part("id"), force=bool(call.query.get("force")))
+    return nothing()
+
+
+_FORCE = "do it although the grid would be weaker: without it that is refused with the reasons (code `unsafe`)"
+
+ROUTES = (
+    Route(
+        "GET", "/servers", servers, Access.ADMIN, "The servers with what they last reported",
+        {200: page("Server")}, query=PAGING,
+    ),
+    Route(
+        "POST", "/servers/invitation", invite, Access.ADMIN, "Make a one-time invitation for a new server",
+        {201: ref("Invitation")},
+    ),
+    Route(
+        "POST", "/servers/{id}/drain", drain, Access.ADMIN, "Give a server no new desktops",
+        {200: ref("Server")}, body={"force": flag(_FORCE)},
+    ),
+    Route(
+        "POST", "/servers/{id}/undrain", undrain, Access.ADMIN, "Let a server have new desktops again",
+        {200: ref("Server")},
+    ),
+    Route(
+        "DELETE", "/servers/{id}", remove, Access.ADMIN, "Take a server out of the grid for good",
+        {204: None}, query={"force": whole(_FORCE, 0, 1)},
+    ),
+)  # fmt: skip

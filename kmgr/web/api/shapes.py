@@ -1,0 +1,168 @@
+"""The shapes of answers, as JSON Schema: one word a shape, put together to records.
+
+Pure. What is spelled here is what `present` returns; a test holds live answers against it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+Schema: TypeAlias = Mapping[str, Any]
+
+TEXT: Schema = {"type": "string"}
+WHOLE: Schema = {"type": "integer"}
+FLAG: Schema = {"type": "boolean"}
+STAMP: Schema = {"type": "integer", "description": "ms since 1970"}
+
+
+def maybe(shape: Schema) -> Schema:
+    """Return a shape that may also be null."""
+    return {"anyOf": [shape, {"type": "null"}]}
+
+
+def many(shape: Schema) -> Schema:
+    """Return a list of a shape."""
+    return {"type": "array", "items": shape}
+
+
+def by_id(shape: Schema) -> Schema:
+    """Return an object of a shape per id."""
+    return {"type": "object", "additionalProperties": shape}
+
+
+def one_of(*words: str) -> Schema:
+    """Return a text that is one of some words."""
+    return {"type": "string", "enum": list(words)}
+
+
+def record(fields: Mapping[str, Schema]) -> Schema:
+    """Return an object that has exactly these fields."""
+    return {
+        "type": "object",
+        "properties": dict(fields),
+        "required": list(fields),
+        "additionalProperties": False,
+    }
+
+
+def page(name: str) -> Schema:
+    """Return a page of a list of the named component."""
+    return record({"items": many(ref(name)), "next": maybe(TEXT)})
+
+
+def ref(name: str) -> Schema:
+    """Return a reference to a named component."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_ASSIGNMENT = record({"kind": one_of("everyone", "group", "user"), "subject": TEXT})
+_PLAIN_DESKTOP: Mapping[str, Schema] = {
+    "id": TEXT,
+    "name": TEXT,
+    "template": TEXT,
+    "template_id": TEXT,
+    "server": TEXT,
+    "server_name": TEXT,
+    "state": one_of("placed", "building", "ready", "in_use", "broken", "retired"),
+    "user": maybe(TEXT),
+    "step": TEXT,
+    "cause": TEXT,
+    "generation": WHOLE,
+    "vcpus": WHOLE,
+    "memory_mib": WHOLE,
+    "created_at": STAMP,
+    "ready_at": maybe(STAMP),
+    "claimed_at": maybe(STAMP),
+}
+_ROLE = one_of("user", "admin")
+
+COMPONENTS: Mapping[str, Schema] = {
+    "Error": record({"error": record({"code": TEXT, "message": TEXT})}),
+    "Status": record(
+        {
+            "server": TEXT, "name": TEXT, "grid": TEXT, "version": TEXT, "applied": WHOLE, "term": WHOLE,
+            "leader": maybe(TEXT), "majority": FLAG, "island": FLAG, "island_since": maybe(STAMP),
+        }
+    ),
+    "LogIn": record({"token": TEXT, "user": TEXT, "display_name": TEXT, "role": _ROLE, "expires_at": STAMP}),
+    "Session": record(
+        {
+            "user": TEXT, "display_name": TEXT, "role": _ROLE, "source": TEXT, "address": TEXT, "server": TEXT,
+            "server_name": TEXT, "created_at": STAMP, "expires_at": STAMP, "current": FLAG,
+        }
+    ),
+    "Server": record(
+        {
+            "id": TEXT, "name": TEXT, "role": one_of("server", "witness"), "voter": FLAG,
+            "state": one_of("up", "draining", "lost", "joining"), "web_address": TEXT,
+            "grid_address": TEXT, "version": TEXT, "fingerprint": TEXT, "leader": FLAG, "this": FLAG,
+            "joined_at": STAMP, "changed_at": STAMP, "cpus": maybe(WHOLE), "load_percent": maybe(WHOLE),
+            "memory_mib": maybe(WHOLE), "memory_free_mib": maybe(WHOLE), "disk_mib": maybe(WHOLE),
+            "disk_free_mib": maybe(WHOLE), "accelerator": TEXT, "can_run_desktops": FLAG, "problems": many(TEXT),
+            "desktops": WHOLE, "heard_s_ago": maybe(WHOLE),
+        }
+    ),
+    "Invitation": record(
+        {"phrase": TEXT, "token": TEXT, "replaced": FLAG, "expires_at": STAMP, "address": TEXT, "command": TEXT}
+    ),
+    "Version": record(
+        {
+            "id": TEXT, "number": WHOLE, "size_bytes": WHOLE, "used_bytes": WHOLE,
+            "state": one_of("ready", "retired"), "notes": TEXT, "created_at": STAMP, "created_by": TEXT,
+            "servers": many(TEXT), "progress": by_id(WHOLE),
+        }
+    ),
+    "Image": record(
+        {
+            "id": TEXT, "name": TEXT, "notes": TEXT, "created_at": STAMP, "created_by": TEXT,
+            "versions": many(ref("Version")),
+        }
+    ),
+    "Import": record(
+        {
+            "id": TEXT, "image_name": TEXT, "by": TEXT, "started_at": STAMP, "step": TEXT, "percent": WHOLE,
+            "error": TEXT,
+        }
+    ),
+    "Assignment": _ASSIGNMENT,
+    "Template": record(
+        {
+            "id": TEXT, "name": TEXT, "notes": TEXT, "image": TEXT, "image_name": TEXT, "version": TEXT,
+            "version_number": maybe(WHOLE), "vcpus": WHOLE, "memory_mib": WHOLE, "standby": WHOLE,
+            "maximum": WHOLE, "refresh": one_of("on_logout", "manual"), "enabled": FLAG, "broken_cause": TEXT,
+            "ready": WHOLE, "building": WHOLE, "in_use": WHOLE, "broken": WHOLE,
+            "assignments": many(ref("Assignment")), "created_at": STAMP, "changed_at": STAMP,
+        }
+    ),
+    "Desktop": record(_PLAIN_DESKTOP),
+    "DesktopHere": record({**_PLAIN_DESKTOP, "waiting": TEXT}),
+    "Wait": record({"estimate_s": maybe(WHOLE), "reason": TEXT}),
+    "Ticket": record({"url": TEXT, "expires_s": WHOLE}),
+    "Offer": record(
+        {
+            "template": TEXT, "name": TEXT, "notes": TEXT, "desktop": maybe(ref("Desktop")), "standby": WHOLE,
+            "reason": TEXT,
+        }
+    ),
+    "Account": record(
+        {
+            "name": TEXT, "display_name": TEXT, "role": _ROLE, "groups": many(TEXT), "disabled": FLAG,
+            "created_at": STAMP, "changed_at": STAMP,
+        }
+    ),
+    "Directory": record(
+        {
+            "id": TEXT, "urls": many(TEXT), "base_dn": TEXT, "user_filter": TEXT, "bind_name": TEXT,
+            "ca_pem": TEXT, "start_tls": FLAG, "admin_group": TEXT,
+        }
+    ),
+    "Setting": record(
+        {"name": TEXT, "value": WHOLE, "default": WHOLE, "least": WHOLE, "most": WHOLE, "help": TEXT}
+    ),
+    "GridAddress": record({"address": TEXT, "server": maybe(TEXT), "server_name": TEXT}),
+    "Redundancy": record({"ok": FLAG, "sentences": many(TEXT)}),
+    "Event": record(
+        {
+            "n": WHOLE, "at": STAMP, "by": TEXT, "by_name": TEXT, "kind": TEXT, "subject": TEXT, "text": TEXT,
+        }
+    ),
+}  # fmt: skip

@@ -1,0 +1,1 @@
+"""The console: the whole grid on pages, for administrators."""

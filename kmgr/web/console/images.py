@@ -1,0 +1,97 @@
+"""What an administrator does with golden images: import and delete. Uploads go straight to the API, with progress."""
+
+import asyncio
+import logging
+
+from aiohttp import web
+
+from kmgr.errors import KmgrError
+from kmgr.web import actions, auth, forms, html_env, present
+from kmgr.web.services import SERVICES
+
+logger = logging.getLogger(__name__)
+
+_PAGE = "/console/images"
+# An import that fails at once (no such file, no image) is told in the dialog; a longer one goes on in the background.
+_AT_ONCE_S = 1.5
+BACKGROUND: web.AppKey[set[asyncio.Task[None]]] = web.AppKey("imports_of_files", set)
+
+
+def add_routes(app: web.Application) -> None:
+    """Add what is done with golden images."""
+    app[BACKGROUND] = set()
+    app.add_routes(
+        [
+            web.get("/console/images/import", ask_import),
+            web.post("/console/images/import", import_file),
+            web.post("/console/imports/{import}/dismiss", dismiss),
+            web.get("/console/images/{image}/delete", ask_delete),
+            web.post("/console/images/{image}/delete", delete),
+        ]
+    )
+
+
+async def ask_import(request: web.Request) -> web.Response:
+    """Show the form for a disk image, from this computer or from this server's own disks."""
+    auth.require_admin(request)
+    every = present.images(request.app[SERVICES])
+    name = request.query.get("name", "")
+    return html_env.dialog(request, "console/dialog/import.html", images=every, name=name)
+
+
+async def import_file(request: web.Request) -> web.Response:
+    """Import a disk image that lies on this server."""
+    by = auth.require_admin(request).person.name
+    form = await forms.read_form(request)
+    name, path, notes = form.text("name", "the name"), form.text("path", "the path"), form.text("notes")
+    form.check()
+    task = asyncio.create_task(_import(request.app, by, name, path, notes))
+    request.app[BACKGROUND].add(task)
+    task.add_done_callback(request.app[BACKGROUND].discard)
+    done, _ = await asyncio.wait({task}, timeout=_AT_ONCE_S)
+    if done:
+        if task.exception() is not None:
+            request.app[SERVICES].importer.forget(name)  # the dialog says it
+        task.result()
+        return html_env.done(request, f"{name} was imported.", to=_PAGE)
+    # From here on nobody waits for it: the list of imports shows it, and if it fails why.
+    task.add_done_callback(_note_failure)
+    return html_env.done(request, f"{name} is being imported.", to=_PAGE)
+
+
+async def dismiss(request: web.Request) -> web.Response:
+    """Show a failed import no more."""
+    auth.require_admin(request)
+    actions.dismiss_import(request.app[SERVICES], request.match_info["import"])
+    return html_env.done(request, "Dismissed.", to=_PAGE)
+
+
+async def ask_delete(request: web.Request) -> web.Response:
+    """Ask before a golden image is deleted, and say which templates need it."""
+    auth.require_admin(request)
+    services = request.app[SERVICES]
+    image = present.image_of(services, request.match_info["image"])
+    used = [one["name"] for one in present.templates(services) if one["image"] == image["id"]]
+    return html_env.dialog(request, "console/dialog/delete_image.html", image=image, used=used)
+
+
+async def delete(request: web.Request) -> web.Response:
+    """Delete a golden image with all its versions."""
+    by = auth.require_admin(request).person.name
+    image = present.image_of(request.app[SERVICES], request.match_info["image"])
+    await actions.delete_image(request.app[SERVICES], by, image["id"])
+    return html_env.done(request, f"Golden image {image['name']} was deleted.", to=_PAGE)
+
+
+async def _import(app: web.Application, by: str, name: str, path: str, notes: str) -> None:
+    await actions.import_file(app[SERVICES], by, name, path, notes=notes)
+
+
+def _note_failure(task: asyncio.Task[None]) -> None:
+    if task.cancelled():
+        return
+    error = task.exception()
+    if isinstance(error, KmgrError):
+        logger.warning("an import failed", extra={"cause": error.message})
+    elif error is not None:
+        logger.error("an import failed by a bug", exc_info=error)

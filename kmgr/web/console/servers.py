@@ -1,0 +1,77 @@
+"""What an administrator does with servers: invite, drain, undrain, remove."""
+
+from typing import Any
+
+from aiohttp import web
+
+from kmgr.balancer.redundancy import Drain, Remove
+from kmgr.errors import NotFound
+from kmgr.ids import ServerId
+from kmgr.web import actions, auth, html_env, present
+from kmgr.web.forms import read_form
+from kmgr.web.services import SERVICES
+
+_PAGE = "/console/servers"
+
+
+def add_routes(app: web.Application) -> None:
+    """Add what is done with servers."""
+    app.add_routes(
+        [
+            web.post("/console/servers/invitation", invite),
+            web.get("/console/servers/{server}/{step:drain|remove}", ask),
+            web.post("/console/servers/{server}/drain", drain),
+            web.post("/console/servers/{server}/undrain", undrain),
+            web.post("/console/servers/{server}/remove", remove),
+        ]
+    )
+
+
+async def invite(request: web.Request) -> web.Response:
+    """Make an invitation and show it, once."""
+    by = auth.require_admin(request).person.name
+    made = await actions.invite(request.app[SERVICES], by)
+    return html_env.dialog(request, "console/dialog/invitation.html", invitation=made)
+
+
+async def ask(request: web.Request) -> web.Response:
+    """Ask before a server is drained or removed, and say what it means."""
+    auth.require_admin(request)
+    step = request.match_info["step"]
+    server = _server(request)
+    action = Drain(ServerId(server["id"])) if step == "drain" else Remove(ServerId(server["id"]))
+    reasons = present.reasons_against(request.app[SERVICES], action)
+    return html_env.dialog(request, f"console/dialog/{step}.html", server=server, reasons=reasons)
+
+
+async def drain(request: web.Request) -> web.Response:
+    """Give a server no new desktops."""
+    by, server = auth.require_admin(request).person.name, _server(request)
+    await actions.drain(request.app[SERVICES], by, server["id"], force=await _forced(request))
+    return html_env.done(request, f"{server['name']} gets no new desktops from now on.", to=_PAGE)
+
+
+async def undrain(request: web.Request) -> web.Response:
+    """Let a server have new desktops again."""
+    by, server = auth.require_admin(request).person.name, _server(request)
+    await actions.undrain(request.app[SERVICES], by, server["id"])
+    return html_env.done(request, f"{server['name']} gets desktops again.", to=_PAGE)
+
+
+async def remove(request: web.Request) -> web.Response:
+    """Take a server out of the grid."""
+    by, server = auth.require_admin(request).person.name, _server(request)
+    await actions.remove_server(request.app[SERVICES], by, server["id"], force=await _forced(request))
+    return html_env.done(request, f"{server['name']} was removed from the grid.", to=_PAGE)
+
+
+async def _forced(request: web.Request) -> bool:
+    return (await read_form(request)).ticked("force")
+
+
+def _server(request: web.Request) -> dict[str, Any]:
+    wanted = request.match_info["server"]
+    for one in present.servers(request.app[SERVICES]):
+        if one["id"] == wanted:
+            return one
+    raise NotFound("This server is not in the grid any more.")

@@ -1,0 +1,1 @@
+"""The portal: log in, open a desktop, work on it."""

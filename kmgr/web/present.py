@@ -1,0 +1,331 @@
+"""The grid as plain values: what lists of the API and pages show, as this server knows it.
+
+Each function reads one `grid.view()` and returns dicts made by `records`.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import kmgr.balancer.queries as balancer_queries
+import kmgr.grid.queries as grid_queries
+import kmgr.provision.queries as provision_queries
+import kmgr.replica.queries as replica_queries
+import kmgr.templates.queries as template_queries
+import kmgr.users.queries as user_queries
+from kmgr.balancer.maintenance import weigh
+from kmgr.balancer.redundancy import Maintenance
+from kmgr.errors import NotFound
+from kmgr.grid.island_rules import limits
+from kmgr.grid.model import Server, ServerState, Vitals
+from kmgr.ids import DesktopId, ImageId, ServerId, TemplateId, VersionId
+from kmgr.provision.model import DesktopState
+from kmgr.replica.model import Version
+from kmgr.settings import SETTINGS
+from kmgr.users.access import may_administer
+from kmgr.users.model import Session
+from kmgr.web import records
+from kmgr.web.records import Item, ServerNames
+from kmgr.web.services import Services
+
+
+def status(services: Services) -> Item:
+    """Return what this server knows about the grid and the log, for everybody."""
+    now = services.grid.status()
+    with services.grid.view() as db:
+        info = grid_queries.grid_info(db)
+        own = grid_queries.server(db, services.own.server)
+    return {
+        "server": now.server,
+        "name": own.name if own else services.own.name,
+        "grid": info.name if info else services.own.grid_name,
+        "version": services.version,
+        "applied": now.applied,
+        "term": now.term,
+        "leader": now.leader,
+        "majority": now.majority,
+        "island": now.island,
+        "island_since": now.island_since,
+    }
+
+
+def banner(services: Services) -> str:
+    """Say what goes on and what waits while this server reaches no majority; empty if it does."""
+    now = services.grid.status()
+    if now.majority:
+        return ""
+    with services.grid.view() as db:
+        known = grid_queries.servers(db)
+    if now.island:
+        return limits(known, services.own.server)
+    return "You see its own copy. Nothing can be changed until more servers are back; desktops go on running."
+
+
+def servers(services: Services) -> list[Item]:
+    """Return the servers of the grid by name."""
+    with services.grid.view() as db:
+        found = grid_queries.servers(db)
+        counts = Counter(d.server for d in provision_queries.desktops(db) if d.state is not DesktopState.RETIRED)
+    heard, now, log = services.board.all(), services.clock.monotonic(), services.grid.status()
+    return [
+        records.server(
+            one,
+            leader=log.leader,
+            voters=log.voters,
+            this=services.own.server,
+            vitals=heard.get(one.id),
+            desktops=counts[one.id],
+            now=now,
+        )
+        for one in found
+    ]
+
+
+def images(services: Services) -> list[Item]:
+    """Return the golden images by name, each with its versions and where they are."""
+    with services.grid.view() as db:
+        found = replica_queries.images(db)
+        by_image: dict[ImageId, list[Version]] = {one.id: [] for one in found}
+        for one in replica_queries.versions(db):
+            by_image.setdefault(one.image, []).append(one)
+        holders: dict[VersionId, list[ServerId]] = {}
+        for holding in replica_queries.holdings(db):
+            holders.setdefault(holding.version, []).append(holding.server)
+        known = [one.id for one in grid_queries.servers(db)]
+    heard = {one: vitals for one, vitals in services.board.all().items() if one in known}
+
+    def shown(record: Version) -> Item:
+        here = holders.get(record.id, [])
+        return records.version(record, holders=here, progress=_progress(record.id, here, heard))
+
+    return [records.image(one, map(shown, sorted(by_image[one.id], key=lambda v: v.number))) for one in found]
+
+
+def image_of(services: Services, image_id: str) -> Item:
+    """Return one golden image."""
+    return _found(images(services), "id", image_id, "golden image")
+
+
+def templates(services: Services) -> list[Item]:
+    """Return the templates by name, with the counts of their desktops."""
+    with services.grid.view() as db:
+        found = template_queries.templates(db)
+        image_names = {one.id: one.name for one in replica_queries.images(db)}
+        numbers = {one.id: one.number for one in replica_queries.versions(db)}
+        given = user_queries.assignments(db)
+        states: dict[TemplateId, Counter[DesktopState]] = {}
+        for one in provision_queries.desktops(db):
+            states.setdefault(one.template, Counter())[one.state] += 1
+    return [
+        records.template(
+            one,
+            image_name=image_names.get(one.image, one.image),
+            version_number=numbers.get(one.version),
+            states=states.get(one.id, {}),
+            given=[a for a in given if a.template == one.id],
+        )
+        for one in found
+    ]
+
+
+def template_of(services: Services, wanted: str) -> Item:
+    """Return one template by id or name."""
+    every = templates(services)
+    by_name = (one for one in every if one["name"] == wanted)
+    by_id = (one for one in every if one["id"] == wanted)
+    found = next(by_id, None) or next(by_name, None)
+    if found is None:
+        raise NotFound(f"there is no template {wanted}")
+    return found
+
+
+def assignments(services: Services, template: str) -> list[Item]:
+    """Return who may use a template (by id)."""
+    with services.grid.view() as db:
+        if template_queries.template(db, TemplateId(template)) is None:
+            raise NotFound(f"there is no template {template}")
+        return [records.assignment(one) for one in user_queries.assignments(db, TemplateId(template))]
+
+
+def desktops(services: Services, session: Session, *, own: bool = False) -> list[Item]:
+    """Return the desktops by name: all for an administrator (unless `own`), their own for others."""
+    person = session.person
+    every = may_administer(person).allowed and not own
+    with services.grid.view() as db:
+        found = provision_queries.desktops(db, user=None if every else person.name)
+        template_names = {one.id: one.name for one in template_queries.templates(db)}
+        server_names = _server_names(grid_queries.servers(db, removed=True))
+    return [records.desktop(one, templates=template_names, servers=server_names) for one in found]
+
+
+def desktop_of(services: Services, session: Session, desktop_id: str) -> Item:
+    """Return one desktop that this person may see, with what it waits for if it is on this server."""
+    found = services.broker.see(session.person, DesktopId(desktop_id))
+    with services.grid.view() as db:
+        template_names = {one.id: one.name for one in template_queries.templates(db)}
+        server_names = _server_names(grid_queries.servers(db, removed=True))
+    waiting = services.waiting(found.id) if found.server == services.own.server else ""
+    return {**records.desktop(found, templates=template_names, servers=server_names), "waiting": waiting}
+
+
+def offers(services: Services, session: Session) -> list[Item]:
+    """Return what this person may use, by name."""
+    with services.grid.view() as db:
+        names = _server_names(grid_queries.servers(db, removed=True))
+    return [records.offer(one, servers=names) for one in services.broker.offers(session.person)]
+
+
+def sessions(services: Services, asking: Session) -> list[Item]:
+    """Return the living sessions, newest first: all for an administrator, their own for others."""
+    every = may_administer(asking.person).allowed
+    now = services.clock.now_ms()
+    with services.grid.view() as db:
+        found = user_queries.sessions(db)
+        names = _server_names(grid_queries.servers(db, removed=True))
+    return [
+        records.session(one, servers=names, current=asking.hash)
+        for one in found
+        if one.expires_at > now and (every or one.person.name == asking.person.name)
+    ]
+
+
+def accounts(services: Services) -> list[Item]:
+    """Return the built-in accounts by name."""
+    with services.grid.view() as db:
+        return [records.account(one) for one in user_queries.accounts(db)]
+
+
+def account_of(services: Services, name: str) -> Item:
+    """Return one built-in account."""
+    return _found(accounts(services), "name", name, "account")
+
+
+def directories(services: Services) -> list[Item]:
+    """Return the configured directories in the order in which they are asked."""
+    with services.grid.view() as db:
+        return [records.directory(one) for one in user_queries.directories(db)]
+
+
+def settings(services: Services) -> list[Item]:
+    """Return the grid-wide settings with their limits and meaning."""
+    with services.grid.view() as db:
+        values = grid_queries.settings(db)
+    return [
+        {
+            "name": name,
+            "value": values[name],
+            "default": one.default,
+            "least": one.least,
+            "most": one.most,
+            "help": one.help,
+        }
+        for name, one in sorted(SETTINGS.items())
+    ]
+
+
+def events(
+    services: Services,
+    before: int | None = None,
+    limit: int = 50,
+    kind: str | None = None,
+    subject: str | None = None,
+) -> list[Item]:
+    """Return lines of the history, newest first; `before` (an event's `n`) continues an earlier page."""
+    with services.grid.view() as db:
+        found = grid_queries.events(db, before=before, limit=limit, kind=kind or None, subject=subject or None)
+        names = _server_names(grid_queries.servers(db, removed=True))
+    return [records.event(one, servers=names) for one in found]
+
+
+def imports(services: Services) -> list[Item]:
+    """Return the imports that failed on this server within the last hour, then those that run; each oldest first."""
+    return [records.importing(one) for one in (*services.importer.failed(), *services.importer.running())]
+
+
+def redundancy(services: Services) -> Item:
+    """Return whether any one server may be lost now (`ok`), and in `sentences` why, or what to do."""
+    heard, now = services.board.all(), services.clock.monotonic()
+    with services.grid.view() as db:
+        found = balancer_queries.redundancy_now(db, heard, services.grid.status().voters, now)
+    return {"ok": found.ok, "sentences": list(found.sentences)}
+
+
+def reasons_against(services: Services, action: Maintenance) -> list[str]:
+    """Return what would be weaker after a drain or a removal, sentence by sentence."""
+    return list(weigh(services.grid, services.board, action, clock=services.clock).reasons)
+
+
+def shortages(services: Services) -> list[Item]:
+    """Return which templates have too few desktops and cannot be refilled now: template, missing, reason."""
+    heard, now = services.board.all(), services.clock.monotonic()
+    with services.grid.view() as db:
+        found = balancer_queries.shortages_now(db, heard, now)
+    return [{"template": one.template, "missing": one.missing, "reason": one.reason} for one in found]
+
+
+def overview(services: Services) -> Item:
+    """Return the console's first page: counts, redundancy, problems of all servers, imports, the latest events."""
+    every_server, every_template = servers(services), templates(services)
+    counted = [one for one in every_server if one["role"] == "server"]
+    with services.grid.view() as db:
+        states = Counter(one.state for one in provision_queries.desktops(db))
+        now = services.clock.now_ms()
+        people_now = len({one.person.name for one in user_queries.sessions(db) if one.expires_at > now})
+    return {
+        "status": status(services),
+        "banner": banner(services),
+        "servers": {str(state): _having(counted, "state", state) for state in _SHOWN_STATES},
+        "desktops": {str(state): states.get(state, 0) for state in DesktopState},
+        "templates": len(every_template),
+        "people": people_now,
+        "redundancy": redundancy(services),
+        "problems": _problems(every_server, every_template, shortages(services)),
+        "imports": imports(services),
+        "events": events(services, limit=10),
+    }
+
+
+_SHOWN_STATES = (ServerState.UP, ServerState.DRAINING, ServerState.JOINING, ServerState.LOST)
+
+
+def _problems(servers: Iterable[Item], templates: Iterable[Item], short: Iterable[Item]) -> list[Item]:
+    """Say what needs a person: `{"kind": server|template, "id", "name", "text"}` each."""
+    found = []
+    for one in servers:
+        texts = list(one["problems"])
+        if one["state"] == ServerState.LOST:
+            texts = ["This server is lost: the other servers do not hear from it"]
+        found += [{"kind": "server", "id": one["id"], "name": one["name"], "text": text} for text in texts]
+    reasons = {one["template"]: one["reason"] for one in short}
+    for one in templates:
+        text = one["broken_cause"] or reasons.get(one["id"], "")
+        if text:
+            found.append({"kind": "template", "id": one["id"], "name": one["name"], "text": text})
+    return found
+
+
+def _progress(
+    version: VersionId, holders: Iterable[ServerId], heard: Mapping[ServerId, Vitals]
+) -> dict[ServerId, int]:
+    done = set(holders)
+    told = dict.fromkeys(sorted(done), 100)
+    for one in sorted(heard):
+        here, whole = heard[one].images.get(version, (0, 0))
+        if one not in done and whole:
+            # The last percent is said by the log: the server has verified and synced everything.
+            told[one] = min(99, 100 * here // whole)
+    return told
+
+
+def _server_names(records: Iterable[Server]) -> ServerNames:
+    return {one.id: one.name for one in records}
+
+
+def _having(items: Iterable[Item], field: str, value: str) -> int:
+    return sum(one[field] == value for one in items)
+
+
+def _found(items: Iterable[Item], field: str, value: str, what: str) -> Item:
+    for one in items:
+        if one[field] == value:
+            return one
+    raise NotFound(f"there is no {what} {value}")

@@ -1,0 +1,1 @@
+"""The wizard of a server that has no grid yet."""

@@ -1,0 +1,1 @@
+"""All tests of kmgr, a folder a kind."""

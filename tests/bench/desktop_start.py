@@ -1,0 +1,91 @@
+"""A desktop from nothing to a running domain: kmgr's linked clone and driver, against the same by hand."""
+
+import asyncio
+import subprocess
+from pathlib import Path
+
+import libvirt
+
+from appliance.image import tiny
+from appliance.lab.node import PrivateLibvirt
+from kmgr.ids import DesktopId
+from kmgr.provision import disks, domainxml
+from kmgr.provision.hypervisor import DomainSpec
+from kmgr.provision.libvirt_driver import connect
+from tests.bench.harness import Figure, Stopwatch, alternate, figure
+
+GRID = "grid-bench"
+MEMORY_MIB = 192
+
+
+async def measure(folder: Path, runs: int) -> list[Figure]:
+    """Return the figure of clone + define + start."""
+    server = PrivateLibvirt(folder / "libvirt", "bench")
+    await asyncio.to_thread(server.start)
+    try:
+        return [await _measured(server, folder, runs)]
+    finally:
+        await asyncio.to_thread(server.stop)
+
+
+async def _measured(server: PrivateLibvirt, folder: Path, runs: int) -> Figure:
+    raw = await asyncio.to_thread(_image, folder)
+    driver = connect(server.uri, grid=GRID)
+    bare = libvirt.open(server.uri)
+
+    async def ours(turn: int) -> float:
+        spec = _spec(folder, f"dsk-ours{turn}")
+        watch = Stopwatch()
+        await asyncio.to_thread(disks.make_overlay, Path(spec.disk), raw)
+        await driver.define(spec)
+        await driver.start(spec.desktop)
+        took = watch.ms()
+        await driver.remove(spec.desktop)
+        return took
+
+    def by_hand(turn: int) -> float:
+        spec = _spec(folder, f"dsk-hand{turn}")
+        xml = domainxml.render(spec)
+        watch = Stopwatch()
+        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(raw), spec.disk]
+        subprocess.run(create, check=True)
+        domain = bare.defineXML(xml)
+        domain.create()
+        took = watch.ms()
+        domain.destroy()
+        domain.undefine()
+        return took
+
+    async def floor(turn: int) -> float:
+        return await asyncio.to_thread(by_hand, turn)
+
+    try:
+        mine, low = await alternate(runs, ours, floor)
+    finally:
+        await driver.close()
+        bare.close()
+    return figure("desktop: clone + define + start", mine, unit="ms", floor=low)
+
+
+def _image(folder: Path) -> Path:
+    (folder / "desktops").mkdir()
+    raw = folder / "image.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", tiny.cached(), raw], check=True)
+    return raw
+
+
+def _spec(folder: Path, desktop: str) -> DomainSpec:
+    return DomainSpec(
+        desktop=DesktopId(desktop),
+        generation=1,
+        name=desktop,
+        grid=GRID,
+        template="bench",
+        vcpus=1,
+        memory_mib=MEMORY_MIB,
+        disk=str(folder / "desktops" / f"{desktop}.qcow2"),
+        display=str(folder / f"{desktop}.vnc"),
+        log=str(folder / f"{desktop}.log"),
+        accelerator="tcg",
+        network="user",
+    )

@@ -1,0 +1,87 @@
+"""Figures that can be trusted on a noisy machine: medians beside a floor measured in the same run.
+
+`build/bench*.json` is a list of {"name", "value", "unit", "n", "floor", "peer", "ratio"}: `floor` is what the same
+work costs without kmgr, `peer` what another tool needs for it (null: not measured), `ratio` is value / floor.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured thing; `value`, `floor` and `peer` share the unit."""
+
+    name: str
+    value: float
+    unit: str
+    n: int
+    floor: float | None = None
+    peer: float | None = None
+    ratio: float | None = None
+    spread: tuple[float, float] | None = None
+
+
+def figure(
+    name: str, values: list[float], *, unit: str, floor: list[float] | None = None, peer: list[float] | None = None
+) -> Figure:
+    """Make a figure from raw values: medians, and the ratio to the floor."""
+    value = statistics.median(values)
+    low = statistics.median(floor) if floor else None
+    return Figure(
+        name=name,
+        value=round(value, 4),
+        unit=unit,
+        n=len(values),
+        floor=None if low is None else round(low, 4),
+        peer=round(statistics.median(peer), 4) if peer else None,
+        ratio=None if not low else round(value / low, 3),
+        spread=(round(min(values), 4), round(max(values), 4)),
+    )
+
+
+async def alternate(
+    count: int, ours: Callable[[int], Awaitable[float]], floor: Callable[[int], Awaitable[float]]
+) -> tuple[list[float], list[float]]:
+    """Run ours and the floor in turn, so that a slow minute of the machine hits both; the first pair is warm-up."""
+    mine: list[float] = []
+    low: list[float] = []
+    for turn in range(count + 1):
+        first = await ours(turn)
+        second = await floor(turn)
+        if turn:
+            mine.append(first)
+            low.append(second)
+    return mine, low
+
+
+class Stopwatch:
+    """Milliseconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def ms(self) -> float:
+        """Return the elapsed milliseconds."""
+        return (time.perf_counter() - self._start) * 1000
+
+
+def report(figures: list[Figure], *, path: Path) -> None:
+    """Print the table and write the JSON beside the other build products."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{k: v for k, v in asdict(f).items() if k != "spread"} for f in figures]
+    path.write_text(json.dumps(rows, indent=2) + "\n")
+    print(f"{'':<44} {'median':>10} {'floor':>10} {'ratio':>7} {'n':>4}  min … max", file=sys.stdout)
+    for f in figures:
+        floor = "-" if f.floor is None else f"{f.floor:.2f}"
+        ratio = "-" if f.ratio is None else f"{f.ratio:.2f}"
+        low, high = f.spread or (f.value, f.value)
+        print(f"{f.name:<44} {f.value:>10.2f} {floor:>10} {ratio:>7} {f.n:>4}  {low:.2f} … {high:.2f} {f.unit}")
+    print(f"\nwritten to {path}")

@@ -1,0 +1,410 @@
+"""One contract for every hypervisor: the fake, libvirt's own test driver, and real QEMU under a private libvirtd."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import pytest
+
+from appliance.image import tiny
+from appliance.lab import processes
+from appliance.lab.node import PrivateLibvirt
+from kmgr.clock import ManualClock, SystemClock
+from kmgr.errors import NotFound, Refused, Unavailable
+from kmgr.ids import DesktopId
+from kmgr.provision import disks, domainxml
+from kmgr.provision.fake import FakeHypervisor
+from kmgr.provision.hypervisor import DomainSpec, DomainState, DomainStatus, Hypervisor, NoHypervisor
+from kmgr.provision.libvirt_driver import connect
+
+libvirt = pytest.importorskip("libvirt")
+
+D1, D2, NONE = DesktopId("dsk-1"), DesktopId("dsk-2"), DesktopId("dsk-none")
+RUNNING, OFF = DomainState.RUNNING, DomainState.OFF
+STRANGER = "<domain type='{kind}'><name>{name}</name><memory>65536</memory><os><type>hvm</type></os></domain>"
+
+
+class Bench(Protocol):
+    """A hypervisor to try, and what a person at that server could do."""
+
+    hypervisor: Hypervisor
+    has_agent: bool
+
+    def spec(self, desktop: DesktopId, generation: int = 1) -> DomainSpec: ...
+    def power_off(self, desktop: DesktopId) -> None: ...
+
+
+def plain(folder: Path, desktop: DesktopId, generation: int) -> DomainSpec:
+    return DomainSpec(
+        desktop=desktop,
+        generation=generation,
+        name=f"office-{desktop}",
+        grid="grid-1",
+        template="office",
+        vcpus=1,
+        memory_mib=128,
+        disk=str(disks.overlay_path(folder, desktop)),
+        display=str(folder / "run" / f"{desktop}.vnc"),
+        log=str(folder / "desktops" / f"{desktop}.log"),
+        accelerator="tcg",
+        network="user",
+    )
+
+
+class InMemory:
+    has_agent = True
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.hypervisor: Hypervisor = FakeHypervisor(ManualClock(), boot_s=0)
+
+    def spec(self, desktop: DesktopId, generation: int = 1) -> DomainSpec:
+        return plain(self.folder, desktop, generation)
+
+    def power_off(self, desktop: DesktopId) -> None:
+        assert isinstance(self.hypervisor, FakeHypervisor)
+        self.hypervisor.power_off(desktop)
+
+
+class WithLibvirt:
+    """`uri` is the test driver's or a real one's; the latter's desktops get real clones of the test guest."""
+
+    def __init__(self, folder: Path, uri: str, *, backing: Path | None = None, deadline_s: float = 30) -> None:
+        self.folder = folder
+        self.uri = uri
+        self.backing = backing
+        self.has_agent = backing is not None
+        self.hypervisor = connect(uri, grid="grid-1", deadline_s=deadline_s)
+        self.admin = libvirt.open(uri)
+        for part in ("desktops", "run"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+
+    def spec(self, desktop: DesktopId, generation: int = 1) -> DomainSpec:
+        spec = plain(self.folder, desktop, generation)
+        if self.backing is not None and not Path(spec.disk).exists():
+            disks.make_overlay(Path(spec.disk), self.backing)
+        return spec
+
+    def power_off(self, desktop: DesktopId) -> None:
+        self.admin.lookupByName(domainxml.domain_name(desktop)).destroy()
+
+    def stranger(self, name: str) -> Any:
+        return self.admin.defineXML(STRANGER.format(name=name, kind="test" if self.backing is None else "qemu"))
+
+    async def close(self) -> None:
+        await self.hypervisor.close()
+        for domain in self.admin.listAllDomains():
+            if domain.name() != "test":  # the test driver's own
+                with contextlib.suppress(libvirt.libvirtError):
+                    domain.destroy()  # it may be off, or just going
+                domain.undefine()
+        self.admin.close()
+
+
+@pytest.fixture(scope="session")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test guest's disk as a raw file, as a version's file is."""
+    raw = tmp_path_factory.mktemp("guest") / "tiny.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny.cached()), str(raw)], check=True, timeout=120)
+    return raw
+
+
+@pytest.fixture(scope="module")
+def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A private libvirtd with QEMU."""
+    server = PrivateLibvirt(tmp_path_factory.mktemp("libvirt") / "s", "contract")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["memory", "test-driver", pytest.param("qemu", marks=pytest.mark.libvirt)])
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+    if request.param == "memory":
+        yield InMemory(tmp_path)
+        return
+    if request.param == "qemu":
+        libvirtd = request.getfixturevalue("libvirtd")
+        libvirtd.start()
+        made = WithLibvirt(tmp_path, libvirtd.uri, backing=request.getfixturevalue("guest"))
+    else:
+        made = WithLibvirt(tmp_path, "test:///default")
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def qemu(libvirtd: Any, guest: Path, tmp_path: Path) -> AsyncIterator[WithLibvirt]:
+    """The real thing with a deadline that a test can wait for."""
+    libvirtd.start()
+    made = WithLibvirt(tmp_path, libvirtd.uri, backing=guest, deadline_s=2)
+    yield made
+    libvirtd.start()
+    await WithLibvirt.close(made)
+
+
+async def domains(hypervisor: Hypervisor) -> list[DomainStatus]:
+    return list(await hypervisor.domains())
+
+
+async def until(look: Callable[[], Any], limit_s: float) -> float:
+    started = time.monotonic()
+    while not await look():
+        assert time.monotonic() - started < limit_s, "that took too long"
+        await asyncio.sleep(0.1)
+    return time.monotonic() - started
+
+
+async def test_a_domains_life_from_nothing_to_nothing(bench: Bench) -> None:
+    it = bench.hypervisor
+    assert await domains(it) == []
+    await it.define(bench.spec(D1, 3))
+    assert await domains(it) == [DomainStatus(D1, 3, OFF)]
+    assert not await it.answers(D1)
+    await it.start(D1)
+    assert await domains(it) == [DomainStatus(D1, 3, RUNNING)]
+    if bench.has_agent:
+        await until(lambda: it.answers(D1), 90)
+    else:
+        assert not await it.answers(D1)
+    picture = await it.screenshot(D1)
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+    assert picture.rstrip(b"\n").endswith(b"IEND\xaeB`\x82")
+    await it.remove(D1)
+    assert await domains(it) == []
+
+
+async def test_twice_is_once(bench: Bench) -> None:
+    it = bench.hypervisor
+    for _ in range(2):
+        await it.define(bench.spec(D1))
+    for _ in range(2):
+        await it.start(D1)
+    assert await domains(it) == [DomainStatus(D1, 1, RUNNING)]
+    await it.define(bench.spec(D1))
+    assert await domains(it) == [DomainStatus(D1, 1, RUNNING)], "a running one of the same generation goes on"
+    for _ in range(2):
+        await it.remove(D1)
+    assert await domains(it) == []
+
+
+async def test_all_at_once_is_as_good_as_one_after_another(bench: Bench) -> None:
+    it = bench.hypervisor
+    await asyncio.gather(*(it.define(bench.spec(d)) for d in (D1, D2)))
+    await asyncio.gather(*(it.start(d) for d in (D1, D2, D1, D2)))
+    assert await domains(it) == [DomainStatus(D1, 1, RUNNING), DomainStatus(D2, 1, RUNNING)]
+    await asyncio.gather(*(it.remove(d) for d in (D1, D2)))
+    assert await domains(it) == []
+
+
+async def test_a_newer_generation_replaces_an_older_one_even_while_it_runs(bench: Bench) -> None:
+    it = bench.hypervisor
+    await it.define(bench.spec(D1, 1))
+    await it.start(D1)
+    await it.define(bench.spec(D1, 2))
+    assert await domains(it) == [DomainStatus(D1, 2, OFF)]
+
+
+async def test_one_that_went_off_is_started_again(bench: Bench) -> None:
+    it = bench.hypervisor
+    await it.define(bench.spec(D1))
+    await it.start(D1)
+    bench.power_off(D1)
+    assert await domains(it) == [DomainStatus(D1, 1, OFF)]
+    assert not await it.answers(D1)
+    with pytest.raises(Unavailable, match="powered off"):
+        await it.screenshot(D1)
+    await it.start(D1)
+    assert await domains(it) == [DomainStatus(D1, 1, RUNNING)]
+
+
+async def test_what_is_not_there_is_said(bench: Bench) -> None:
+    it = bench.hypervisor
+    assert not await it.answers(NONE)
+    await it.remove(NONE)
+    for asked in (it.start(NONE), it.screenshot(NONE)):
+        with pytest.raises(NotFound, match=NONE):
+            await asked
+
+
+# -- libvirt: others' domains ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["test-driver", pytest.param("qemu", marks=pytest.mark.libvirt)])
+async def shared(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[WithLibvirt]:
+    """A libvirt on which somebody else has domains too."""
+    uri, backing = "test:///default", None
+    if request.param == "qemu":
+        request.getfixturevalue("libvirtd").start()
+        uri, backing = request.getfixturevalue("libvirtd").uri, request.getfixturevalue("guest")
+    made = WithLibvirt(tmp_path, uri, backing=backing)
+    yield made
+    await made.close()
+
+
+async def test_somebody_elses_domain_is_never_listed_changed_or_removed(shared: WithLibvirt) -> None:
+    theirs = shared.stranger("their-windows")
+    squatter = shared.stranger(domainxml.domain_name(D1))
+    assert await domains(shared.hypervisor) == []
+    await shared.hypervisor.remove(D1)
+    with pytest.raises(Refused, match="not kmgr's: rename or remove it"):
+        await shared.hypervisor.define(shared.spec(D1))
+    with pytest.raises(NotFound):
+        await shared.hypervisor.start(D1)
+    assert not await shared.hypervisor.answers(D1)
+    assert {theirs.name(), squatter.name()} <= {domain.name() for domain in shared.admin.listAllDomains()}
+    assert not squatter.isActive()
+
+
+async def test_another_grids_desktops_are_somebody_elses(shared: WithLibvirt) -> None:
+    other = connect(shared.uri, grid="grid-2")
+    await other.define(replace(shared.spec(D1), grid="grid-2"))
+    assert await domains(shared.hypervisor) == []
+    await shared.hypervisor.remove(D1)
+    assert await domains(other) == [DomainStatus(D1, 1, OFF)]
+    await other.close()
+
+
+async def test_one_that_somebody_paused_goes_on(shared: WithLibvirt) -> None:
+    await shared.hypervisor.define(shared.spec(D1))
+    await shared.hypervisor.start(D1)
+    shared.admin.lookupByName(domainxml.domain_name(D1)).suspend()
+    assert await domains(shared.hypervisor) == [DomainStatus(D1, 1, DomainState.PAUSED)]
+    await shared.hypervisor.start(D1)
+    assert await domains(shared.hypervisor) == [DomainStatus(D1, 1, RUNNING)]
+
+
+async def test_one_that_somebody_renamed_is_still_removed(shared: WithLibvirt) -> None:
+    await shared.hypervisor.define(shared.spec(D1))
+    try:
+        shared.admin.lookupByName(domainxml.domain_name(D1)).rename("hidden")
+    except libvirt.libvirtError:
+        pytest.skip("this driver renames nothing")
+    await shared.hypervisor.remove(D1)
+    assert await domains(shared.hypervisor) == []
+
+
+# -- libvirt: out of order -------------------------------------------------------------------------------------------
+
+
+async def test_a_server_without_libvirt_says_so_in_words(tmp_path: Path) -> None:
+    none = connect("", grid="grid-1")
+    assert isinstance(none, NoHypervisor)
+    nothing = connect(f"qemu+unix:///system?socket={tmp_path / 'nothing'}", grid="grid-1")
+    for hypervisor, words in ((none, "libvirt_uri in its kmgr.toml is empty"), (nothing, "Start libvirtd")):
+        with pytest.raises(Unavailable, match=words):
+            await hypervisor.domains()
+        with pytest.raises(Unavailable, match=words):
+            await hypervisor.define(plain(tmp_path, D1, 1))
+        await hypervisor.close()
+
+
+@pytest.mark.libvirt
+async def test_a_missing_disk_is_refused_with_the_cause_and_is_not_taken_for_a_dead_libvirt(
+    qemu: WithLibvirt,
+) -> None:
+    spec = qemu.spec(D1)
+    await qemu.hypervisor.define(spec)
+    await asyncio.to_thread(Path(spec.disk).unlink)
+    with pytest.raises(Refused, match="No such file"):
+        await qemu.hypervisor.start(D1)
+    assert await domains(qemu.hypervisor) == [DomainStatus(D1, 1, OFF)]
+
+
+@pytest.mark.libvirt
+async def test_libvirtd_stopped_and_started_again_heals_the_same_driver(qemu: WithLibvirt, libvirtd: Any) -> None:
+    it = qemu.hypervisor
+    await it.define(qemu.spec(D1))
+    await it.start(D1)
+    qemu.admin.close()
+    await asyncio.to_thread(libvirtd.stop_libvirtd)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match=r"libvirt is not answering: .*Start libvirtd"):
+            await it.domains()
+    await asyncio.to_thread(libvirtd.start_libvirtd)
+    assert await domains(it) == [DomainStatus(D1, 1, RUNNING)], "the desktop ran on"
+    await asyncio.to_thread(libvirtd.restart_libvirtd)
+    assert await domains(it) == [DomainStatus(D1, 1, RUNNING)], "a restart between two calls is not even noticed"
+    qemu.admin = libvirt.open(qemu.uri)
+
+
+@pytest.mark.libvirt
+async def test_a_libvirtd_that_hangs_is_given_up_in_time_and_heals(qemu: WithLibvirt, libvirtd: Any) -> None:
+    it = qemu.hypervisor
+    await it.define(qemu.spec(D1))
+    (daemon,) = [p for p in processes.children(libvirtd._init()) if processes.name_of(p) == "libvirtd"]
+    os.kill(daemon.pid, signal.SIGSTOP)
+    try:
+        for _ in range(5):
+            started = time.monotonic()
+            with pytest.raises(Unavailable, match=r"libvirt (did not answer within 2 s|hangs).*systemctl status"):
+                await it.domains()
+            assert time.monotonic() - started < 4
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="hangs"):
+            await it.domains()
+        assert time.monotonic() - started < 0.5, "no further call piles up"
+    finally:
+        os.kill(daemon.pid, signal.SIGCONT)
+
+    async def healed() -> bool:
+        try:
+            return await domains(it) == [DomainStatus(D1, 1, OFF)]
+        except Unavailable:
+            return False
+
+    assert await until(healed, 10) < 5
+
+
+@pytest.mark.libvirt
+async def test_after_a_power_cut_definitions_are_there_and_nothing_runs(qemu: WithLibvirt, libvirtd: Any) -> None:
+    it = qemu.hypervisor
+    await it.define(qemu.spec(D1))
+    await it.start(D1)
+    qemu.admin.close()
+    await asyncio.to_thread(libvirtd.power_cut)
+    with pytest.raises(Unavailable):
+        await it.domains()
+    await asyncio.to_thread(libvirtd.start)
+    assert await domains(it) == [DomainStatus(D1, 1, OFF)]
+    await it.start(D1)
+    assert await domains(it) == [DomainStatus(D1, 1, RUNNING)]
+    qemu.admin = libvirt.open(qemu.uri)
+
+
+@pytest.mark.libvirt
+async def test_a_booted_guest_shows_its_screen_on_a_socket_and_listens_on_no_network(
+    qemu: WithLibvirt, record_property: Callable[[str, object], None]
+) -> None:
+    it, spec, clock = qemu.hypervisor, qemu.spec(D1), SystemClock()
+    started = clock.monotonic()
+    await it.define(spec)
+    await it.start(D1)
+    begun = clock.monotonic()
+    await until(lambda: it.answers(D1), 90)
+    record_property("define_and_start_s", round(begun - started, 2))
+    record_property("boot_to_ready_s", round(clock.monotonic() - begun, 2))
+    reader, writer = await asyncio.open_unix_connection(spec.display)
+    assert (await reader.readexactly(12)).startswith(b"RFB 003.")
+    writer.close()
+    log = await asyncio.to_thread(Path(spec.log).read_bytes)
+    assert log, "the serial console is written for the administrator"
+    (qemu_process,) = [
+        p for p in psutil.process_iter() if f"guest={domainxml.domain_name(D1)}," in " ".join(words(p))
+    ]
+    assert [c for c in qemu_process.net_connections("inet") if c.status == psutil.CONN_LISTEN] == []
+
+
+def words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

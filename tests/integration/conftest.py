@@ -1,0 +1,71 @@
+"""Whole grids of real daemons, libvirts and guests, for the tests of this folder."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.demo.cluster import Cluster
+from appliance.demo.progress import Progress
+from appliance.demo.scene import Director, Scene
+from appliance.image import tiny
+from tests.lab.ports import port
+
+WEB_PORT = 0
+GRID_PORT = 100
+
+MakeGrid = Callable[..., Cluster]
+
+
+@pytest.fixture(scope="session")
+def tiny_image() -> Path:
+    """A guest that answers its agent after a few seconds, built once."""
+    return tiny.cached()
+
+
+@pytest.fixture(scope="session")
+def short_tmp() -> Iterator[Path]:
+    """A folder with a path short enough for QEMU's sockets, which pytest's own may not be."""
+    folder = Path(tempfile.mkdtemp(prefix="kmgr-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def make_grid(short_tmp: Path) -> Iterator[MakeGrid]:
+    """Returns a function that makes grids; all are stopped at the end, with every process they started."""
+    made: list[Cluster] = []
+
+    def make(name: str, **options: object) -> Cluster:
+        ports = {
+            "web_port": port(WEB_PORT + 10 * len(made)),
+            "grid_port": port(GRID_PORT + 10 * len(made)),
+        }
+        grid = Cluster(short_tmp / name, grid=name, **{**ports, **options})  # type: ignore[arg-type]
+        made.append(grid)
+        return grid
+
+    yield make
+    for grid in made:
+        grid.stop()
+
+
+@pytest.fixture(scope="session")
+def office(make_grid: MakeGrid, tiny_image: Path) -> Cluster:
+    """Three servers with the test guest on all of them, a template, a user, and a desktop standing by.
+
+    Shared by a whole run: a test that kills a server starts it again.
+    """
+    grid = make_grid("office")
+    grid.start()
+    director = Director(grid.admin(), OFFICE, Progress())
+    director.image(tiny_image, len(grid.servers))
+    director.template()
+    director.user(grid.password(OFFICE.user))
+    director.ready()
+    return grid
+
+
+OFFICE = Scene(image="test-guest", template="office", memory_mib=192, standby=2, maximum=6)

@@ -1,0 +1,162 @@
+"""A real desktop's life: placed, built, ready, seen, shut down by its user, through outages, given back."""
+
+import asyncio
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.lab.node import PrivateLibvirt
+from kmgr.clock import SystemClock
+from kmgr.grid.local import LocalNetwork
+from kmgr.ids import DesktopId, ServerId
+from kmgr.provision.agent import ProvisionAgent, Shape
+from kmgr.provision.display import OPERATION, fetch_screenshot, serve_display, socket_finder
+from kmgr.provision.hypervisor import DomainState, Hypervisor
+from kmgr.provision.libvirt_driver import connect
+from tests.lab.provision import A, B, Office, done
+
+pytestmark = pytest.mark.libvirt
+
+D1 = DesktopId("dsk-000000000001")
+BOOT_S = 120
+
+
+class Real(Office):
+    """Server a with real QEMU, real disks, real time."""
+
+    def __init__(self, folder: Path, uri: str, image: Path) -> None:
+        self.real = SystemClock()
+        super().__init__(folder, real_clock=self.real)
+        self.hypervisor: Hypervisor = connect(uri, grid="grid-1", deadline_s=5)
+        self.image = image
+        self.socket = socket_finder(folder)
+        self.network = LocalNetwork()
+        serve_display(self.network.port(A), self.grid, self.hypervisor, socket=self.socket)
+        self.start()
+
+    def start(self) -> None:
+        """Start the agent's loop, as the daemon does."""
+        shape = Shape(
+            data_dir=self.folder,
+            grid_id="grid-1",
+            backing=lambda version: self.image if version == "ver-1" else None,
+            display=self.socket,
+        )
+        self.agent = ProvisionAgent(self.grid, self.hypervisor, clock=self.real, shape=shape)
+        self.task = asyncio.create_task(self.agent.run())
+
+    async def stop(self) -> None:
+        """Stop the agent; its desktops run on."""
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+    async def until(self, wanted: Callable[[], object], limit_s: float = BOOT_S) -> float:
+        """Wait until something is so; returns how long it took."""
+        started = time.monotonic()
+        while not wanted():
+            assert time.monotonic() - started < limit_s, f"still {self.states()}, {self.agent.problems()}"
+            await asyncio.sleep(0.1)
+        return time.monotonic() - started
+
+    async def domain(self) -> DomainState | None:
+        """Return how the hypervisor finds the one desktop."""
+        return next((status.state for status in await self.hypervisor.domains()), None)
+
+
+@pytest.fixture(scope="module")
+def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirt]:
+    server = PrivateLibvirt(tmp_path_factory.mktemp("l") / "s", "desktops")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def raw(tiny_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("raw") / "ver-1.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny_image), str(path)], check=True, timeout=120)
+    return path
+
+
+@pytest.fixture
+async def real(libvirtd: PrivateLibvirt, raw: Path, tmp_path: Path) -> AsyncIterator[Real]:
+    libvirtd.start()
+    made = Real(tmp_path, libvirtd.uri, raw)
+    await made.found(memory_mib=128)
+    yield made
+    await made.stop()
+    libvirtd.start()
+    for status in await made.hypervisor.domains():
+        await made.hypervisor.remove(status.desktop)
+    await made.hypervisor.close()
+    made.grid.close()
+
+
+async def is_state(real: Real, state: str, limit_s: float = BOOT_S) -> float:
+    return await real.until(lambda: real.states().get(D1) == state, limit_s)
+
+
+async def test_from_placed_to_seen_to_given_back(real: Real) -> None:
+    done(await real.place(D1))
+    took = await is_state(real, "ready")
+    print(f"placed to ready: {took:.1f} s")
+    done(await real.do("desktop.claim", user="bea", template="tpl"))
+
+    far = real.network.port(B)
+    stream = await far.open(ServerId(A), OPERATION, {"desktop": D1, "generation": 1})
+    assert (await stream.reader.readexactly(12)).startswith(b"RFB 003.")
+    stream.writer.close()
+    assert (await fetch_screenshot(far, ServerId(A), D1, "bea")).startswith(b"\x89PNG")
+
+    done(await real.do("desktop.release", desktop=D1, user="bea"))
+    took = await real.until(lambda: not real.states(), 20)
+    assert await real.domain() is None
+    assert list((real.folder / "desktops").iterdir()) == []
+    assert list((real.folder / "run").iterdir()) == []
+    print(f"given back to gone: {took:.1f} s")
+
+
+async def test_it_survives_its_user_its_daemon_its_libvirtd_and_a_power_cut(
+    real: Real, libvirtd: PrivateLibvirt
+) -> None:
+    done(await real.place(D1))
+    await is_state(real, "building", 20)
+    await asyncio.sleep(1)
+    await real.stop()  # the daemon ends in the middle of a boot
+    real.start()
+    await is_state(real, "ready")
+    done(await real.do("desktop.claim", user="bea", template="tpl"))
+
+    await asyncio.to_thread(libvirtd.stop_libvirtd)
+    await real.until(lambda: not real.agent.can_run(), 20)
+    assert "Start libvirtd" in real.agent.problems()[0]
+    await asyncio.to_thread(libvirtd.start_libvirtd)
+    await real.until(real.agent.can_run, 20)
+    assert await real.domain() is DomainState.RUNNING
+
+    disk = (real.folder / "desktops" / f"{D1}.qcow2").stat()
+    await asyncio.to_thread(libvirtd.power_cut)
+    await real.until(lambda: not real.agent.can_run(), 20)
+    await asyncio.to_thread(libvirtd.start)
+    for _ in range(100):
+        if real.agent.can_run() and await real.domain() is DomainState.RUNNING:
+            break
+        await asyncio.sleep(0.2)
+    assert await real.domain() is DomainState.RUNNING
+    assert (real.folder / "desktops" / f"{D1}.qcow2").stat().st_ino == disk.st_ino
+    assert real.one(D1).user == "bea"
+    assert real.states() == {D1: "in_use"}
+
+
+async def test_a_disk_that_boots_nothing_is_called_broken_with_the_step(real: Real, tmp_path: Path) -> None:
+    done(await real.do("setting.set", name="build_timeout_s", value=30))
+    real.image = tmp_path / "empty.raw"
+    with real.image.open("wb") as empty:
+        empty.truncate(64 << 20)
+    done(await real.place(D1))
+    await is_state(real, "broken", 60)
+    assert real.one(D1).step == "guest"
+    assert "did not answer within 30 s" in real.one(D1).cause

@@ -1,0 +1,92 @@
+"""Two servers and one of them dies: new users log in at the other one and work; afterwards both agree."""
+
+import signal
+import time
+
+import pytest
+
+from appliance.demo.cluster import Cluster
+from appliance.demo.progress import Progress
+from appliance.demo.scene import Director, Scene
+from tests.integration.conftest import MakeGrid
+from tests.lab import grids
+from tests.lab.api import wait_for
+
+pytestmark = pytest.mark.libvirt
+
+PAIR = Scene(image="test-guest", template="office", memory_mib=192, standby=2, maximum=6)
+WITHIN_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def pair(make_grid: MakeGrid, tiny_image: object) -> Cluster:
+    """Two servers, each with a desktop that stands by."""
+    grid = make_grid("pair", names=("one", "two"))
+    grid.start()
+    director = Director(grid.admin(), PAIR, Progress())
+    director.image(tiny_image, 2)  # type: ignore[arg-type]
+    director.template()
+    director.user(grid.password(PAIR.user))
+    director.ready()
+    return grid
+
+
+def test_one_of_two_dies_and_a_new_user_works_at_the_other_within_ten_seconds(pair: Cluster) -> None:
+    one, two = pair.servers
+    boss = grids.admin(pair, two)
+    grids.standby(boss, least=1, without=one.id)
+    grids.person(pair, two, "dora").ask("DELETE", "/sessions/current").ok()
+
+    began = time.monotonic()
+    one.power_cut()
+
+    def logged_in() -> object:
+        answer = grids.api(two).ask("POST", "/sessions", {"user": "dora", "password": pair.password("dora")})
+        return answer.body["token"] if answer.status < 300 else None
+
+    wait_for("dora is logged in", logged_in, timeout_s=WITHIN_S)
+    dora = grids.api(two).log_in("dora", pair.password("dora"))
+    desktop = grids.claim(dora, PAIR.template, timeout_s=WITHIN_S - (time.monotonic() - began))
+    took_s = time.monotonic() - began
+    print(f"a new user logged in and had a desktop {took_s:.1f} s after the other server's power cut")
+    assert took_s < WITHIN_S
+    assert desktop["server"] == two.id
+    assert grids.emulator(desktop["id"]) is not None
+
+    # What goes on and what waits is told everywhere; a change of the configuration is refused with the reason.
+    status = boss.ask("GET", "/status").ok()
+    assert (status["majority"], status["island"]) == (False, True)
+    template = next(t for t in boss.items("templates") if t["name"] == PAIR.template)
+    refused = boss.ask("PATCH", f"/templates/{template['id']}", {"notes": "alone"})
+    assert (refused.status, refused.body["error"]["code"]) == (503, "island"), refused
+    for words in ("without one", "until a majority is back", "witness", "docs/operating.md"):
+        assert words in refused.body["error"]["message"]
+    # Its share of the standbys is made anew.
+    grids.standby(boss, least=1, without=one.id)
+
+    # Killed as an island it goes on as one.
+    daemon = two.daemon
+    assert daemon is not None
+    daemon.send(signal.SIGKILL)
+    assert daemon.gone_within(10)
+    two.start()
+    assert boss.ask("GET", "/status").ok()["island"]
+    assert [d["id"] for d in dora.items("desktops")] == [desktop["id"]]
+
+    # The other one returns: both agree, and the history tells what was done alone.
+    one.start()
+    grids.caught_up(pair.servers, timeout_s=40)
+    clients = [grids.admin(pair, server) for server in pair.servers]
+    wait_for(
+        "no island is left", lambda: not any(c.ask("GET", "/status").ok()["island"] for c in clients), timeout_s=20
+    )
+    agreed = grids.agreed(clients, "desktops")
+    assert [d["id"] for d in agreed if d["user"] == "dora"] == [desktop["id"]]
+    told = [event["text"] for event in clients[0].items("events")]
+    assert f"dora got desktop {desktop['name']} (two was cut off)" in told
+    assert any(text.startswith("two is no longer cut off") for text in told)
+    elsewhere = grids.api(one)
+    elsewhere.token = dora.token
+    assert [d["id"] for d in elsewhere.items("desktops")] == [desktop["id"]]
+    clients[0].ask("PATCH", f"/templates/{template['id']}", {"notes": "together"}).ok()
+    grids.agreed(clients, "templates")

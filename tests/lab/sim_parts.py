@@ -1,0 +1,158 @@
+"""What a simulated server stands on: a disk that forgets, wires that are queues, and no threads."""
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlite_utils import Database
+
+from kmgr.grid.envelope import Applied, Command, Outcome
+from kmgr.grid.link import LinkEvents
+from kmgr.grid.raft.journal import Journal
+from kmgr.grid.raft.logfile import LogFile
+from kmgr.grid.raft.messages import Taken, Vote, decode
+from kmgr.ids import ServerId
+
+if TYPE_CHECKING:
+    from tests.lab.raft_sim import Sim
+
+
+NOTES = "create table if not exists notes (at integer primary key, n integer not null);"
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """What may happen to the servers."""
+
+    kills: bool = False
+    power_cuts: bool = False
+    voters: bool = False
+    # How many servers are sent the log without a vote; with `voters` they and the voters change places.
+    learners: int = 0
+
+
+def add_note(db: Database, command: Command) -> Outcome:
+    """Append a number."""
+    db.execute("insert into notes (n) values (?)", [command.body["n"]])
+    return Applied()
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class SimFile(LogFile):
+    """A journal's file whose process may end at any write, and which knows what a power cut would leave."""
+
+    sim: "Sim"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        before = SimFile.sim.files.get(path)
+        self.durable = self.size if before is None else min(before.durable, self.size)
+        SimFile.sim.files[path] = self
+
+    def cut(self, size: int) -> None:
+        super().cut(size)
+        self.durable = size
+
+    def append(self, data: bytes) -> None:
+        SimFile.sim.breath()
+        super().append(data)
+
+    def sync(self) -> None:
+        SimFile.sim.breath()
+        self.durable = self.size
+
+    def replace(self, data: bytes) -> None:
+        SimFile.sim.breath()
+        super().replace(data)
+        self.durable = self.size
+        SimFile.sim.breath()
+
+    def lose_power(self, dice: random.Random) -> None:
+        """Leave what was synced, and of the rest a part, with zeros in it."""
+        raw = self.path.read_bytes()
+        tail = bytearray(raw[self.durable :])
+        del tail[dice.randrange(len(tail) + 1) :]
+        if tail and dice.random() < 0.5:
+            begin = dice.randrange(len(tail))
+            tail[begin:] = bytes(len(tail) - begin)
+        self.path.write_bytes(raw[: self.durable] + tail)
+        self.durable += len(tail)
+
+
+class Later:
+    """Work on files that is done, all at once, some rounds later."""
+
+    def __init__(self, dice: random.Random) -> None:
+        self._dice = dice
+        self._jobs: deque[tuple[Callable[[Callable[[], None]], Any], Callable[[Any], None]]] = deque()
+
+    def start(self, job: Callable[[Callable[[], None]], Any], then: Callable[[Any], None]) -> None:
+        self._jobs.append((job, then))
+
+    def poll(self) -> None:
+        while self._jobs and self._dice.random() < 0.3:
+            job, then = self._jobs.popleft()
+            then(job(lambda: None))
+
+    def close(self) -> None:
+        self._jobs.clear()
+
+
+@dataclass(slots=True)
+class Promise:
+    """What a server told others and must still know after any fault, as long as it is in that term."""
+
+    term: int = 0
+    vote: ServerId | None = None
+    index: int = 0
+
+    def heard(self, to: ServerId, frame: bytes) -> None:
+        """Note what a frame promises."""
+        match decode(frame):
+            case Vote(term) if term >= self.term:
+                self._reach(term)
+                self.vote = to
+            case Taken(term, wanted, True) if term >= self.term:
+                self._reach(term)
+                self.index = max(self.index, wanted - 1)
+
+    def broken(self, journal: Journal) -> str | None:
+        """Say how a journal breaks it."""
+        if journal.term < self.term:
+            return f"is in term {journal.term} after it took part in {self.term}"
+        if journal.term > self.term:
+            return None
+        if self.vote not in {None, journal.vote}:
+            return f"voted for {self.vote} in term {self.term} and knows only of {journal.vote}"
+        if journal.last.index < self.index:
+            return f"acknowledged entry {self.index} in term {self.term} and ends at {journal.last.index}"
+        return None
+
+    def _reach(self, term: int) -> None:
+        if term > self.term:
+            self.term, self.vote, self.index = term, None, 0
+
+
+class SimLink:
+    """One server's end of the simulated wires."""
+
+    def __init__(self, sim: "Sim", server: ServerId) -> None:
+        self._sim = sim
+        self._server = server
+
+    def attach(self, events: LinkEvents) -> None:
+        """The simulation calls the core itself."""
+
+    def send(self, server: ServerId, data: bytes) -> bool:
+        """Queue a frame."""
+        if frozenset({self._server, server}) not in self._sim.connected:
+            return False
+        self._sim.promises[self._server].heard(server, data)
+        self._sim.queues[self._server, server].append(data)
+        return True

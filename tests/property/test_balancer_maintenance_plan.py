@@ -1,0 +1,84 @@
+"""What is done without a reason against it leaves the grid as able to lose one server as it was before."""
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kmgr.balancer.model import View
+from kmgr.balancer.redundancy import Drain, Remove, can_lose_one, would_break
+from kmgr.grid.membership import settled, spare
+from kmgr.grid.model import RUNNING, ServerState
+from kmgr.ids import ServerId
+from tests.lab.state import State
+
+STATES = st.sampled_from(["up", "up", "up", "draining", "lost"])
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> tuple[View, frozenset[ServerId]]:
+    """Return a grid and who votes in it."""
+    state = State()
+    servers = [
+        state.server(f"s{n}", draw(STATES), memory_free_mib=draw(st.integers(2_000, 60_000)))
+        for n in range(draw(st.integers(1, 6)))
+    ]
+    members = [*servers, *([state.witness("w", draw(STATES))] if draw(st.booleans()) else [])]
+    holders = draw(st.sets(st.sampled_from(servers)))
+    state.version("ver-1", sorted(holders))
+    state.template("win")
+    for _ in range(draw(st.integers(0, 6))):
+        where = draw(st.sampled_from(servers))
+        state.desktop(
+            "tpl-win", where, draw(st.sampled_from(["ready", "in_use"])), memory_mib=draw(st.integers(1, 8)) << 9
+        )
+    view = state.view()
+    up = [s.id for s in view.servers if s.state in RUNNING]
+    first = draw(st.sampled_from(members))
+    voters = settled(view.servers, [first], [*up, first], leader=first)
+    return view, voters
+
+
+@settings(max_examples=150, deadline=None)
+@given(grid=grids(), choice=st.integers(0, 6), remove=st.booleans())
+def test_no_reason_means_no_loss_of_safety(grid: tuple[View, frozenset[ServerId]], choice: int, remove: bool) -> None:
+    view, voters = grid
+    chosen = view.servers[choice % len(view.servers)]
+    action = Remove(chosen.id) if remove else Drain(chosen.id)
+    reasons = would_break(view, voters, action)
+    assert len(set(reasons)) == len(reasons)
+    if reasons:
+        return
+    up = {s.id for s in view.servers if s.state in RUNNING}
+    if remove:
+        left = replace(
+            view, servers=tuple(replace(s, state=ServerState.REMOVED) if s is chosen else s for s in view.servers)
+        )
+        kept = voters - {chosen.id}
+        if spare(voters, up) >= 0 and chosen.id in voters and kept:
+            assert spare(kept, up - {chosen.id}) >= 0 or not up - {chosen.id}, "the majority is never given away"
+        still = {s for s in view.holders.get("ver-1", ()) if s != chosen.id}  # type: ignore[call-overload]
+        assert still or chosen.id not in view.holders.get("ver-1", ()), "no image is lost"  # type: ignore[call-overload]
+        before = can_lose_one(view, voters)
+        leader = next(iter(sorted(kept & up)), None)
+        if before.ok and leader is not None:
+            after = can_lose_one(
+                replace(left, desktops=tuple(d for d in view.desktops if d.server != chosen.id)),
+                settled(left.servers, kept, up - {chosen.id}, leader=leader),
+            )
+            assert after.ok, after.sentences
+
+
+@settings(max_examples=80, deadline=None)
+@given(grid=grids(), choice=st.integers(0, 6))
+def test_removing_what_is_lost_already_never_needs_force(grid: tuple[View, frozenset[ServerId]], choice: int) -> None:
+    view, voters = grid
+    lost = [s for s in view.servers if s.state is ServerState.LOST]
+    if not lost:
+        return
+    chosen = lost[choice % len(lost)]
+    only = view.holders.get("ver-1", frozenset()) == {chosen.id}  # type: ignore[call-overload]
+    up = {s.id for s in view.servers if s.state in RUNNING}
+    reasons = would_break(view, voters, Remove(chosen.id))
+    if spare(voters, up) >= 0 and not only:
+        assert reasons == ()

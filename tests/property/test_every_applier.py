@@ -1,0 +1,277 @@
+"""No command that a person or a server can send stops the grid: each is applied or rejected, never a bug.
+
+An exception in an applier stops every server, because all of them apply the same
+log. So commands with plausible fields that are stale, doubled, of other things or
+of another kind follow each other in any order on a state that has some of everything.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kmgr.grid.digest import digest
+from kmgr.grid.envelope import Applied, Command, Rejected, decode, encode
+from kmgr.grid.settle import SETTLE
+from kmgr.ids import CommandId
+from kmgr.registry import APPLIERS, ISLAND
+from tests.lab.state import State
+
+HUGE, HASH = 1 << 40, "a" * 64
+SERVERS = ("srv-a", "srv-b", "srv-lost", "srv-joining", "srv-gone", "srv-wit", "srv-none", "")
+NAMES = ("anna", "root", "berta", "nobody", "Anna ", "", "office", "a", "b", "gone")
+TEXTS = ("", "some words", "x" * 300, "naïve\x00", "office")
+
+# What a field may hold, by its name: mostly the first, else things that are there or not, and what is just odd.
+FIELDS: Mapping[str, tuple[Any, ...]] = {
+    "server": SERVERS,
+    "desktop": (*(f"dsk-{n}" for n in range(1, 9)), "dsk-new", "dsk-none"),
+    "template": ("tpl-office", "tpl-off", "tpl-broken", "tpl-new", "tpl-none"),
+    "version": ("ver-1", "ver-2", "ver-9", "ver-none"),
+    "image": ("img-1", "img-2", "img-none"),
+    "invitation": ("inv-1", "inv-2", "inv-none"),
+    "directory": ("corp", "none", "built-in", ""),
+    "name": NAMES,
+    "user": NAMES,
+    "subject": (*NAMES, "staff"),
+    "kind": ("user", "group", "everyone", "cat"),
+    "hash": ("h-1", "h-2", "h-old", "h-none"),
+    "role": ("user", "admin", "king", "server", "witness"),
+    "groups": ([], ["staff"], ["staff", "staff"], "staff"),
+    "disabled": (True, False, "yes"),
+    "enabled": (True, False, 1, "yes"),
+    "refresh": ("on_logout", "never", "manual", ""),
+    "generation": (1, 0, 2, 3),
+    "state": ("placed", "ready", "in_use", "retired"),
+    "server_state": ("up", "lost"),
+    "running": (["srv-a", "srv-b"], [], ["srv-none"]),
+    "although": ([], ["it is the last one"]),
+    "at": (0, 1_001, HUGE),
+    "expires_at": (HUGE, 0, 1_500),
+    "tries": (0, 1, 5),
+    "wait_s": (0, 60),
+    "epoch": (0, 1, 2),
+    "address": ("", "10.0.0.9/24", "10.0.0.9", "nowhere", "::1/128"),
+    "vcpus": (1, 0, HUGE, "1", True),
+    "memory_mib": (64, 1, 1024, None),
+    "standby": (0, 2, -1, 2_000),
+    "maximum": (10, 0, 2, -1),
+    "size_bytes": (1, 1 << 20, 0, -1, True),
+    "used_bytes": (0, 4096, -1),
+    "block_bytes": (1 << 18, 0),
+    "manifest_hash": (HASH, "b" * 64, "c" * 64, "short"),
+    "urls": (["ldaps://dc1.corp.example"], [], ["http://x"]),
+    "start_tls": (True, False),
+    "bind_name": ("{name}@corp", "nobody"),
+    "user_filter": ("(uid={name})", ""),
+    "value": (300, 0, 1_000, 8_000, 600_000, "1", None),
+    "how": ("recovered", "restored"),
+    "grid_address": ("srv-a", "srv-new:7400", ""),
+    "outbox": ("out-1", "out-2"),
+    "connected": ([], ["dsk-1"]),
+    "over": (None, 3),
+    "web_address": TEXTS,
+    "fingerprint": ("", "f", "g"),
+    "key": ("", "k", "k-joining"),
+}
+SETTINGS = ("heartbeat_ms", "lost_after_ms", "replace_voter_after_s", "session_hours", "none")
+
+REPORT = "desktop generation server"
+ADDED = "server name grid_address web_address version fingerprint ?role"
+SHAPE = "vcpus memory_mib standby maximum refresh"
+# The fields of every command, as its applier tells them; those with a question mark may be missing.
+BODIES: Mapping[str, str] = {
+    "grid.create": "grid name ca_cert_pem ca_key_sealed",
+    "server.add": ADDED,
+    "server.announce": "server grid_address web_address version fingerprint",
+    "server.up": "server",
+    "server.lost": "server",
+    "server.drain": "server ?running ?although",
+    "server.undrain": "server",
+    "server.remove": "server ?running ?although",
+    "invitation.create": "invitation sealed expires_at tries",
+    "invitation.try": "invitation",
+    "invitation.proved": "invitation",
+    "invitation.failed": "invitation remote",
+    "invitation.redeem": "invitation newcomer",
+    "setting.set": "setting value",
+    "grid.recover": "epoch server name how",
+    "grid.address": "address",
+    "image.create": "image name notes",
+    "image.delete": "image",
+    "version.add": "version image size_bytes used_bytes block_bytes manifest_hash notes server",
+    "version.here": "version server",
+    "version.gone": "version server",
+    "template.create": f"template name notes image version {SHAPE}",
+    "template.update": "template ?notes ?vcpus ?memory_mib ?standby ?maximum ?refresh ?enabled ?name",
+    "template.publish": "template version",
+    "template.broken": "template version cause",
+    "template.mend": "template",
+    "template.delete": "template",
+    "desktop.place": "desktop template version server",
+    "desktop.building": REPORT,
+    "desktop.ready": REPORT,
+    "desktop.failed": f"{REPORT} step cause",
+    "desktop.claim": "user template",
+    "desktop.ask": "user template",
+    "desktop.unask": "user template at",
+    "desktop.release": "desktop user",
+    "desktop.retire": "desktop why ?generation ?state ?server_state",
+    "desktop.removed": REPORT,
+    "desktop.forget": "desktop",
+    "desktop.stray": "desktop server",
+    "desktop.retry": "desktop",
+    "account.create": "name display_name role groups password_hash",
+    "account.update": "name ?display_name ?role ?groups ?disabled ?password_hash",
+    "account.password": "name password_hash",
+    "account.delete": "name",
+    "assignment.add": "template kind subject",
+    "assignment.remove": "template kind subject",
+    "session.open": "hash name display_name groups role source address server expires_at",
+    "session.renew": "hash expires_at",
+    "session.close": "hash",
+    "session.close_all": "name",
+    "session.expire": "",
+    "login.failed": "name tries wait_s",
+    "directory.set": "directory urls base_dn user_filter bind_name ca_pem start_tls admin_group",
+    "directory.remove": "directory",
+    SETTLE: "server outbox connected over facts",
+}
+
+# What fits where it is not what fits most commands.
+FITTING = {
+    ("desktop.place", "desktop"): "dsk-new",
+    ("desktop.building", "desktop"): "dsk-1",
+    ("desktop.ready", "desktop"): "dsk-2",
+    ("desktop.failed", "desktop"): "dsk-2",
+    ("desktop.removed", "desktop"): "dsk-6",
+    ("desktop.retry", "desktop"): "dsk-5",
+    ("desktop.forget", "desktop"): "dsk-7",
+    ("template.create", "template"): "tpl-new",
+    ("template.create", "name"): "fresh",
+    ("account.create", "name"): "berta",
+    ("invitation.create", "invitation"): "inv-2",
+    ("image.create", "image"): "img-3",
+    ("version.add", "version"): "ver-3",
+    ("version.add", "manifest_hash"): "c" * 64,
+    ("server.add", "server"): "srv-new",
+    ("server.add", "grid_address"): "srv-new:7400",
+    ("session.open", "hash"): "h-3",
+}
+
+# Fields that share their name with others but hold something else.
+NAMED = {("invitation.redeem", "newcomer"): "server", ("setting.set", "setting"): "name"}
+
+
+def grid() -> State:
+    """Return a grid that has some of everything, in every state."""
+    state = State()
+    for name, stands in (
+        ("a", "up"),
+        ("b", "draining"),
+        ("lost", "lost"),
+        ("joining", "joining"),
+        ("gone", "removed"),
+    ):
+        state.server(name, stands)
+    state.db.execute("update servers set key_hash = 'k-joining' where id = 'srv-joining'")
+    state.witness("wit")
+    for image in (1, 2):
+        state.do("image.create", image=f"img-{image}", name=f"image{image}", notes="")
+    sizes = {"size_bytes": 1 << 20, "used_bytes": 4096, "block_bytes": 1 << 18, "notes": "", "server": "srv-a"}
+    state.do("version.add", version="ver-1", image="img-1", manifest_hash=HASH, **sizes)
+    state.do("version.add", version="ver-2", image="img-1", manifest_hash="b" * 64, **sizes)
+    state.template("office", next_number=1)
+    state.template("off", enabled=0)
+    state.template("broken", broken_cause="it does not boot")
+    state.template("none-left", version="ver-9")
+    for n, stands in enumerate(("placed", "building", "ready", "in_use", "broken", "retired", "ready", "in_use"), 1):
+        made = state.desktop("tpl-office", "srv-a" if n < 7 else "srv-lost", stands)  # type: ignore[arg-type]
+        # Some names of an earlier template of this name are still taken.
+        state.db.execute("update desktops set id = ?, name = ? where id = ?", [f"dsk-{n}", f"office-{n}", made])
+    for name, role in (("root", "admin"), ("anna", "user")):
+        plain = {"display_name": name, "role": role, "groups": ["staff"], "password_hash": "p"}
+        state.do("account.create", name=name, **plain)
+        session = {"source": "built-in", "address": "10.0.0.1", "server": "srv-a", "expires_at": HUGE}
+        state.do("session.open", hash="h-1" if role == "user" else "h-2", name=name, **{**plain, **session})
+    state.do("assignment.add", template="tpl-office", kind="user", subject="anna")
+    state.do("invitation.create", invitation="inv-1", sealed="s", expires_at=HUGE, tries=5)
+    state.do("desktop.ask", user="berta", template="tpl-broken")
+    return state
+
+
+def values(field: str, type: str) -> st.SearchStrategy[Any]:
+    """Return what a field of a command may hold."""
+    if field == "newcomer":
+        return filled(f"{ADDED} key", "server.add")
+    if field == "facts":
+        return st.lists(facts(), max_size=3)
+    if field == "setting":
+        return st.sampled_from(SETTINGS)
+    among = FIELDS.get(field, TEXTS)
+    return st.sampled_from((*[FITTING.get((type, field), among[0])] * 2 * len(among), *among))
+
+
+@st.composite
+def filled(draw: st.DrawFn, fields: str, type: str) -> dict[str, Any]:
+    """Draw a body of these fields."""
+    body = {}
+    for field in fields.split():
+        plain = field.lstrip("?")
+        if plain == field or draw(st.booleans()):
+            body[NAMED.get((type, plain), plain)] = draw(values(plain, type))
+    return body
+
+
+DONE_ALONE = ("session.close", "session.close_all", "session.expire", "login.failed", "desktop.retire")
+
+
+@st.composite
+def facts(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw something that a server did while it was cut off."""
+    what = draw(st.sampled_from(DONE_ALONE))
+    body = draw(filled(BODIES[what], what))
+    record = {"session.close": {"hash": body.get("hash")}, "session.close_all": {"name": body.get("name")}}.get(what)
+    if what == "desktop.retire":
+        record = {"desktop": body["desktop"], "generation": 1, "row": None, "knew": []}
+    n = draw(st.integers(1, 4))
+    return {
+        "n": n, "type": what, "id": f"fact-{n}", "at": 900, "by": "anna", "body": body, "made": {},
+        "lines": [["desktop", "dsk-1", "something happened"]], "about": f"{what}:{n}", "values": record,
+    }  # fmt: skip
+
+
+def command(type: str) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
+    return filled(BODIES[type], type).map(lambda body: (type, body))
+
+
+def apply(state: State, type: str, body: Mapping[str, Any], *, alone: bool = False) -> None:
+    """Apply one as the state machine does and look at what it left behind."""
+    state.at += 1
+    before = digest(state.db)
+    # As it comes out of the log: JSON, nothing finer.
+    told = decode(encode(Command(type, CommandId(f"cmd-{state.at}"), state.at, "test", body)))
+    rule = ISLAND.get(type)
+    applier = (rule.apply if alone and rule else None) or APPLIERS[type]
+    state.db.conn.execute("savepoint entry")
+    outcome = applier(state.db, told)
+    assert isinstance(outcome, Applied | Rejected)
+    if isinstance(outcome, Rejected):
+        assert outcome.code
+        assert outcome.detail
+        state.db.conn.execute("rollback to entry")
+        assert digest(state.db) == before, f"{type} was rejected and left something behind"
+    state.db.conn.execute("release entry")
+
+
+def test_every_command_is_among_them() -> None:
+    assert set(BODIES) == set(APPLIERS)
+
+
+@given(sent=st.lists(st.sampled_from(sorted(BODIES)).flatmap(command), max_size=12), alone=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_no_command_is_a_bug(sent: list[tuple[str, dict[str, Any]]], alone: bool) -> None:
+    state = grid()
+    for what, body in sent:
+        apply(state, what, body, alone=alone)

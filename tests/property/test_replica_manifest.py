@@ -1,0 +1,117 @@
+"""A manifest has one spelling, says what the bytes were, and a lie in it is refused."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kmgr.errors import Refused
+from kmgr.replica import manifest as m
+
+BLOCK = 1 << 16
+HEAD = len(b"kmgr manifest 1\n")
+
+
+@st.composite
+def disks(draw: st.DrawFn) -> tuple[int, dict[int, bytes]]:
+    """A disk's size and its blocks that are not zeros (each a short word repeated)."""
+    sectors = draw(st.integers(1, 12 * BLOCK // 512))
+    size = sectors * 512
+    last = -(-size // BLOCK)
+    return size, draw(st.dictionaries(st.integers(0, last - 1), st.binary(min_size=1, max_size=4), max_size=12))
+
+
+def digests(size: int, blocks: dict[int, bytes]) -> list[tuple[int, bytes]]:
+    return [(n, m.digest((word * BLOCK)[: min(BLOCK, size - n * BLOCK)])) for n, word in sorted(blocks.items())]
+
+
+def made(disk: tuple[int, dict[int, bytes]]) -> m.Manifest:
+    return m.build(disk[0], digests(*disk), block_bytes=BLOCK)
+
+
+@given(disks())
+def test_what_is_spelled_is_read_back(disk: tuple[int, dict[int, bytes]]) -> None:
+    manifest = made(disk)
+    data = m.encode(manifest)
+    assert m.parse(data) == manifest
+    assert m.encode(m.parse(data)) == data
+    assert len(data) <= m.most_bytes(manifest.used_bytes, BLOCK)
+
+
+@given(disks())
+def test_every_block_that_is_not_zeros_is_listed_where_it_lies(disk: tuple[int, dict[int, bytes]]) -> None:
+    size, blocks = disk
+    manifest = made(disk)
+    wanted = {n * BLOCK: d for n, d in digests(size, blocks) if blocks[n].strip(b"\0")}
+    found = {block.offset: block.digest for k in range(manifest.pieces) for block in manifest.piece(k)}
+    assert found == wanted
+    assert manifest.used_bytes == sum(block.length for block in manifest.all_blocks())
+    assert all(block.offset + block.length <= size for block in manifest.all_blocks())
+
+
+@given(disks(), st.data())
+def test_a_changed_byte_is_refused_or_shows_in_the_hash(
+    disk: tuple[int, dict[int, bytes]], data: st.DataObject
+) -> None:
+    good = m.encode(made(disk))
+    place = data.draw(st.integers(0, len(good) - 1))
+    bad = bytearray(good)
+    bad[place] ^= data.draw(st.integers(1, 255))
+    assert m.manifest_hash(bytes(bad)) != m.manifest_hash(good)
+    try:
+        again = m.parse(bytes(bad))
+    except Refused:
+        return
+    assert m.encode(again) == bytes(bad)
+
+
+@given(disks(), st.data())
+def test_a_cut_or_lengthened_manifest_is_refused(disk: tuple[int, dict[int, bytes]], data: st.DataObject) -> None:
+    good = m.encode(made(disk))
+    with pytest.raises(Refused):
+        m.parse(good[: data.draw(st.integers(0, len(good) - 1))])
+    with pytest.raises(Refused):
+        m.parse(good + b"\0")
+
+
+@given(st.binary(max_size=200))
+def test_rubbish_is_refused(rubbish: bytes) -> None:
+    with pytest.raises(Refused):
+        m.parse(rubbish)
+
+
+def spelled(size: int, block: int, runs: list[tuple[int, int]], *, hashes: bytes | None = None) -> bytes:
+    count = sum(n for _, n in runs)
+    hashes = b"\1" * 32 * count if hashes is None else hashes
+    head = struct.pack(">QIQQ", size, block, len(runs), len(hashes) // 32)
+    return b"kmgr manifest 1\n" + head + b"".join(struct.pack(">QQ", *run) for run in runs) + hashes
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        spelled(0, BLOCK, []),
+        spelled(513, BLOCK, []),
+        spelled(32 << 40, BLOCK, []),
+        spelled(1 << 20, 4096, []),
+        spelled(1 << 20, BLOCK + 1, []),
+        spelled(1 << 20, BLOCK, [(0, 0)]),
+        spelled(1 << 20, BLOCK, [(16, 1)]),
+        spelled(1 << 20, BLOCK, [(3, 1), (1, 1)]),
+        spelled(1 << 20, BLOCK, [(1, 1), (2, 1)]),
+        spelled(1 << 20, BLOCK, [(1, 2), (2, 1)]),
+        spelled(1 << 20, BLOCK, [(1, 2)], hashes=b"\1" * 32),
+        spelled(1 << 20, BLOCK, [(1, 1)], hashes=m.zero_digest(BLOCK)),
+        spelled(1 << 20, BLOCK, [(1, 1)])[:HEAD] + struct.pack(">QIQQ", 1 << 20, BLOCK, 1 << 60, 1 << 60),
+    ],
+)
+def test_counts_and_places_that_cannot_be_are_refused(lie: bytes) -> None:
+    with pytest.raises(Refused):
+        m.parse(lie)
+
+
+def test_an_empty_disk_has_an_empty_manifest() -> None:
+    manifest = m.build(1 << 20, [])
+    assert (manifest.blocks, manifest.pieces, manifest.used_bytes) == (0, 0, 0)
+    assert m.parse(m.encode(manifest)) == manifest

@@ -1,0 +1,102 @@
+"""Draining and removing with a guard: refused with reasons, forced on record, never on an old view of the grid."""
+
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kmgr.balancer.maintenance import by_name, carry_out, weigh
+from kmgr.balancer.redundancy import Drain, Remove
+from kmgr.clock import ManualClock
+from kmgr.daemon.maintenance_door import operations
+from kmgr.errors import Conflict, NotFound, Refused
+from kmgr.grid.envelope import Outcome
+from kmgr.grid.local import LocalGrid, LocalLog
+from kmgr.grid.queries import events, server
+from kmgr.grid.vitals import Board
+from kmgr.ids import CommandId, ServerId
+from kmgr.registry import APPLIERS, SCHEMAS
+
+A, B, C = IDS = [ServerId(f"srv-{letter}") for letter in "abc"]
+
+
+class Racing(LocalGrid):
+    """Something else happens in the moment between the decision and its command."""
+
+    meanwhile: tuple[str, Mapping[str, Any]] | None = None
+
+    async def propose(
+        self,
+        type: str,
+        body: Mapping[str, Any],
+        *,
+        by: str,
+        id: CommandId | None = None,
+        timeout_s: float = 10.0,
+    ) -> Outcome:
+        """Let it happen first, once."""
+        first, self.meanwhile = self.meanwhile, None
+        if first is not None:
+            await super().propose(first[0], first[1], by="somebody")
+        return await super().propose(type, body, by=by, id=id, timeout_s=timeout_s)
+
+
+@pytest.fixture
+async def grid(tmp_path: Path) -> AsyncIterator[Racing]:
+    clock, log = ManualClock(), LocalLog()
+    grids = [Racing(s, path=tmp_path / s, appliers=APPLIERS, schemas=SCHEMAS, clock=clock, log=log) for s in IDS]
+    for one in IDS:
+        where = {"grid_address": f"{one}:1", "web_address": f"{one}:2", "version": "", "fingerprint": ""}
+        await grids[0].propose("server.add", {"server": one, "name": one[4:], **where}, by="test")
+        await grids[0].propose("server.up", {"server": one}, by="test")
+    yield grids[0]
+    for one in grids:
+        one.close()
+
+
+def last(grid: Racing, subject: ServerId) -> str:
+    with grid.view() as db:
+        return events(db, subject=subject)[0].text
+
+
+async def test_what_makes_nothing_worse_is_done_at_once(grid: Racing) -> None:
+    await carry_out(grid, Board(), Drain(C), by="root", clock=ManualClock())
+    assert last(grid, C) == "c drains: it is given no new desktops"
+
+
+async def test_what_makes_it_worse_is_refused_and_then_forced_on_record(grid: Racing) -> None:
+    with pytest.raises(Refused, match="only 2 servers vote") as caught:
+        await carry_out(grid, Board(), Remove(C), by="root", clock=ManualClock())
+    assert caught.value.code == "unsafe"
+    assert last(grid, C) == "c is up for the first time"
+    await carry_out(grid, Board(), Remove(C), by="root", force=True, clock=ManualClock())
+    assert last(grid, C).startswith("c was removed from the grid, although: only 2 servers vote (a, b)")
+
+
+async def test_a_decision_on_an_old_view_is_rejected_even_if_forced(grid: Racing) -> None:
+    grid.meanwhile = ("server.lost", {"server": B})
+    with pytest.raises(Conflict, match="a server went or came in this moment"):
+        await carry_out(grid, Board(), Drain(C), by="root", force=True, clock=ManualClock())
+    with grid.view() as db:
+        found = server(db, C)
+    assert found is not None
+    assert found.state == "up"
+    assert weigh(grid, Board(), Drain(C), clock=ManualClock()).running == (A, C)
+
+
+async def test_servers_are_named_as_people_name_them(grid: Racing) -> None:
+    assert by_name(grid, "b") == by_name(grid, B) == B
+    with pytest.raises(NotFound, match="there is no server 'x' in this grid; there are a, b, c"):
+        by_name(grid, "x")
+
+
+async def test_the_terminal_may_do_the_same(grid: Racing) -> None:
+    door = operations(grid, Board(), clock=ManualClock())
+    await door["drain"]({"server": "b"})
+    await door["undrain"]({"server": "b"})
+    assert last(grid, B) == "b drains no longer"
+    with pytest.raises(Refused, match="force it"):
+        await door["remove"]({"server": "b"})
+    await door["remove"]({"server": "b", "force": True})
+    assert "although" in last(grid, B)

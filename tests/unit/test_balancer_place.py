@@ -1,0 +1,105 @@
+"""Which server a new desktop gets."""
+
+from collections import Counter
+
+import pytest
+
+from kmgr.balancer.model import Place
+from kmgr.balancer.place import COMING_PER_CPU, GROWTH_MIB, OVERHEAD_MIB
+from kmgr.balancer.plan import plan
+from kmgr.ids import ServerId
+from tests.lab.state import State
+
+A, B, C = (ServerId(f"srv-{letter}") for letter in "abc")
+
+
+@pytest.fixture
+def state() -> State:
+    state = State()
+    for name in "abc":
+        state.server(name)
+    state.version("ver-1", [A, B, C])
+    return state
+
+
+def placed(state: State) -> Counter[str]:
+    return Counter(action.server[4:] for action in plan(state.view()).actions if isinstance(action, Place))
+
+
+def test_standbys_are_spread_so_that_one_loss_takes_few(state: State) -> None:
+    state.template("win", standby=6)
+    assert placed(state) == {"a": 2, "b": 2, "c": 2}
+
+
+def test_standbys_of_each_template_are_spread_apart(state: State) -> None:
+    state.template("win", standby=1)
+    state.desktop("tpl-win", A)
+    state.template("kde", standby=3)
+    assert placed(state) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_the_neediest_template_comes_first_where_room_is_short(state: State) -> None:
+    for server in (A, B, C):
+        state.hear(server, cpus=1)
+    state.template("kde", standby=10)
+    state.template("win", standby=2)
+    actions = [a.template for a in plan(state.view()).actions if isinstance(a, Place)]
+    assert len(actions) == 3 * COMING_PER_CPU
+    assert actions[:2] == ["tpl-kde", "tpl-win"]
+    assert Counter(actions)["tpl-win"] >= 1
+
+
+def test_boots_at_once_are_bounded_per_server(state: State) -> None:
+    state.template("win", standby=100, maximum=100, memory_mib=64)
+    state.hear(A, cpus=2)
+    assert placed(state) == {"a": 4, "b": 16, "c": 16}
+
+
+def test_memory_promised_to_others_is_not_given_again(state: State) -> None:
+    reserve, each = 500, 1024 + OVERHEAD_MIB
+    state.template("win", standby=9)
+    for server in (B, C):
+        state.hear(server, can_run_desktops=False)
+    state.hear(A, memory_mib=8000, memory_free_mib=8000)
+    assert placed(state) == {"a": (8000 - reserve) // each}
+    state.desktop("tpl-win", A, "retired")
+    assert placed(state) == {"a": (8000 - reserve - each) // each}
+
+
+def test_memory_of_desktops_that_still_start_is_taken_off_what_is_free_now(state: State) -> None:
+    state.template("win", standby=5)
+    for server in (B, C):
+        state.hear(server, can_run_desktops=False)
+    state.hear(A, memory_free_mib=2048 + 2 * (1024 + OVERHEAD_MIB))
+    state.desktop("tpl-win", A, "building")
+    assert placed(state) == {"a": 1}
+
+
+def test_disk_keeps_a_reserve(state: State) -> None:
+    state.template("win", standby=5)
+    state.hear(A, disk_mib=100_000, disk_free_mib=2000 + 2 * GROWTH_MIB)
+    state.hear(B, disk_mib=100_000, disk_free_mib=2000)
+    state.hear(C, disk_mib=100_000, disk_free_mib=0)
+    assert placed(state) == {"a": 2}
+
+
+def test_only_servers_that_have_the_golden_image_are_chosen_while_they_can(state: State) -> None:
+    state.version("ver-2", [B])
+    state.template("win", "ver-2", standby=3)
+    assert placed(state) == {"b": 3}
+    state.hear(B, cpus=1)
+    assert placed(state) == {"b": 2}
+
+
+def test_a_server_that_waits_for_the_image_is_chosen_if_no_holder_has_room(state: State) -> None:
+    state.version("ver-2", [B])
+    state.template("win", "ver-2", standby=2)
+    state.hear(B, memory_free_mib=0)
+    assert placed(state) == {"a": 1, "c": 1}
+
+
+def test_nothing_is_placed_while_no_running_server_has_the_image(state: State) -> None:
+    state.version("ver-2", [B])
+    state.template("win", "ver-2", standby=2)
+    state.become(B, "lost")
+    assert placed(state) == {}

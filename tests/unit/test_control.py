@@ -1,0 +1,60 @@
+"""The local door to the running daemon."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kmgr.control import ControlServer, ask, socket_path
+from kmgr.errors import Conflict, NotFound, Unavailable
+
+
+async def greet(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"hello": body["name"]}
+
+
+async def refuse(_: Mapping[str, Any]) -> Mapping[str, Any]:
+    raise Conflict("it moved on")
+
+
+@pytest.fixture
+async def data(tmp_path: Path):
+    server = ControlServer(tmp_path, {"greet": greet, "refuse": refuse})
+    await server.start()
+    yield tmp_path
+    await server.stop()
+
+
+async def test_an_operation_answers(data: Path) -> None:
+    assert await ask(data, "greet", {"name": "one"}) == {"hello": "one"}
+
+
+async def test_what_an_operation_raises_reaches_the_caller(data: Path) -> None:
+    with pytest.raises(Conflict, match="it moved on"):
+        await ask(data, "refuse")
+
+
+async def test_an_unknown_operation_is_named(data: Path) -> None:
+    with pytest.raises(NotFound, match="dance"):
+        await ask(data, "dance")
+
+
+async def test_without_a_daemon_the_message_says_how_to_start_one(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="kmgr run --data"):
+        await ask(tmp_path, "greet")
+
+
+async def test_only_the_owner_may_open_the_door(data: Path) -> None:
+    assert socket_path(data).stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_folder_with_a_very_long_path_works(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 80) / ("y" * 80)
+    deep.mkdir(parents=True)
+    server = ControlServer(deep, {"greet": greet})
+    await server.start()
+    try:
+        assert await ask(deep, "greet", {"name": "far"}) == {"hello": "far"}
+    finally:
+        await server.stop()
