@@ -24,7 +24,11 @@ FOREIGN_WORDS = ("Node", "Host", "Cluster", "Master", "Instance", "Flavor", "Hyp
 
 
 # What is made here and never judged: the folders that .gitignore names, and git's own.
-MADE_HERE = {".git", ".pytest_cache", *(line.strip("/").split("/")[-1] for line in (ROOT / ".gitignore").read_text().split())}
+MADE_HERE = {
+    ".git",
+    ".pytest_cache",
+    *(line.strip("/").split("/")[-1] for line in (ROOT / ".gitignore").read_text().split()),
+}
 
 
 def written(*suffixes: str) -> list[Path]:
