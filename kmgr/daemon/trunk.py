@@ -73,6 +73,7 @@ class Trunk:
             self.grid, self.requests, board=self.board, contacts=book, clock=clock, measure=measurer(data_dir)
         )
         self.heart.contribute("state", lambda: {"problems": [mended] if mended else []})
+        self.heart.contribute("log", lambda: {"problems": self.grid.problems()})
         self.heart.contribute("grid port", lambda: {"problems": self.port.problems()})
         self.verifier = Verifier(self.grid, self.requests)
         self._presence = Presence(

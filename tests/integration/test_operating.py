@@ -5,6 +5,7 @@ build on each other, as the page does: one story of one grid.
 """
 
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -72,11 +73,32 @@ def prepared(room: Room, heading: str, machine: str, line: str) -> None:
     if line == "kmgr status":
         wanted = "HAS NO majority" if heading == "Two servers" else "lost"
         wait_for("the loss is noticed", lambda: wanted in status(room, machine), timeout_s=WITHIN_S)
+    if heading == "A server from a backup" and (machine, line) == ("two", "systemctl stop kmgr"):
+        put_back(room, "two")
     if heading == "Replacing a server" and line == "kmgr drain two":
         wait_for("three is up", lambda: states(room.admin("one"))["three"] == "up", timeout_s=WITHIN_S)
         voters(room, "one", "two", "three")
     if heading == "Letting a removed server return" and line == "systemctl stop kmgr":
         wait_for("three is told", lambda: is_told(room, "three"), timeout_s=WITHIN_S)
+
+
+def put_back(room: Room, name: str) -> None:
+    """Do what the page says not to do: put an older copy of a server's folder back."""
+    machine, older = room[name], room.folder / "older"
+    machine.stop()
+    shutil.copytree(machine.data, older)
+    machine.start()
+    boss = all_up(room, "one", "two")
+    boss.ask("PATCH", "/settings", {"login_tries": 7}).ok()
+    machine.stop()
+    shutil.rmtree(machine.data)
+    older.rename(machine.data)
+    machine.start()
+    words = "older than what it had promised"
+    wait_for("it is noticed", lambda: words in machine.log, timeout_s=WITHIN_S)
+    problems = lambda: [text for s in room.admin(name).items("servers") for text in s["problems"]]  # noqa: E731
+    wait_for("its console says so", lambda: any(words in text for text in problems()), timeout_s=WITHIN_S)
+    assert "kmgr grid recover" in next(text for text in problems() if words in text)
 
 
 def status(room: Room, name: str) -> str:
@@ -137,6 +159,13 @@ def two_servers(room: Room) -> None:
     told = boss.ask("GET", "/redundancy").ok()
     assert not told["ok"]
     assert "add a witness" in " ".join(told["sentences"])
+
+
+@check("A server from a backup")
+def made_whole(room: Room) -> None:
+    boss = all_up(room, "one", "two")
+    voters(room, "one", "two")
+    assert {s["name"]: s["value"] for s in boss.items("settings")}["login_tries"] == 7
 
 
 @check("Adding a witness")

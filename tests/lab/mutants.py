@@ -10,6 +10,7 @@ from kmgr.grid.raft.barriers import Question, Questions
 from kmgr.grid.raft.journal import Journal
 from kmgr.grid.raft.library import Library
 from kmgr.grid.raft.matching import Match, match
+from kmgr.grid.raft.trust import Trust
 from kmgr.ids import ServerId
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
@@ -87,6 +88,17 @@ def _impatient(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Library, "settled", property(lambda self: self.leads))
 
 
+def _unsuspecting(patch: pytest.MonkeyPatch) -> None:
+    """A server believes its own folder, whatever the others remember."""
+    patch.setattr(Trust, "counts", property(lambda _: True))
+    patch.setattr(Trust, "_recalled", lambda _self, _server, _word: None)
+
+
+def _trusting(patch: pytest.MonkeyPatch) -> None:
+    """A server with an older copy counts again at once."""
+    patch.setattr(Trust, "counts", property(lambda _: True))
+
+
 # Name → faults under which it shows, a seed that shows it soon, and what it does.
 MUTANTS: Mapping[str, tuple[str, int, Mutation]] = {
     "entries acknowledged unsynced": ("power", 1, _unsynced),
@@ -94,6 +106,8 @@ MUTANTS: Mapping[str, tuple[str, int, Mutation]] = {
     "matching entries thrown away": ("power", 1, _truncating),
     "changes of voters overlap": ("voters", 2, _overlapping),
     "commit index without comparing": ("kills", 4, _credulous),
-    "reads without a majority": ("kills", 23, _hasty),
-    "reads before the leader has settled": ("kills", 8, _impatient),
+    "reads without a majority": ("kills", 26, _hasty),
+    "reads before the leader has settled": ("kills", 36, _impatient),
+    "older copies believed": ("older", 7, _unsuspecting),
+    "older copies counted": ("older", 15, _trusting),
 }

@@ -26,6 +26,7 @@ from kmgr.grid.rows import rows
 from kmgr.grid.schema import SCHEMA
 from kmgr.grid.store import Store
 from kmgr.ids import CommandId, ServerId
+from tests.lab.sim_copies import older_copy
 from tests.lab.sim_parts import NOTES, Faults, Killed, Later, Promise, SimFile, SimLink, add_note
 
 TIMING = Timing(election_min_s=0.5, election_max_s=1.0, beat_s=0.1, fallback_s=0.75, compact_entries=15)
@@ -75,6 +76,9 @@ class Sim:
         self.fed: set[ServerId] = set()
         self.promises: dict[ServerId, Promise] = defaultdict(Promise)
         self.votes: dict[ServerId, ServerId | None] = {}
+        # Copies of whole folders, and the server that was put back to one and does not count again yet.
+        self.copies: dict[ServerId, Path] = {}
+        self.put_back: ServerId | None = None
         self.waiting_room = [ServerId(f"srv-{n}") for n in range(self.size, self.size + 40)]
         for n in range(self.size):
             server = ServerId(f"srv-{n}")
@@ -199,6 +203,8 @@ class Sim:
             self.read(self.any_alive())
         elif chance < 0.925:
             self.disturb()
+        elif chance < 0.94 and self.faults.older:
+            older_copy(self)
         leading = [server for server in self.servers.values() if server.core and server.core._library.leads]
         if len(leading) > 1 and self.dice.random() < 0.3:
             self.read(self.dice.choice(leading))
@@ -338,7 +344,7 @@ class Sim:
                 if self.servers[one].core is None and self.dice.random() < 0.6:
                     self.begin(one)
         elif chance < 0.9:
-            if self.faults.voters:
+            if self.faults.voters and self.put_back is None:
                 self.change_voters()
         else:
             self.now += self.dice.random() * 0.8

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from sqlite_utils import Database
 
 from kmgr.grid.envelope import Applied, Command, Outcome
-from kmgr.grid.link import LinkEvents
 from kmgr.grid.raft.journal import Journal
 from kmgr.grid.raft.logfile import LogFile
 from kmgr.grid.raft.messages import Taken, Vote, decode
@@ -32,6 +31,8 @@ class Faults:
     voters: bool = False
     # How many servers are sent the log without a vote; with `voters` they and the voters change places.
     learners: int = 0
+    # Whole folders are put back to older copies, one server at a time, while the others can be reached.
+    older: bool = False
 
 
 def add_note(db: Database, command: Command) -> Outcome:
@@ -146,9 +147,6 @@ class SimLink:
         self._sim = sim
         self._server = server
 
-    def attach(self, events: LinkEvents) -> None:
-        """The simulation calls the core itself."""
-
     def send(self, server: ServerId, data: bytes) -> bool:
         """Queue a frame."""
         if frozenset({self._server, server}) not in self._sim.connected:
@@ -156,3 +154,6 @@ class SimLink:
         self._sim.promises[self._server].heard(server, data)
         self._sim.queues[self._server, server].append(data)
         return True
+
+    def flush(self) -> None:
+        """What is sent is on its way at once."""

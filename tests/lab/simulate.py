@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pysyncobj import syncobj
 
-from kmgr.grid.raft import library, opening
+from kmgr.grid.raft import library, opening, trust
 from kmgr.grid.raft.logfile import LogFile
 from tests.lab.raft_sim import Broken, Sim
 from tests.lab.sim_parts import Faults, SimFile
@@ -31,6 +31,8 @@ PROFILES = (
     Faults(kills=True, voters=True),
     Faults(kills=True, power_cuts=True, voters=True),
     Faults(kills=True, voters=True, learners=2),
+    Faults(kills=True, older=True),
+    Faults(kills=True, voters=True, older=True),
 )
 SIZES = (3, 3, 3, 5, 2)
 STEPS = 350
@@ -104,14 +106,15 @@ def run(seed: int, steps: int) -> Told:
 @contextmanager
 def clockless() -> Iterator[None]:
     """Let the log live by the simulation's clock and write to the simulation's disk."""
-    clock, batch_bytes = syncobj.monotonicTime, library.BATCH_BYTES
+    clock, batch_bytes, hold = syncobj.monotonicTime, library.BATCH_BYTES, trust.HOLD
     syncobj.monotonicTime, opening.LogFile = _now, SimFile  # type: ignore[attr-defined]
     library.BATCH_BYTES = 300  # about three entries a message
+    trust.HOLD = 0.3  # a run takes few seconds
     try:
         yield
     finally:
         syncobj.monotonicTime, opening.LogFile = clock, LogFile  # type: ignore[attr-defined]
-        library.BATCH_BYTES = batch_bytes
+        library.BATCH_BYTES, trust.HOLD = batch_bytes, hold
 
 
 def again(seed: int, steps: int) -> str:

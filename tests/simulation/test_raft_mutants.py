@@ -8,7 +8,7 @@ import pytest
 from pysyncobj import syncobj
 
 from kmgr.errors import ConfigError, InvariantBroken
-from kmgr.grid.raft import library, opening
+from kmgr.grid.raft import library, opening, trust
 from tests.lab.mutants import MUTANTS
 from tests.lab.raft_sim import Broken, Sim
 from tests.lab.sim_parts import SimFile
@@ -24,6 +24,7 @@ STEPS = 1500
 def clockless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(syncobj, "monotonicTime", now)
     monkeypatch.setattr(opening, "LogFile", SimFile)
+    monkeypatch.setattr(trust, "HOLD", 0.3)  # a run takes few seconds
     monkeypatch.setattr(library, "BATCH_BYTES", 300)
     yield
 

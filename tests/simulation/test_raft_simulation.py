@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pysyncobj import syncobj
 
-from kmgr.grid.raft import library, opening
+from kmgr.grid.raft import library, opening, trust
 from tests.lab.raft_sim import Faults, Sim
 from tests.lab.sim_parts import SimFile
 
@@ -21,6 +21,7 @@ PROFILES = {
     "power": Faults(kills=True, power_cuts=True),
     "voters": Faults(kills=True, voters=True),
     "learners": Faults(kills=True, voters=True, learners=3),
+    "older": Faults(kills=True, voters=True, older=True),
 }
 
 
@@ -34,6 +35,7 @@ def clockless(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The log lives by the simulation's clock and writes to the simulation's disk."""
     monkeypatch.setattr(syncobj, "monotonicTime", now)
     monkeypatch.setattr(opening, "LogFile", SimFile)
+    monkeypatch.setattr(trust, "HOLD", 0.3)  # a run takes few seconds
     monkeypatch.setattr(library, "BATCH_BYTES", 300)  # about three entries a message
     yield
 

@@ -11,7 +11,6 @@ from pysyncobj import syncobj
 from kmgr.errors import InvariantBroken, OutcomeUnknown, Unavailable
 from kmgr.grid.commands import APPLIERS
 from kmgr.grid.envelope import Applied, Command, encode
-from kmgr.grid.link import LinkEvents
 from kmgr.grid.raft.barriers import Barrier
 from kmgr.grid.raft.core import Core
 from kmgr.grid.raft.journal import ENVELOPE, NO_OP, add_voter
@@ -22,6 +21,7 @@ from kmgr.grid.raft.messages import (
     AskSupport,
     AskVote,
     IndexIs,
+    Known,
     Message,
     NotTaken,
     Piece,
@@ -65,22 +65,23 @@ class Speaker:
             timing=Timing(),
         )
 
-    def attach(self, events: LinkEvents) -> None:
-        """The test speaks to the core itself."""
-
     def send(self, server: ServerId, data: bytes) -> bool:
         self.said.append((server, decode(data)))
         return True
 
+    def flush(self) -> None:
+        """What is said is heard at once."""
+
     def hear(self, server: ServerId, message: Message) -> list[Message]:
         """Deliver a message and return what is answered to its sender, in this round.
 
-        That this server itself may begin to ask for support then (its patience is random) is no answer.
+        That this server itself may begin to ask for support then (its patience is random), or tells how far it has
+        come (it does so once a second), is no answer.
         """
         self.said.clear()
         self.core.receive(server, spell(message))
         self.core.step()
-        return [answer for other, answer in self.said if other == server and not isinstance(answer, AskSupport)]
+        return [said for other, said in self.said if other == server and not isinstance(said, AskSupport | Known)]
 
     def wait(self, seconds: float) -> list[Message]:
         """Let time pass and return what is said meanwhile."""

@@ -1,5 +1,7 @@
 """The rules by which a follower takes entries, and the spelling of messages."""
 
+from dataclasses import astuple
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,16 +11,20 @@ from kmgr.grid.raft.matching import match
 from kmgr.grid.raft.messages import (
     Append,
     AskSupport,
+    AskTrust,
     AskVote,
+    Known,
     Message,
     NextPiece,
     NotTaken,
     Piece,
     Propose,
+    Remembered,
     Stale,
     Support,
     Taken,
     TakeOver,
+    Trusted,
     Vote,
     decode,
     encode,
@@ -116,6 +122,11 @@ MESSAGES: list[Message] = [
     NextPiece(3, 9, 5),
     Propose(77, b"{}"),
     NotTaken(77),
+    Taken(3, 4, True, counts=False),
+    Remembered(3, 4, 2, 1),
+    Known(3, 4, 2),
+    AskTrust(77, 3),
+    Trusted(77, 3, 4),
 ]
 
 
@@ -125,27 +136,36 @@ def test_every_message_survives_the_wire(message: Message) -> None:
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_a_message_cut_short_or_of_wrong_kinds_is_refused(message: Message) -> None:
+def test_a_message_cut_short_or_with_wrong_numbers_is_refused(message: Message) -> None:
     frame = encode(message)
-    head = frame[4 : 4 + int.from_bytes(frame[:4], "little")]
-    for wrong in (frame[:3], frame[: 4 + len(head) - 1], b"\x02\0\0\0[]", b"\x02\0\0\0{}"):
-        with pytest.raises(ValueError, match=r"message|Expecting|delimiter|Unterminated|char"):
+    numbers = 1 + sum(8 if type(value) is int else 1 for value in astuple(message) if type(value) in {int, bool})
+    for size in range(numbers):
+        with pytest.raises(ValueError, match="message"):
+            decode(frame[:size])
+    for wrong in (b"\xff" + frame[1:], frame[:1] + b"\xff" * (numbers - 1) + frame[numbers:]):
+        with pytest.raises(ValueError, match="message"):
             decode(wrong)
-    for old, new in ((b":3", b":-3"), (b":3", b':"3"'), (b":77", b":7.5")):
-        if old in head:
-            bad = head.replace(old, new, 1)
-            with pytest.raises(ValueError, match="is"):
-                decode(len(bad).to_bytes(4, "little") + bad + frame[4 + len(head) :])
+    if not isinstance(message, Piece | Propose):
+        with pytest.raises(ValueError, match="message"):
+            decode(frame + b"x")
 
 
-@pytest.mark.parametrize("rows", ["[[3,1,4]]", "[[2,1,9]]", "[[2,1,0],[3,1,4]]", "[[2,1,3]]", "[[2,true,4]]"])
-def test_entries_that_do_not_follow_each_other_are_refused(rows: str) -> None:
-    head = f'{{"word":"append","term":3,"commit":1,"previous":1,"previous_term":0,"entries":{rows}}}'.encode()
-    with pytest.raises(ValueError, match="append"):
-        decode(len(head).to_bytes(4, "little") + head + b"\0abc")
+@pytest.mark.parametrize("sizes", [[9], [0, 4], [3], [4, 1], [1 << 31]])
+def test_entries_that_do_not_fill_their_message_are_refused(sizes: list[int]) -> None:
+    frame = encode(Append(3, 1, 1, 0, ()))
+    head = frame[:-4] + len(sizes).to_bytes(4, "little")
+    rows = b"".join((1).to_bytes(8, "little") + size.to_bytes(4, "little") for size in sizes)
+    with pytest.raises(ValueError, match="message"):
+        decode(head + rows + b"\0abc")
+    with pytest.raises(ValueError, match="message"):
+        decode(frame[:-4] + b"\xff" * 4 + rows)
 
 
-@given(st.binary(max_size=200))
-def test_rubbish_is_refused_and_nothing_else_happens(data: bytes) -> None:
-    with pytest.raises(ValueError, match=r".*"):
-        decode(data)
+@given(st.integers(0, 20), st.binary(max_size=200))
+def test_rubbish_is_refused_or_happens_to_be_spelled_like_a_message(kind: int, data: bytes) -> None:
+    frame = bytes((kind,)) + data
+    try:
+        found = decode(frame)
+    except ValueError:
+        return
+    assert encode(found) == frame

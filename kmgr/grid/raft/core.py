@@ -47,6 +47,8 @@ class Shown:
     epoch: int = 0
     # Nothing of any grid's log is here yet.
     fresh: bool = False
+    # Why this server counts for nothing, see `trust.py`.
+    doubt: str = ""
 
 
 class Core:
@@ -341,7 +343,8 @@ class Core:
         majority = leader is not None and (leader != self.server or library.heard_from_majority())
         voters = tuple(sorted(self._journal.voters()))
         epoch, fresh = self._journal.epoch, self._journal.fresh
-        shown = Shown(leader, library.term, self._machine.applied, library.committed, majority, voters, epoch, fresh)
+        indexes, doubt = (self._machine.applied, library.committed), self._guard.trust.doubt
+        shown = Shown(leader, library.term, *indexes, majority, voters, epoch, fresh, doubt)
         if shown != self.shown:
             self.shown = shown
         if not library.leads:

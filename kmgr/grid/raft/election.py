@@ -15,6 +15,7 @@ from typing import TypeAlias
 from kmgr.grid.raft.journal import Journal
 from kmgr.grid.raft.library import Library, monotonic
 from kmgr.grid.raft.messages import AskSupport, AskVote, Message, Stale, Support, TakeOver, Vote
+from kmgr.grid.raft.trust import Trust
 from kmgr.ids import ServerId
 
 Ballot: TypeAlias = AskVote | Vote | AskSupport | Support | TakeOver
@@ -38,8 +39,14 @@ class Election:
     """This server's part in elections."""
 
     def __init__(
-        self, journal: Journal, library: Callable[[], Library], send: Callable[[ServerId, Message], bool]
+        self,
+        journal: Journal,
+        library: Callable[[], Library],
+        send: Callable[[ServerId, Message], bool],
+        *,
+        trust: Trust,
     ) -> None:
+        self._trust = trust
         self._journal = journal
         self._library = library
         self._send = send
@@ -94,8 +101,9 @@ class Election:
         """Whether to stand for election now; asks the other voters for their support first."""
         library, now = self._library(), monotonic()
         voters = self._journal.voters()
-        if library.server not in voters:
+        if library.server not in voters or not self._trust.counts:
             return False
+        self._trust.leap()
         others = voters - {library.server}
         if not others or now < self._handed_over_until:
             self._stood = True
@@ -131,27 +139,38 @@ class Election:
         return library.leader is not None and monotonic() - self._heard < library.timing.election_min_s
 
     def _asked_for_support(self, server: ServerId, message: AskSupport) -> None:
-        if message.term <= self._library().term:
-            self._send(server, Stale(self._library().term))
+        library = self._library()
+        if message.term <= library.term:
+            self._send(server, Stale(library.term))
             return
-        last = self._journal.last
-        if self._leader_alive() or (message.last_term, message.last_index) < (last.term, last.index):
+        asked = (message.last_term, message.last_index)
+        if not self._trust.counts or self._leader_alive() or asked < self._last():
             return
         canvass = self._canvass
         rival = canvass is not None and canvass.term == message.term and monotonic() < canvass.again_at + _GRACE_S
-        equal = (message.last_term, message.last_index) == (last.term, last.index)
-        if not (rival and equal and self._library().server < server):
+        if not (rival and asked == self._last() and library.server < server):
             # Of two that canvass at once with equal logs the lower id goes first, or they would split the votes.
+            if self._trust.leap():
+                self._send(server, Stale(library.term))
+                return
             self._send(server, Support(message.term))
             if self._yielded[0] != message.term:
-                self._yielded = (message.term, monotonic() + self._library().timing.election_min_s / 3)
+                self._yielded = (message.term, monotonic() + library.timing.election_min_s / 3)
+
+    def _last(self) -> tuple[int, int]:
+        return self._journal.last.term, self._journal.last.index
 
     def _asked_for_vote(self, server: ServerId, message: AskVote) -> None:
         library = self._library()
         if message.term < library.term:
             self._send(server, Stale(library.term))
             return
+        if not self._trust.counts:
+            return
         if message.term > library.term and not message.handed_over and self._leader_alive():
+            return
+        if (message.last_term, message.last_index) >= self._last() and self._trust.leap():
+            self._send(server, Stale(library.term))
             return
         last = {"last_log_index": message.last_index, "last_log_term": message.last_term}
         library.receive(server, {"type": "request_vote", "term": message.term, **last})

@@ -210,6 +210,11 @@ class RaftGrid:
         """Whether nothing of any grid's log is here yet."""
         return self._shown().fresh
 
+    def problems(self) -> list[str]:
+        """Return, for the console, why this server counts for nothing."""
+        doubt = self._shown().doubt
+        return [doubt] if doubt else []
+
     def note_promise(self) -> None:
         """Remember outside of the log how far it has come; any thread, writes at most one small file."""
         shown = self._shown()

@@ -7,6 +7,7 @@ What it adds, each because 0.3.17 lacks it:
   over entries that were compared;
 * acks carry their term and count in no other one, and the leader's round that they answer;
 * who is behind in terms is told so;
+* who has less than it promised counts for nothing (`trust.py`);
 * learners hear less often that nothing happens.
 
 Runs on the raft thread.
@@ -14,6 +15,7 @@ Runs on the raft thread.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from pysyncobj.node import Node
@@ -28,16 +30,21 @@ from kmgr.grid.raft.matching import match
 from kmgr.grid.raft.messages import (
     Append,
     AskSupport,
+    AskTrust,
     AskVote,
+    Known,
     Message,
     NextPiece,
     Piece,
+    Remembered,
     Stale,
     Support,
     Taken,
     TakeOver,
+    Trusted,
     Vote,
 )
+from kmgr.grid.raft.trust import Trust
 from kmgr.ids import ServerId
 
 logger = logging.getLogger(__name__)
@@ -56,14 +63,19 @@ class Guard(Transport):  # type: ignore[misc]
         self.library: Library
         self._journal = journal
         self._courier = courier
-        self._put = send
-        self.election = Election(journal, lambda: self.library, send)
+        self._send_message = send
+        self.trust = Trust(journal, lambda: self.library, self._put)
+        self.election = Election(journal, lambda: self.library, self._put, trust=self.trust)
         self.connected: set[ServerId] = set()
         self._owed: list[tuple[ServerId, Taken]] = []
         self._round = 0
         self._round_used = False
         self._echoed: dict[ServerId, tuple[int, int]] = {}
         self._quiet: dict[ServerId, tuple[float, tuple[int, int, int]]] = {}
+
+    def _put(self, server: ServerId, message: Message) -> bool:
+        self.trust.saying(server, message)
+        return self._send_message(server, message)
 
     # From the library to the wire.
 
@@ -140,6 +152,7 @@ class Guard(Transport):  # type: ignore[misc]
         """A new connection stands: what was sent over the older one may be lost."""
         self.connected.add(server)
         self._quiet.pop(server, None)
+        self.trust.up(server)
         self._onNodeConnected(Node(server))
         self._courier.forget(server)
         if self.library.leads and self.library.next_for(server) is not None:
@@ -157,6 +170,7 @@ class Guard(Transport):  # type: ignore[misc]
 
     def receive(self, server: ServerId, message: Message) -> None:
         """Handle a message of another server."""
+        self.trust.heard(server, message)
         match message:
             case Append() | Piece():
                 if self._follow(server, message.term):
@@ -165,6 +179,8 @@ class Guard(Transport):  # type: ignore[misc]
                 self._answered(server, message)
             case AskVote() | Vote() | AskSupport() | Support() | TakeOver():
                 self.election.receive(server, message)
+            case Remembered() | Known() | AskTrust() | Trusted():
+                self.trust.receive(server, message)
             case Stale():
                 if message.term > self.library.term:
                     self.library.adopt_term(message.term)
@@ -188,7 +204,13 @@ class Guard(Transport):  # type: ignore[misc]
     def _take(self, server: ServerId, message: Append) -> None:
         library, journal = self.library, self._journal
         committed = max(library.committed, library.applied)
-        found = match(journal.entries, message.previous, message.previous_term, message.entries, committed=committed)
+        try:
+            found = match(
+                journal.entries, message.previous, message.previous_term, message.entries, committed=committed
+            )
+        except InvariantBroken as error:
+            self.trust.contradicted(error)
+            raise
         if found.cut_from is not None:
             logger.info("entries of a former leader are dropped", extra={"from": found.cut_from})
             journal.cut(found.cut_from)
@@ -202,12 +224,13 @@ class Guard(Transport):  # type: ignore[misc]
 
     def acknowledge(self) -> None:
         """Send the acks of this round, whose entries are on the disk by now: one sync for all that arrived in it."""
+        self.trust.step()
         owed, self._owed = self._owed, []
         for number, (server, taken) in enumerate(owed):
             later = owed[number + 1][1] if number + 1 < len(owed) and owed[number + 1][0] == server else None
             # One of an older term says nothing any more.
             if taken.term == self.library.term and not (later is not None and _says_more(later, taken)):
-                self._put(server, taken)
+                self._put(server, taken if self.trust.counts else replace(taken, counts=False))
 
     def _take_piece(self, server: ServerId, piece: Piece) -> None:
         library = self.library
@@ -229,6 +252,9 @@ class Guard(Transport):  # type: ignore[misc]
             library.adopt_term(message.term)
             return
         if message.term != library.term or not library.leads or library.next_for(server) is None:
+            return
+        if isinstance(message, Taken) and not message.counts:
+            self._taken_uncounted(server, message)
             return
         if isinstance(message, Taken):
             self._echoed[server] = max(self._echo_of(server), (message.term, message.round))
@@ -259,6 +285,18 @@ class Guard(Transport):  # type: ignore[misc]
         if message.matches and after < before <= last + 1:
             library.set_next_for(server, before)  # newer entries are on their way already
         elif after <= last:
+            library.send_now()
+
+    def _taken_uncounted(self, server: ServerId, message: Taken) -> None:
+        """Send on, but let no majority have the server: to the library it is as silent as a dead one."""
+        library, last = self.library, self._journal.last.index
+        library.forget_match(server)
+        if message.matches:
+            self._courier.forget(server)
+        wanted = max(2, min(message.wanted, last + 1))
+        if not message.matches or wanted > (library.next_for(server) or 0):
+            library.set_next_for(server, wanted)
+        if (library.next_for(server) or 0) <= last:
             library.send_now()
 
 

@@ -21,12 +21,17 @@ from pathlib import Path
 from kmgr.errors import ConfigError, InvariantBroken
 from kmgr.grid.raft import records
 from kmgr.grid.raft.logfile import LogFile
-from kmgr.grid.raft.records import Entry, Kind
+from kmgr.grid.raft.records import Entry, Kind, Word
 from kmgr.ids import ServerId
 
 ENVELOPE, NO_OP, VOTERS = b"\0", b"\1", b"\2"
 FIRST = Entry(NO_OP, 1, 0)
 _BUFFER = 1 << 20
+FORKED = (
+    "this server's data is older than what it had promised {}, and it has agreed on something else by itself since: "
+    "was a backup or a snapshot put back? Remove this server from the grid at another one, run kmgr reset here, and "
+    "let it join again"
+)
 
 
 def add_voter(server: ServerId) -> bytes:
@@ -59,6 +64,13 @@ class Journal:
         self.commit = 1
         # Raised when the grid is recovered without its majority: logs of different epochs never mix.
         self.epoch = 0
+        # What every voter promised this server at most: a help for the others, written when something else is.
+        self.remembered: dict[ServerId, Word] = {}
+        self._remembers = False
+        # Whom this server promised more than it has, None if nobody says so: it counts for nothing meanwhile.
+        self.doubt: ServerId | None = None
+        # It went on by itself meanwhile, against what the others agreed on.
+        self.forked = False
 
     @classmethod
     def create(cls, file: LogFile, founder: ServerId | None) -> "Journal":
@@ -82,6 +94,9 @@ class Journal:
             raise _damaged(file.path, f"a record at {found.end} is broken although it had been written safely")
         for kind, body in found.records:
             journal._replay(kind, body)
+        # Of many notes only the last one is read: there may be as many as batches.
+        for body in [body for kind, body in found.records if kind is Kind.REMEMBERED][-1:]:
+            journal.remembered = {ServerId(server): Word(*word) for server, word in json.loads(body).items()}
         if not journal.entries:
             raise _damaged(file.path, "it holds no entry")
         if found.end < file.size:
@@ -176,6 +191,8 @@ class Journal:
         for command in (*changes, *(ENVELOPE + data for data in commands)):
             self._keep(Entry(command, self.last.index + 1, term))
         self.term, self.vote, self.epoch = term, server, epoch
+        # What was promised in the former epoch binds nobody any more.
+        self.remembered, self.doubt, self.forked = {}, None, False
         self._rewrite()
 
     def adopt_epoch(self, epoch: int) -> None:
@@ -195,8 +212,26 @@ class Journal:
         self._write(records.pack(Kind.VOTE, json.dumps([term, vote]).encode()))
         self.sync()
 
+    def remember(self, server: ServerId, word: Word) -> None:
+        """Note what a voter promised."""
+        known = self.remembered.get(server)
+        joined = word.joined(known)
+        if joined != known:
+            self.remembered[server] = joined
+            self._remembers = True
+
+    def set_doubt(self, server: ServerId | None, *, forked: bool = False) -> None:
+        """Note that this server has less than it promised, or (None) that it was brought up to date; durable."""
+        if (server, forked) != (self.doubt, self.forked):
+            self.doubt, self.forked = server, forked
+            self._write(self._doubt())
+            self.sync()
+
     def note_commit(self) -> None:
-        """Note how far the log is committed; a hint for the next start, not a promise."""
+        """Note how far the log is committed and what others promised; hints for the next start, not promises."""
+        if self._remembers:
+            self._remembers = False
+            self._write(self._memory())
         if self.commit != self._noted_commit:
             self._noted_commit = self.commit
             self._write(records.pack_number(Kind.COMMIT, self.commit))
@@ -204,6 +239,9 @@ class Journal:
     def sync(self) -> None:
         """Return when everything so far is on the disk; cheap if it already is."""
         if self._dirty:
+            if self._remembers:
+                self._remembers = False
+                self._write(self._memory())
             self._flush()
             self._file.sync()
             self._dirty = False
@@ -244,8 +282,18 @@ class Journal:
                 self._base, self._voters = frozenset(json.loads(body)), None
             case Kind.EPOCH:
                 self.epoch = records.number(body)
-            case Kind.SYNCED:
+            case Kind.DOUBT:
+                self.doubt, self.forked = json.loads(body)
+            case Kind.SYNCED | Kind.REMEMBERED:
                 pass
+
+    def _doubt(self) -> bytes:
+        return records.pack(Kind.DOUBT, json.dumps([self.doubt, self.forked]).encode())
+
+    def _memory(self) -> bytes:
+        # Of those who vote no longer nothing matters any more.
+        kept = {server: self.remembered[server] for server in sorted(self.voters() & self.remembered.keys())}
+        return records.pack(Kind.REMEMBERED, json.dumps(kept).encode())
 
     def _write(self, record: bytes) -> None:
         if not self._dirty:
@@ -268,9 +316,11 @@ class Journal:
             records.pack_number(Kind.COMMIT, self.commit),
             records.pack_number(Kind.EPOCH, self.epoch),
             records.pack(Kind.VOTERS, json.dumps(sorted(self._base)).encode()),
+            self._doubt(),
+            self._memory(),
             *(records.pack_entry(entry) for entry in self.entries),
         ]
-        self._buffer, self._buffered, self._dirty = [], 0, False
+        self._buffer, self._buffered, self._dirty, self._remembers = [], 0, False, False
         self._noted_commit = self.commit
         data = b"".join(parts)
         # The file is synced before it gets its name: it is its own witness.

@@ -252,6 +252,16 @@ class Library(syncobj.SyncObj):  # type: ignore[misc]
         self._SyncObj__setState(syncobj._RAFT_STATE.FOLLOWER)
         self._SyncObj__raftLeader = None
 
+    def step_down(self) -> None:
+        """Lead no longer."""
+        self._SyncObj__setState(syncobj._RAFT_STATE.FOLLOWER)
+        self._SyncObj__raftLeader = None
+
+    def forget_match(self, server: ServerId) -> None:
+        """Count nothing any more that a server is said to have on its disk."""
+        if Node(server) in self._SyncObj__raftMatchIndex:
+            self._SyncObj__raftMatchIndex[Node(server)] = 0
+
     def send_now(self) -> None:
         """Send entries and the commit index in the next round instead of at the next beat."""
         self._SyncObj__newAppendEntriesTime = 0

@@ -1,20 +1,19 @@
 """What raft servers say to each other: frozen records, and their one spelling in bytes.
 
-A frame is four bytes of length, a JSON object (the word and its numbers), then
-raw bytes. Every field is checked while reading, so nothing of a wrong kind
-reaches the log, and nothing is ever unpickled.
+A frame is one byte for the kind, the record's numbers in the order of its fields
+(eight bytes each, one for a truth), then raw bytes. Entries follow each other, so
+each is spelled as its term and its length only. Every field is checked while
+reading, so nothing of a wrong kind reaches the log, and nothing is ever unpickled.
 
 Pure.
 """
 
-import json
 import struct
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 from kmgr.grid.raft.records import Entry
 
-_SIZE = struct.Struct("<I")
 _MOST = 1 << 62
 
 
@@ -32,12 +31,16 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A follower's answer: its log equals the leader's before `wanted` (`matches`), or it lacks them from there."""
+    """A follower's answer: its log equals the leader's before `wanted` (`matches`), or it lacks them from there.
+
+    Without `counts` it is on the disk, but no majority may have it.
+    """
 
     term: int
     wanted: int
     matches: bool
     round: int = 0
+    counts: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,66 +141,114 @@ class IndexIs:
     index: int
 
 
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """The most that you ever promised me: in `term` to have entry `index`, in term `vote` your vote; or zeros."""
+
+    term: int
+    index: int
+    index_term: int
+    vote: int
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """In `term` I have the log up to this entry, which is committed."""
+
+    term: int
+    index: int
+    index_term: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskTrust:
+    """My data is older than what I promised: make an entry after which I may count again."""
+
+    attempt: int
+    term: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trusted:
+    """You may, as soon as you have this entry of this term: a majority without you has it."""
+
+    attempt: int
+    term: int
+    index: int
+
+
 Message: TypeAlias = (
     Append | Taken | AskVote | Vote | AskSupport | Support | Stale | TakeOver | Piece | NextPiece | Propose | NotTaken
-    | AskIndex | IndexIs
+    | AskIndex | IndexIs | Remembered | Known | AskTrust | Trusted
 )  # fmt: skip
 
-_KINDS: dict[str, type[Any]] = {
-    "append": Append, "taken": Taken, "ask-vote": AskVote, "vote": Vote, "ask-support": AskSupport,
-    "support": Support, "stale": Stale, "take-over": TakeOver, "piece": Piece, "next-piece": NextPiece,
-    "propose": Propose, "not-taken": NotTaken, "ask-index": AskIndex, "index-is": IndexIs,
-}  # fmt: skip
-_WORDS = {kind: word for word, kind in _KINDS.items()}
+# The place of a kind is its byte in every frame.
+_KINDS: tuple[type[Any], ...] = (
+    Append, Taken, AskVote, Vote, AskSupport, Support, Stale, TakeOver, Piece, NextPiece, Propose, NotTaken,
+    AskIndex, IndexIs, Remembered, Known, AskTrust, Trusted,
+)  # fmt: skip
+_NUMBERS = {kind: {f.name: f.type for f in fields(kind) if f.type in {int, bool}} for kind in _KINDS}
+_FORMS = {
+    kind: struct.Struct("<B" + "".join("B" if of is bool else "Q" for of in numbers.values()))
+    for kind, numbers in _NUMBERS.items()
+}
+_HEADS = {kind: (number, _FORMS[kind], tuple(_NUMBERS[kind])) for number, kind in enumerate(_KINDS)}
+_COUNT = struct.Struct("<I")
+_ENTRY = struct.Struct("<QI")
 
 
 def encode(message: Message) -> bytes:
     """Spell a message."""
-    blob = b""
+    number, form, names = _HEADS[type(message)]
+    head = form.pack(number, *[getattr(message, name) for name in names])
     if isinstance(message, Append):
-        head = {name: getattr(message, name) for name in ("term", "commit", "previous", "previous_term", "round")}
-        head["entries"] = [[e.index, e.term, len(e.command)] for e in message.entries]
-        blob = b"".join(entry.command for entry in message.entries)
-    else:
-        head = asdict(message)
-        blob = head.pop("data", b"")
-    text = json.dumps({"word": _WORDS[type(message)], **head}, separators=(",", ":")).encode()
-    return _SIZE.pack(len(text)) + text + blob
+        sizes = (_ENTRY.pack(entry.term, len(entry.command)) for entry in message.entries)
+        return b"".join(
+            (head, _COUNT.pack(len(message.entries)), *sizes, *(entry.command for entry in message.entries))
+        )
+    return head + message.data if isinstance(message, Piece | Propose) else head
 
 
 def decode(frame: bytes) -> Message:
     """Read a message; raise `ValueError` if it is none."""
     try:
-        size = _SIZE.unpack_from(frame)[0]
-        head = json.loads(frame[_SIZE.size : _SIZE.size + size])
-        kind = _KINDS[head["word"]]
-        blob = frame[_SIZE.size + size :]
-        values = {field.name: _value(field.name, field.type, head, blob) for field in fields(kind)}
-        message: Message = kind(**values)
-    except (struct.error, KeyError, TypeError) as error:
+        kind = _KINDS[frame[0]]
+        form = _FORMS[kind]
+        values = {
+            name: _value(name, of, number)
+            for (name, of), number in zip(_NUMBERS[kind].items(), form.unpack_from(frame)[1:], strict=True)
+        }
+        more: dict[str, Any] = {}
+        if kind is Append:
+            more["entries"] = _entries(frame, form.size, values["previous"])
+        elif kind in {Piece, Propose}:
+            more["data"] = frame[form.size :]
+        elif len(frame) != form.size:
+            raise ValueError("a frame is not a message of the log: it is too long")
+        message: Message = kind(**values, **more)
+    except (struct.error, IndexError) as error:
         raise ValueError(f"a frame is not a message of the log: {error!r}") from error
     return message
 
 
-def _value(name: str, kind: object, head: dict[str, Any], blob: bytes) -> Any:
-    if kind is bytes:
-        return blob
-    if name == "entries":
-        return _entries(head["entries"], head["previous"], blob)
-    value = head[name]
-    if type(value) is not kind or (kind is int and not 0 <= value < _MOST):
-        raise ValueError(f"{head['word']}: {name} is {value!r}")
-    return value
+def _value(name: str, of: object, number: int) -> int:
+    if number >= (2 if of is bool else _MOST):
+        raise ValueError(f"a frame is not a message of the log: {name} is {number}")
+    return bool(number) if of is bool else number
 
 
-def _entries(rows: Any, previous: Any, blob: bytes) -> tuple[Entry, ...]:
+def _entries(frame: bytes, offset: int, previous: int) -> tuple[Entry, ...]:
+    count = _COUNT.unpack_from(frame, offset)[0]
+    offset += _COUNT.size
+    commands = offset + count * _ENTRY.size
     entries = []
-    offset = 0
-    for number, (index, term, size) in enumerate(rows, 1):
-        if index != previous + number or type(term) is not int or not 0 < size <= len(blob) - offset:
-            raise ValueError("append: its entries do not follow each other")
-        entries.append(Entry(blob[offset : offset + size], index, term))
-        offset += size
-    if offset != len(blob):
-        raise ValueError("append: there are bytes that belong to no entry")
+    for number in range(1, count + 1):
+        term, size = _ENTRY.unpack_from(frame, offset)
+        offset += _ENTRY.size
+        if not 0 < size <= len(frame) - commands or term >= _MOST:
+            raise ValueError("an entry of a message is empty, ends too late, or is of no term")
+        entries.append(Entry(frame[commands : commands + size], previous + number, term))
+        commands += size
+    if commands != len(frame):
+        raise ValueError("a message has bytes that belong to no entry")
     return tuple(entries)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kmgr.errors import ConfigError
 from kmgr.grid.raft import snapshot
-from kmgr.grid.raft.journal import Journal
+from kmgr.grid.raft.journal import FORKED, Journal
 from kmgr.grid.raft.logfile import LogFile
 from kmgr.grid.raft.snapshot import Snapshot
 from kmgr.grid.store import Store
@@ -41,6 +41,8 @@ def open_folder(folder: Path, store: Store, server: ServerId, *, founder: bool) 
         return Opened(Journal.create(file, server if founder else None), None)
     journal = Journal.open(file)
     try:
+        if journal.forked:
+            raise ConfigError(FORKED.format(journal.doubt))
         found = snapshot.read(path) if path.exists() else None
         _agree(journal, found, path)
         if found is not None and store.applied() < found.last.index:

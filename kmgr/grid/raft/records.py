@@ -32,6 +32,8 @@ class Kind(IntEnum):
     VOTERS = 5
     SYNCED = 6
     EPOCH = 7
+    REMEMBERED = 8
+    DOUBT = 9
 
 
 class Entry(NamedTuple):
@@ -40,6 +42,25 @@ class Entry(NamedTuple):
     command: bytes
     index: int  # type: ignore[assignment]
     term: int
+
+
+class Word(NamedTuple):
+    """What one server promised another: in `term` to have entry `index` (of `index_term`, 0: not known), and a vote.
+
+    `vote` is the last term in which it gave that other one its vote.
+    """
+
+    term: int = 0
+    index: int = 0  # type: ignore[assignment]
+    index_term: int = 0
+    vote: int = 0
+
+    def joined(self, other: "Word | None") -> "Word":
+        """Return the most that was promised by both."""
+        if other is None:
+            return self
+        best = max(self[:3], other[:3])
+        return Word(*best, max(self.vote, other.vote))
 
 
 _KINDS = frozenset(Kind)
