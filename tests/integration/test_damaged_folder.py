@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from appliance.demo.cluster import Cluster
-from appliance.demo.ports import next_free
 from kmgr.grid.envelope import Command, encode
 from kmgr.grid.raft.journal import ENVELOPE, Journal
 from kmgr.grid.raft.logfile import LogFile
@@ -23,8 +22,9 @@ from kmgr.ids import CommandId
 from tests.lab import grids
 from tests.lab.api import Api, wait_for
 from tests.lab.daemons import KMGR, Daemon, kmgr, sets
+from tests.lab.ports import port
 
-PORT = 19443
+PORT = 270
 PASSWORD = "correct-horse-7"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 
@@ -32,10 +32,10 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 class Solo(Daemon):
     """The only server of a grid, with an administrator."""
 
-    def __init__(self, data: Path, port: int) -> None:
+    def __init__(self, data: Path) -> None:
         super().__init__(data)
-        self.web = next_free("127.0.0.1", port)
-        self.grid_port = next_free("127.0.0.1", self.web + 1)
+        self.web = port(PORT)
+        self.grid_port = port(PORT, {self.web})
 
     def found(self) -> "Solo":
         words = ["init", "--data", str(self.data), "--name", "solo", "--grid", "Solo", "--password-file", "-"]
@@ -83,7 +83,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def solo(short_tmp: Path, request: pytest.FixtureRequest) -> Iterator[Solo]:
     """A grid of one with three accounts, stopped."""
-    made = Solo(short_tmp / f"solo-{abs(hash(request.node.name)) % 10**8}", PORT).found()
+    made = Solo(short_tmp / f"solo-{abs(hash(request.node.name)) % 10**8}").found()
     made.start()
     for name in ("anna", "bert", "carla"):
         made.add(name)
@@ -217,7 +217,7 @@ def test_a_damaged_snapshot_is_named(solo: Solo, short_tmp: Path) -> None:
     file = solo.data.with_suffix(".tar")
     assert kmgr("grid", "backup", str(file), "--data", str(solo.data)).returncode == 0
     solo.stop()
-    other = Solo(solo.data.with_suffix(".restored"), solo.web)
+    other = Solo(solo.data.with_suffix(".restored"))
     words = ["grid", "restore", str(file), "--name", "other", "--data", str(other.data)]
     assert kmgr(*words, *sets(other.web, other.grid_port)).returncode == 0
     overwrite(other.data / "raft" / "snapshot", 4096, b"\xff" * 8192)
@@ -230,7 +230,7 @@ def test_a_damaged_snapshot_is_named(solo: Solo, short_tmp: Path) -> None:
 
 
 def test_the_log_of_another_grid_is_refused(solo: Solo) -> None:
-    other = Solo(solo.data.with_suffix(".other"), solo.web).found()
+    other = Solo(solo.data.with_suffix(".other")).found()
     other.start()
     other.stop()
     shutil.rmtree(solo.data / "raft")
@@ -263,7 +263,7 @@ def on_a_disk(folder: Path, mebibytes: int) -> Iterator[None]:
 @needs_root
 def test_a_full_disk_stops_the_daemon_with_a_word_and_room_lets_it_start(short_tmp: Path) -> None:
     with on_a_disk(short_tmp / "full", 64):
-        solo = Solo(short_tmp / "full" / "data", PORT).found()
+        solo = Solo(short_tmp / "full" / "data").found()
         solo.start()
         solo.add("anna")
         filler = solo.data / "filler"
@@ -294,7 +294,7 @@ def _knocked(api: Api) -> bool:
 def test_a_disk_that_turns_read_only_is_named(short_tmp: Path) -> None:
     folder = short_tmp / "readonly"
     with on_a_disk(folder, 64):
-        solo = Solo(folder / "data", PORT).found()
+        solo = Solo(folder / "data").found()
         solo.start()
         solo.add("anna")
         solo.stop()
@@ -331,7 +331,9 @@ def test_rubbish_at_the_grid_port_leaves_one_line_and_no_traceback(solo: Solo) -
 def test_a_clock_ten_minutes_off_is_told_and_changes_nothing(
     make_grid: Callable[..., Cluster], tmp_path: Path
 ) -> None:
-    grid = make_grid("clocks", names=("one", "two"), desktops=False, web_port=PORT + 200, grid_port=PORT + 300)
+    grid = make_grid(
+        "clocks", names=("one", "two"), desktops=False, web_port=port(PORT + 20), grid_port=port(PORT + 30)
+    )
     grid.start()
     one, two = grid.servers
     two.stop_daemon()

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from appliance.demo.cluster import ADMIN, Cluster
-from appliance.demo.ports import next_free
 from appliance.demo.server import Place, Server
 from tests.lab import grids
 from tests.lab.api import Api, wait_for
 from tests.lab.daemons import kmgr
+from tests.lab.ports import port
 
-FAR = 19243
+FAR = 230
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +61,8 @@ def is_left_behind(server: Server) -> bool:
 
 def add(grid: Cluster, name: str, *, to: Server) -> Server:
     server = Server(grid.folder / name, name, desktops=False)
-    web = next_free("127.0.0.1", FAR)
-    place = Place("127.0.0.1", web, next_free("127.0.0.1", web + 1))
+    web = port(FAR)
+    place = Place("127.0.0.1", web, port(FAR, {web}))
     server.join(place, to=to.grid, phrase=to.invite())
     server.start()
     grid.servers.append(server)
@@ -177,8 +177,8 @@ def test_a_backup_makes_the_grid_anew_on_other_hardware(office: Cluster, short_t
     add_account(boss, "too-late")
 
     fresh = Server(short_tmp / "fresh", "fresh", desktops=False)
-    web = next_free("127.0.0.1", FAR + 20)
-    sets = fresh._sets(Place("127.0.0.1", web, next_free("127.0.0.1", web + 1)), {})
+    web = port(FAR)
+    sets = fresh._sets(Place("127.0.0.1", web, port(FAR, {web})), {})
     words = ["grid", "restore", str(file), "--name", "fresh", "--data", str(fresh.data), *sets]
     done = kmgr(*words)
     assert done.returncode == 0, done.stderr

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import psutil
 
-from appliance.demo.ports import next_free
 from tests.lab.api import Api
 from tests.lab.daemons import kmgr, sets
+from tests.lab.ports import port
 
 KMGR = Path(sys.executable).with_name("kmgr")
 PASSWORD = "a-long-password-1"
 NOBODY = 65534
+PORT = 450
 _WORDS = re.compile(r"^ {4}([a-z]+(?:[ -][a-z]+){3})$", re.MULTILINE)
 
 
@@ -25,7 +26,7 @@ class Machine:
     def __init__(self, folder: Path, name: str, taken: set[int]) -> None:
         self.name = name
         self.data = folder / name
-        self.web, self.grid = next_free("127.0.0.1", 21743, taken), next_free("127.0.0.1", 21843, taken)
+        self.web, self.grid = port(PORT, taken), port(PORT + 10, taken)
         taken |= {self.web, self.grid}
         self.is_witness = name == "w"
         self.daemon: subprocess.Popen[bytes] | None = None
@@ -161,7 +162,7 @@ class Room:
 
     def _move(self, machine: Machine) -> None:
         path = machine.data / "kmgr.toml"
-        new = next_free("127.0.0.1", 21943, self._taken)
+        new = port(PORT + 20, self._taken)
         text = path.read_text().replace(f"grid_port = {machine.grid}", f"grid_port = {new}")
         path.write_text(text)
         assert tomllib.loads(text)["grid_port"] == new
