@@ -18,7 +18,6 @@ from sqlite_utils import Database
 
 from kmgr.errors import InvariantBroken
 from kmgr.grid.envelope import Command, Outcome, Rejected, decode, decode_outcome, encode_outcome
-from kmgr.grid.rows import scalar
 from kmgr.grid.store import Store, is_of_the_disk
 
 Applier: TypeAlias = Callable[[Database, Command], Outcome]
@@ -88,8 +87,8 @@ class Machine:
             self._open = True
 
     def _known(self, command: Command) -> Outcome | None:
-        text = scalar(self._db, "select outcome from outcomes where id = ?", [command.id])
-        return None if text is None else decode_outcome(text)
+        found = self._db.conn.execute("select outcome from outcomes where id = ?", [command.id]).fetchone()
+        return None if found is None else decode_outcome(found[0])
 
     def _run(self, index: int, command: Command) -> Outcome:
         applier = self._appliers.get(command.type)

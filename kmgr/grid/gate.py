@@ -3,7 +3,11 @@
 Until its TLS handshake is done a connection is a stranger's. Strangers have a
 few seconds each, a few places per address and a few in all; whoever is one too
 many is hung up on at once, so that no crowd of them can use up this process's
-files or hold up the servers of the grid. Runs in the daemon's loop.
+files or hold up the servers of the grid.
+
+Whoever offers the word for lines gets a `Line` of its own, everybody else asyncio's
+streams; the first bytes are looked at for that, and left where they are. Runs in
+the daemon's loop.
 """
 
 import asyncio
@@ -13,6 +17,9 @@ import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
+
+from kmgr.grid import hello
+from kmgr.grid.line import Line, ready
 
 logger = logging.getLogger(__name__)
 
@@ -24,17 +31,30 @@ _BACKLOG = 128
 _OUT_OF_FILES_S = 0.5
 
 Inside: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+InsideLine: TypeAlias = Callable[[Line, str], Awaitable[None]]
 
 
 class Gate:
-    """Listens and shakes hands; `inside` gets every connection that did, `turned_away` the reasons of the others."""
+    """Listens and shakes hands; `inside` gets every connection that did, `turned_away` the reasons of the others.
+
+    `inside_line` gets those that offered `line_word`, with the address that they came from.
+    """
 
     def __init__(
-        self, tls: ssl.SSLContext, *, limit: int, inside: Inside, turned_away: Callable[[str, str], None]
+        self,
+        tls: ssl.SSLContext,
+        *,
+        limit: int,
+        line_word: str,
+        inside: Inside,
+        inside_line: InsideLine,
+        turned_away: Callable[[str, str], None],
     ) -> None:
         self._tls = tls
         self._limit = limit
+        self._line_word = line_word.encode()
         self._inside = inside
+        self._inside_line = inside_line
         self._turned_away = turned_away
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
@@ -81,31 +101,67 @@ class Gate:
             task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, sock: socket.socket, remote: str) -> None:
+        streams, line = None, None
         try:
-            connection = await self._shaken(sock, remote)
-        finally:
-            self._strangers[remote] -= 1
-            if not self._strangers[remote]:
-                del self._strangers[remote]
-        if connection is not None:
-            await self._inside(*connection)
-
-    async def _shaken(
-        self, sock: socket.socket, remote: str
-    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(limit=self._limit, loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        try:
-            transport, _ = await loop.connect_accepted_socket(
-                lambda: protocol, sock, ssl=self._tls, ssl_handshake_timeout=HANDSHAKE_S
-            )
+            began = asyncio.get_running_loop().time()
+            words = await _offered(sock, HANDSHAKE_S)
+            left = max(0.1, began + HANDSHAKE_S - asyncio.get_running_loop().time())
+            if self._line_word in words:
+                line = await self._line(sock, left)
+            else:
+                streams = await self._streams(sock, left)
         except (OSError, EOFError) as error:
             sock.close()
             if (why := _why_no_handshake(error)) is not None:
                 self._turned_away(remote, why)
-            return None
+        except BaseException:
+            sock.close()
+            raise
+        finally:
+            self._strangers[remote] -= 1
+            if not self._strangers[remote]:
+                del self._strangers[remote]
+        if streams is not None:
+            await self._inside(*streams)
+        if line is not None:
+            await self._inside_line(line, remote)
+
+    async def _streams(
+        self, sock: socket.socket, patience_s: float
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=self._limit, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol, sock, ssl=self._tls, ssl_handshake_timeout=patience_s
+        )
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+
+    async def _line(self, sock: socket.socket, patience_s: float) -> Line:
+        line = Line(sock, self._tls, server_side=True)
+        try:
+            async with asyncio.timeout(patience_s):
+                await line.shake()
+        except BaseException:
+            line.close()
+            raise
+        return line
+
+
+async def _offered(sock: socket.socket, patience_s: float) -> frozenset[bytes]:
+    """Return what a stranger offers to speak as soon as its hello is there; it stays in the socket."""
+    loop = asyncio.get_running_loop()
+    data, wanted = b"", hello.RECORD
+    async with asyncio.timeout(patience_s):
+        while 0 < len(data) < wanted or not data:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
+            await ready(sock.fileno(), loop.add_reader, loop.remove_reader)
+            before, data = data, sock.recv(wanted, socket.MSG_PEEK)
+            if len(data) <= len(before):  # it has hung up
+                break
+            wanted = hello.needed(data)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+    return hello.offered(data)
 
 
 async def _listening(loop: asyncio.AbstractEventLoop, host: str, port: int) -> list[socket.socket]:
@@ -135,6 +191,6 @@ def _why_no_handshake(error: Exception) -> str | None:
             return f"its certificate is not one of this grid: {text}"
         case ssl.SSLError():
             return f"it does not speak TLS 1.3 as servers of a grid do ({error.reason or error})"
-        case ConnectionAbortedError():
+        case ConnectionAbortedError() | TimeoutError():
             return f"it did not finish its handshake within {HANDSHAKE_S:g} s"
     return None

@@ -26,13 +26,33 @@ class LinkEvents(Protocol):
         ...
 
 
-class Link(Protocol):
-    """Frames to other servers. All methods may be called from any thread and return at once."""
+class Frames(Protocol):
+    """Frames to other servers. Both methods return at once and belong to the thread that turns the link."""
+
+    def send(self, server: ServerId, data: bytes) -> bool:
+        """Queue a frame; False if there is no connection or its queue is full (the frame is dropped)."""
+        ...
+
+    def flush(self) -> None:
+        """Give what is queued to the network, as far as it takes it now; the rest follows with the next turns."""
+        ...
+
+
+class Link(Frames, Protocol):
+    """A link with its turning: one thread calls `turn` again and again, and that thread reads and writes."""
 
     def attach(self, events: LinkEvents) -> None:
         """Report to `events` from now on (called once, before any traffic)."""
         ...
 
-    def send(self, server: ServerId, data: bytes) -> bool:
-        """Queue a frame; False if there is no connection or its queue is full (the frame is dropped)."""
+    def turn(self, timeout_s: float) -> None:
+        """Flush, then wait until something arrives or somebody wakes, and report what arrived."""
+        ...
+
+    def wake(self) -> None:
+        """End the present or the next turn now (any thread)."""
+        ...
+
+    def close(self) -> None:
+        """Nobody turns any more: cut what stands, and take on nothing (any thread)."""
         ...

@@ -1,6 +1,7 @@
 """The grid port: one TLS listener for everything that servers say to each other.
 
-* What a connection is for is its ALPN word: Raft frames, requests, or a join.
+* What a connection is for is its ALPN word: Raft frames, requests, or a join. The
+  first get a `Line`, which the log's thread serves itself, the others streams.
 * Except for a join, the other end must show a certificate of the grid CA, and
   its server must not have been removed; not one byte is parsed before that.
 * The first words of both ends are greetings (`fence`): servers of different
@@ -19,7 +20,7 @@ import errno
 import logging
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -27,11 +28,13 @@ from weakref import WeakSet
 
 from kmgr import __version__
 from kmgr.errors import ConfigError, Unavailable
-from kmgr.grid import authority, fence, identity
+from kmgr.grid import authority, fence, identity, line
 from kmgr.grid.contacts import Contacts, split_address
+from kmgr.grid.ends import Ends, Streams, abort, greeting_of
 from kmgr.grid.fence import REMOVED, Adopt, Fenced, Greeting, Refuse
 from kmgr.grid.gate import HANDSHAKE_S, Gate
 from kmgr.grid.identity import Identity
+from kmgr.grid.line import Line
 from kmgr.ids import ServerId
 
 logger = logging.getLogger(__name__)
@@ -65,10 +68,19 @@ class Connection:
 
     def cut(self) -> None:
         """End the connection at once; what is still buffered is lost."""
-        _abort(self.writer)
+        abort(self.writer)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RaftConnection:
+    """One verified connection for the log's frames."""
+
+    server: ServerId
+    line: Line
 
 
 Handler: TypeAlias = Callable[[Connection], Awaitable[None]]
+RaftHandler: TypeAlias = Callable[[RaftConnection], Awaitable[None]]
 
 
 class Guardian:
@@ -107,9 +119,17 @@ class GridPort:
         }
         self.certificate_der = self._shown_certificate()
         self._handlers: dict[str, Handler] = {}
+        self._raft: RaftHandler | None = None
         # Weak: a stream belongs to whoever opened it; what nobody holds any more needs no cutting.
-        self._connections: dict[tuple[ServerId, str], WeakSet[asyncio.StreamWriter]] = {}
-        self._gate = Gate(self._listening, limit=BUFFER, inside=self._welcome, turned_away=self.complain)
+        self._connections: dict[tuple[ServerId, str], WeakSet[asyncio.StreamWriter | Line]] = {}
+        self._gate = Gate(
+            self._listening,
+            limit=BUFFER,
+            line_word=RAFT,
+            inside=self._welcome,
+            inside_line=self._welcome_line,
+            turned_away=self.complain,
+        )
         self._complained: set[str] = set()
         self._refused_by: dict[ServerId, str] = {}
         self._strangers: dict[str, tuple[float, str]] = {}
@@ -117,6 +137,10 @@ class GridPort:
     def handle(self, alpn: str, handler: Handler) -> None:
         """Give connections of this kind to `handler`; they are closed when it returns."""
         self._handlers[alpn] = handler
+
+    def handle_raft(self, handler: RaftHandler) -> None:
+        """Give connections for the log's frames to `handler`; they are closed when it returns."""
+        self._raft = handler
 
     async def start(self, host: str, port: int) -> None:
         """Listen; raise `ConfigError` if the port cannot be had."""
@@ -161,32 +185,55 @@ class GridPort:
 
     async def dial(self, server: ServerId, alpn: str, *, timeout_s: float = HANDSHAKE_S) -> Connection:
         """Connect to a server and make sure that it is the one; raise `Unavailable` otherwise."""
+        with self._unreachable(server):
+            async with asyncio.timeout(timeout_s):
+                host, port = split_address(self._address(server))
+                reader, writer = await asyncio.open_connection(
+                    host, port, ssl=self._dialling[alpn], limit=BUFFER, ssl_handshake_timeout=HANDSHAKE_S
+                )
+                greeting = await self._greeted(server, Streams(reader, writer))
+        writer.transport.set_write_buffer_limits(high=BUFFER)
+        self._note(server, alpn, writer)
+        return Connection(server, self._address(server), reader, writer, greeting)
+
+    async def dial_raft(self, server: ServerId, *, timeout_s: float = HANDSHAKE_S) -> RaftConnection:
+        """Connect to a server for the log's frames; the same errors as `dial`. Whoever gets the line closes it."""
+        with self._unreachable(server):
+            async with asyncio.timeout(timeout_s):
+                dialled = await line.dial(*split_address(self._address(server)), self._dialling[RAFT])
+                try:
+                    await self._greeted(server, dialled)
+                except BaseException:
+                    dialled.close()
+                    raise
+        self._note(server, RAFT, dialled)
+        return RaftConnection(server, dialled)
+
+    def _address(self, server: ServerId) -> str:
         known = self.contacts()
         address = known.addresses.get(server)
         if address is None:
             raise Unavailable(f"server {known.described(server)} cannot be reached: the grid has no address for it")
-        try:
-            host, port = split_address(address)
-            async with asyncio.timeout(timeout_s):
-                reader, writer = await asyncio.open_connection(
-                    host, port, ssl=self._dialling[alpn], limit=BUFFER, ssl_handshake_timeout=HANDSHAKE_S
-                )
-                return await self._greeted(server, alpn, address, reader, writer)
-        except (OSError, EOFError, ValueError) as error:
-            raise Unavailable(f"server {known.described(server)} cannot be reached: {_reason(error)}") from error
+        return address
 
-    async def _greeted(
-        self, server: ServerId, word: str, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> Connection:
+    @contextlib.contextmanager
+    def _unreachable(self, server: ServerId) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, EOFError, ValueError) as error:
+            described = self.contacts().described(server)
+            raise Unavailable(f"server {described} cannot be reached: {_reason(error)}") from error
+
+    async def _greeted(self, server: ServerId, ends: Ends) -> Greeting:
         """Exchange greetings on a connection that this server dialled."""
         described, good = self.contacts().described(server), False
         try:
-            found = authority.peer_of(_tls(writer))
+            found = authority.peer_of(ends.tls)
             if found != server:
                 raise Unavailable(f"server {described} cannot be reached: {found} answers at its address")
             own = self.guardian.greeting()
-            writer.write(fence.spell(own))
-            other = await _greeting(reader)
+            ends.write(fence.spell(own))
+            other = await greeting_of(ends)
             match fence.judge(own, other):
                 case Fenced(words):
                     self.guardian.fenced(words)
@@ -205,12 +252,9 @@ class GridPort:
             good = True
         finally:
             if not good:
-                _abort(writer)
+                ends.cut()
         self._refused_by.pop(server, None)
-        connection = Connection(server, address, reader, writer, other)
-        writer.transport.set_write_buffer_limits(high=BUFFER)
-        self._note(connection, word)
-        return connection
+        return other
 
     def complain(self, remote: str, cause: str) -> None:
         """Log what is wrong with a peer, once until it behaves, and show it on the console for a minute."""
@@ -222,102 +266,97 @@ class GridPort:
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         remote = str((writer.get_extra_info("peername") or ("unknown",))[0])
-        word = _tls(writer).selected_alpn_protocol()
-        server = authority.peer_of(_tls(writer))
+        ends = Streams(reader, writer)
+        word, server = ends.tls.selected_alpn_protocol() or "", authority.peer_of(ends.tls)
         try:
-            connection = await self._admitted(word, server, remote, reader, writer)
-            if connection is not None:
+            if (handler := self._handlers.get(word)) is None:
+                self._turn_away(remote, f"nothing is offered under {word!r}", ends)
+            elif word == JOIN:
                 writer.transport.set_write_buffer_limits(high=BUFFER)
-                self._note(connection, word or "")
-                await self._handlers[word or ""](connection)
+                await handler(Connection(None, remote, reader, writer))
+            elif (found := await self._admitted(word, server, remote, ends)) is not None:
+                server, greeting = found
+                writer.transport.set_write_buffer_limits(high=BUFFER)
+                self._note(server, word, writer)
+                await handler(Connection(server, remote, reader, writer, greeting))
         except (OSError, EOFError, ValueError) as error:
-            # An end in the middle is how connections of killed servers look; only rubbish is worth a line.
-            if isinstance(error, ValueError):
-                self.complain(f"{remote} {server or ''}", str(error))
-            _abort(writer)
+            self._rubbish(f"{remote} {server or ''}", error)
+            abort(writer)
         finally:
             writer.close()
 
+    async def _welcome_line(self, connected: Line, remote: str) -> None:
+        server = authority.peer_of(connected.tls)
+        try:
+            if self._raft is None or connected.tls.selected_alpn_protocol() != RAFT:
+                self._turn_away(remote, f"nothing is offered under {RAFT!r}", connected)
+            elif (found := await self._admitted(RAFT, server, remote, connected)) is not None:
+                server, _ = found
+                self._note(server, RAFT, connected)
+                await self._raft(RaftConnection(server, connected))
+            else:
+                await connected.part()
+        except (OSError, EOFError, ValueError) as error:
+            self._rubbish(f"{remote} {server or ''}", error)
+        finally:
+            connected.close()
+
     async def _admitted(
-        self,
-        word: str | None,
-        server: ServerId | None,
-        remote: str,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> Connection | None:
-        """Return the connection if the other end may use it; otherwise tell it why, if it is one of ours."""
-        why = self._why_not(word, server)
-        if why is not None:
-            self.complain(remote, why)
-            _abort(writer)
+        self, word: str, server: ServerId | None, remote: str, ends: Ends
+    ) -> tuple[ServerId, Greeting] | None:
+        """Return who the other end is if it may use the connection; one of ours is told why not."""
+        if server is None:
+            self._turn_away(remote, "it showed no certificate of this grid", ends)
             return None
-        if word == JOIN:
-            return Connection(None, remote, reader, writer)
+        if server == self.server:
+            self._turn_away(remote, "it showed this server's own certificate: was the data folder copied?", ends)
+            return None
         own = self.guardian.greeting()
         known = self.contacts()
-        if server is not None and not known.admits(server, log=word == RAFT):
+        if not known.admits(server, log=word == RAFT):
             refusal = fence.leaving() if server in known.leaving else Refuse(REMOVED, fence.removed())
-            self._send_away(writer, f"{remote} {server}", own, refusal)
+            self._send_away(ends, f"{remote} {server}", own, refusal)
             return None
         async with asyncio.timeout(HANDSHAKE_S):
-            other = await _greeting(reader)
+            other = await greeting_of(ends)
         match fence.judge(own, other):
             case Fenced(words):
-                writer.write(fence.spell(own))
+                ends.write(fence.spell(own))
                 self.guardian.fenced(words)
                 return None
             case Refuse() as refusal:
-                self._send_away(writer, f"{remote} {server}", own, refusal)
+                self._send_away(ends, f"{remote} {server}", own, refusal)
                 return None
             case Adopt(epoch):
                 await self.guardian.adopt(epoch)
-        writer.write(fence.spell(own))
-        return Connection(server, remote, reader, writer, other)
+        ends.write(fence.spell(own))
+        return server, other
 
-    def _send_away(self, writer: asyncio.StreamWriter, who: str, own: Greeting, refusal: Refuse) -> None:
+    def _turn_away(self, remote: str, why: str, ends: Ends) -> None:
+        self.complain(remote, why)
+        ends.cut()
+
+    def _rubbish(self, who: str, error: Exception) -> None:
+        # An end in the middle is how connections of killed servers look; only rubbish is worth a line.
+        if isinstance(error, ValueError):
+            self.complain(who, str(error))
+
+    def _send_away(self, ends: Ends, who: str, own: Greeting, refusal: Refuse) -> None:
         self.complain(who, f"it was refused, because {refusal.words}")
-        writer.write(fence.spell(fence.refusing(own, refusal)))
+        ends.write(fence.spell(fence.refusing(own, refusal)))
 
     def _shown_certificate(self) -> bytes:
         return ssl.PEM_cert_to_DER_cert(self._files[0].read_text())
 
-    def _note(self, connection: Connection, word: str) -> None:
-        if connection.server is not None:
-            self._connections.setdefault((connection.server, word), WeakSet()).add(connection.writer)
+    def _note(self, server: ServerId, word: str, ends: asyncio.StreamWriter | Line) -> None:
+        self._connections.setdefault((server, word), WeakSet()).add(ends)
 
     def _cut(self, server: ServerId, word: str) -> None:
-        for writer in list(self._connections.pop((server, word), ())):
-            _abort(writer)
-
-    def _why_not(self, word: str | None, server: ServerId | None) -> str | None:
-        if word not in self._handlers:
-            return f"nothing is offered under {word!r}"
-        if word == JOIN:
-            return None
-        if server is None:
-            return "it showed no certificate of this grid"
-        if server == self.server:
-            return "it showed this server's own certificate: was the data folder copied?"
-        return None
-
-
-async def _greeting(reader: asyncio.StreamReader) -> Greeting:
-    size = int.from_bytes(await reader.readexactly(4))
-    if size > fence.MOST_BYTES:
-        raise ValueError("its first words are no greeting: it may run another version of kmgr")
-    return fence.read(await reader.readexactly(size))
-
-
-def _tls(writer: asyncio.StreamWriter) -> ssl.SSLObject:
-    found: ssl.SSLObject = writer.get_extra_info("ssl_object")
-    return found
-
-
-def _abort(writer: asyncio.StreamWriter) -> None:
-    # Python 3.11's TLS transport stumbles over its own missing protocol when it had ended by itself before.
-    with contextlib.suppress(AttributeError):
-        writer.transport.abort()
+        for ends in list(self._connections.pop((server, word), ())):
+            if isinstance(ends, Line):
+                ends.cut()
+            else:
+                abort(ends)
 
 
 def _reason(error: Exception) -> str:

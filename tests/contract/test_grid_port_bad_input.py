@@ -16,10 +16,10 @@ import pytest
 
 from kmgr.clock import SystemClock
 from kmgr.grid import authority, gate, identity
+from kmgr.grid.channel import MAX_FRAME
 from kmgr.grid.fence import MOST_BYTES, PROTOCOL, Greeting, read, spell
-from kmgr.grid.raftlink import MAX_FRAME
 from kmgr.grid.requests import GridRequests
-from kmgr.grid.wire import CALL, JOIN, RAFT, GridPort
+from kmgr.grid.wire import CALL, JOIN, GridPort
 from kmgr.ids import ServerId
 from tests.contract.test_raft_over_tls import Grids
 from tests.lab.certificates import TestAuthority
@@ -40,7 +40,7 @@ async def wires(tmp_path: Path) -> AsyncIterator[Wires]:
 async def port(wires: Wires) -> GridPort:
     port = wires.port(A)
     GridRequests(port, clock=SystemClock())
-    port.handle(RAFT, lambda _: asyncio.sleep(60))
+    port.handle_raft(lambda _: asyncio.sleep(60))
     await wires.start(port)
     return port
 

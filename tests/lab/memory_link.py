@@ -54,9 +54,10 @@ class MemoryWires:
             if frozenset({source, target}) not in self._connected:
                 return False
             self.frames += 1
-            events = self.links[target].events
-            assert events is not None
-            events.frame(source, data)
+            link = self.links[target]
+            assert link.events is not None
+            link.events.frame(source, data)
+            link.wake()
             return True
 
     def _settle(self) -> None:
@@ -83,6 +84,7 @@ class MemoryLink:
         self.server = server
         self.events: LinkEvents | None = None
         self._wires = wires
+        self._woken = threading.Event()
 
     def attach(self, events: LinkEvents) -> None:
         """Report to `events` from now on."""
@@ -91,6 +93,21 @@ class MemoryLink:
     def send(self, server: ServerId, data: bytes) -> bool:
         """Deliver a frame at once."""
         return self._wires.links.get(self.server) is self and self._wires.deliver(self.server, server, data)
+
+    def flush(self) -> None:
+        """Nothing is ever queued here."""
+
+    def turn(self, timeout_s: float) -> None:
+        """Wait until somebody wakes; frames are reported by whoever sends them."""
+        self._woken.wait(timeout_s)
+        self._woken.clear()
+
+    def wake(self) -> None:
+        """End the present or the next turn."""
+        self._woken.set()
+
+    def close(self) -> None:
+        """The wires stay as they are."""
 
 
 _: type[Link] = MemoryLink

@@ -23,7 +23,7 @@ from kmgr.grid.raft.logfile import LogFile
 from kmgr.grid.raft.records import Entry
 from kmgr.grid.recover import Origin
 from kmgr.grid.schema import SCHEMA
-from kmgr.grid.wire import CALL, RAFT, Guardian
+from kmgr.grid.wire import CALL, Guardian
 from kmgr.ids import CommandId, ServerId
 from tests.lab.raft_lab import A, B, C, RaftLab, eventually, put
 from tests.lab.wires import Wires
@@ -237,11 +237,11 @@ async def test_servers_of_two_epochs_part_whoever_calls(tmp_path: Path, dialler:
     sides = Standing(Greeting("1")), Standing(Greeting("1", epoch=1, recovered_by="b"))
     for port, side in zip((old, new), sides, strict=True):
         port.guardian = side
-        port.handle(RAFT, lambda _: pytest.fail("they talked"))
+        port.handle_raft(lambda _: pytest.fail("they talked"))
         await wires.start(port)
     caller, called = (old, B) if dialler == "old" else (new, A)
     with pytest.raises(Unavailable, match="recovered without this server") as caught:
-        await caller.dial(called, RAFT)
+        await caller.dial_raft(called)
     assert caught.value.code == ("fenced" if dialler == "old" else "epoch")
     await eventually(lambda: sides[0].heard)
     assert "kmgr reset" in sides[0].heard[0]

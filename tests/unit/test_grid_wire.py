@@ -3,7 +3,10 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -11,10 +14,11 @@ import pytest
 from kmgr.clock import ManualClock, SystemClock
 from kmgr.errors import ConfigError, Unavailable
 from kmgr.grid import authority, identity
+from kmgr.grid.channel import MAX_FRAME
 from kmgr.grid.contacts import Contacts, contacts, split_address
 from kmgr.grid.fence import Greeting, read, spell
 from kmgr.grid.model import Server, ServerState
-from kmgr.grid.raftlink import MAX_FRAME, RaftLink
+from kmgr.grid.raftlink import RaftLink
 from kmgr.grid.requests import GridRequests
 from kmgr.grid.wire import CALL, RAFT, Connection, GridPort, Guardian
 from kmgr.ids import ServerId
@@ -37,6 +41,7 @@ class Heard:
         self.said: list[str] = []
         self.frames: list[bytes] = []
         self.news = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
 
     def peer_up(self, server: ServerId) -> None:
         self._tell(f"{server} up")
@@ -46,7 +51,7 @@ class Heard:
 
     def frame(self, server: ServerId, data: bytes) -> None:
         self.frames.append(data)
-        self.news.set()
+        self._loop.call_soon_threadsafe(self.news.set)
 
     async def until(self, count: int, *, frames: int = 0) -> None:
         async with asyncio.timeout(5):
@@ -79,11 +84,36 @@ class Linked:
         self.link = RaftLink(self.port, clock=clock or SystemClock())
         self.link.attach(self.heard)
         self.task: asyncio.Task[None] | None = None
+        self.orders: deque[Callable[[], None]] = deque()
+        self._over = False
+        self._turning = threading.Thread(target=self._turn, daemon=True)
+        self._turning.start()
 
     def run(self) -> None:
         self.task = asyncio.create_task(self.link.run())
 
+    async def send(self, server: ServerId, *frames: bytes) -> list[bool]:
+        """Send frames from the thread that turns the link, all before it turns again."""
+        sent: Future[list[bool]] = Future()
+        self.orders.append(lambda: sent.set_result([self.link.send(server, frame) for frame in frames]))
+        self.link.wake()
+        return await asyncio.wrap_future(sent)
+
+    async def turned(self) -> None:
+        """Return when the link was turned once more from beginning to end."""
+        for _ in range(2):
+            await self.send(self.port.server)
+
+    def _turn(self) -> None:
+        while not self._over:
+            while self.orders:
+                self.orders.popleft()()
+            self.link.turn(0.05)
+
     async def stop(self) -> None:
+        self._over = True
+        self.link.wake()
+        await asyncio.to_thread(self._turning.join)
         if self.task is not None:
             self.task.cancel()
             await asyncio.gather(self.task, return_exceptions=True)
@@ -166,7 +196,7 @@ async def test_a_removed_server_is_cut_off_at_once_and_stays_out(
             assert await reader.read(1) == b""
             writer.close()
         with pytest.raises(Unavailable, match=r"refuses this one: this server was removed"):
-            await b.port.dial(A, RAFT)
+            await b.port.dial_raft(A)
     causes = [r.cause for r in caplog.records if hasattr(r, "cause")]
     assert len(causes) == 1
     assert "removed from the grid" in causes[0]
@@ -182,7 +212,7 @@ async def test_a_removed_server_speaks_of_the_log_until_its_vote_has_ended_and_o
     GridRequests(a.port, clock=SystemClock())
     wires.removed = wires.leaving = frozenset({B})
     a.port.refresh()
-    assert b.link.send(A, b"the last of the log")
+    assert await b.send(A, b"the last of the log") == [True]
     await a.heard.until(1, frames=1)
     with pytest.raises(Unavailable, match=r"this server is being removed"):
         await b.port.dial(A, CALL)
@@ -191,7 +221,7 @@ async def test_a_removed_server_speaks_of_the_log_until_its_vote_has_ended_and_o
     a.port.refresh()
     await b.heard.until(2)
     with pytest.raises(Unavailable, match=r"this server was removed from the grid"):
-        await b.port.dial(A, RAFT)
+        await b.port.dial_raft(A)
     assert "kmgr reset" in told[0]
 
 
@@ -234,37 +264,86 @@ async def test_an_unreachable_server_is_named_with_its_address(wires: Wires) -> 
         await a.dial(C, CALL)
 
 
-async def test_frames_arrive_whole_and_in_order_from_any_thread(two: tuple[Linked, Linked]) -> None:
+async def test_frames_arrive_whole_and_in_order(two: tuple[Linked, Linked]) -> None:
     a, b = two
     sent = [bytes([n]) * (1 + n * 1000) for n in range(50)] + [b"z" * MAX_FRAME]
-
-    def send_all() -> None:
-        for frame in sent:
-            assert a.link.send(B, frame)
-
-    await asyncio.get_running_loop().run_in_executor(None, send_all)
+    assert all(await a.send(B, *sent))
     await b.heard.until(1, frames=51)
     assert b.heard.frames == sent
-    assert b.link.send(A, b"back")
+    assert await b.send(A, b"back") == [True]
     await a.heard.until(1, frames=1)
-    assert not a.link.send(C, b"nobody")
+    assert await a.send(C, b"nobody") == [False]
 
 
 async def test_a_full_queue_drops_the_frame_and_says_so(two: tuple[Linked, Linked]) -> None:
     a, _ = two
-    results = [a.link.send(B, b"x" * MAX_FRAME) for _ in range(3)]
-    assert results == [True, False, False]
+    assert await a.send(B, *[b"x" * MAX_FRAME] * 3) == [True, False, False]
+
+
+async def test_a_server_that_reads_nothing_holds_up_nobody_else(wires: Wires) -> None:
+    a, c = Linked(wires, A), Linked(wires, C)
+    for one in (a, c):
+        await wires.start(one.port)
+        one.run()
+    await c.heard.until(1)
+    wires.identity(B)
+    _, writer, _ = await introduced(wires, a.port, B)
+    writer.transport.pause_reading()
+    await a.heard.until(2)
+    # More than the kernel takes: the rest stays queued until the queue is full.
+    while all(await a.send(B, b"x" * MAX_FRAME)):
+        pass
+    assert await a.send(C, b"meanwhile") == [True]
+    await c.heard.until(1, frames=1)
+    writer.transport.abort()
+    await a.heard.until(3)
+    await a.stop()
+    await c.stop()
+
+
+async def test_what_did_not_fit_follows_when_there_is_room(wires: Wires) -> None:
+    a = Linked(wires, A)
+    await wires.start(a.port)
+    wires.identity(B)
+    reader, writer, _ = await introduced(wires, a.port, B)
+    await a.heard.until(1)
+    assert await reader.readexactly(4) == bytes(4)
+    writer.transport.pause_reading()
+    assert await a.send(B, b"x" * MAX_FRAME) == [True]
+    await asyncio.sleep(0.2)
+    writer.transport.resume_reading()
+    assert await reader.readexactly(MAX_FRAME + 4) == MAX_FRAME.to_bytes(4) + b"x" * MAX_FRAME
+    writer.transport.abort()
+    await a.stop()
+
+
+async def test_a_link_that_nobody_turns_any_more_takes_on_nothing(two: tuple[Linked, Linked]) -> None:
+    a, b = two
+    b.link.close()
+    await a.heard.until(2)
+    await b.heard.until(2)
+    assert b.link.connected() == frozenset()
+    with pytest.raises(OSError, match=r".*"):
+        # The port welcomes it, for the log may begin anew, but nothing stands.
+        connection = await a.port.dial_raft(B)
+        try:
+            assert await connection.line.read_exactly(4) == bytes(4)
+            await connection.line.read_exactly(1)
+        except EOFError as error:
+            raise OSError from error
+        finally:
+            connection.line.close()
 
 
 async def test_a_broken_connection_is_made_anew(two: tuple[Linked, Linked]) -> None:
     a, b = two
     b.port.refresh()
     for channel in list(b.link._channels.values()):
-        channel.connection.cut()
+        channel.line.cut()
     await a.heard.until(3)
     await b.heard.until(3)
     assert a.heard.said == ["srv-b up", "srv-b down", "srv-b up"]
-    assert a.link.send(B, b"again")
+    assert await a.send(B, b"again") == [True]
     await b.heard.until(3, frames=1)
 
 
@@ -293,6 +372,7 @@ async def test_a_server_that_says_nothing_is_cut_off_within_three_seconds(wires:
     await a.heard.until(1)
     for _ in range(14):
         await clock.advance(0.2)
+        await a.turned()
     await a.heard.until(2)
     assert a.heard.said == ["srv-b up", "srv-b down"]
     with pytest.raises(ConnectionError):

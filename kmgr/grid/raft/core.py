@@ -14,7 +14,7 @@ from kmgr.errors import InvariantBroken, Unavailable
 from kmgr.grid import envelope
 from kmgr.grid.envelope import Outcome
 from kmgr.grid.fsm import Applier, Machine
-from kmgr.grid.link import Link
+from kmgr.grid.link import Frames
 from kmgr.grid.raft import journal as log
 from kmgr.grid.raft import messages, snapshot
 from kmgr.grid.raft.background import Background, Thread
@@ -32,6 +32,9 @@ from kmgr.grid.store import Store
 from kmgr.ids import ServerId
 
 logger = logging.getLogger(__name__)
+
+# So long proposals wait for the entries that are under way, at most: a slow line is not left empty.
+UNDER_WAY_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,7 @@ class Core:
         folder: Path,
         store: Store,
         appliers: Mapping[str, Applier],
-        link: Link,
+        link: Frames,
         timing: Timing,
         background: Background | None = None,
     ) -> None:
@@ -94,6 +97,10 @@ class Core:
         self._questions = Questions()
         self._done: list[tuple[bytes, Outcome]] = []
         self._announced = (0, 0)
+        self._announcing = False
+        self._asked: list[tuple[ServerId, Propose]] = []
+        self._held = False
+        self._appended_at = 0.0
         self._spelled: tuple[tuple[int, ...], bytes] = ((), b"")
         self._progress_at = 0.0
         self._leader_seen = monotonic()
@@ -103,7 +110,10 @@ class Core:
     # What the library asks.
 
     def apply(self, index: int, command: bytes) -> None:
-        """Apply a committed entry."""
+        """Apply a committed entry; a leader tells the others in the same round that it is committed."""
+        if not self._announcing and self._library.leads:
+            self._announcing = True
+            self._library.send_now()
         if command[:1] != log.ENVELOPE:
             self._machine.skip(index)
             return
@@ -139,7 +149,9 @@ class Core:
             return
         match message:
             case Propose(attempt, data):
-                if not self._append_envelope(data):
+                if self._is_command(data):
+                    self._asked.append((server, message))
+                else:
                     self._send(server, NotTaken(attempt))
             case NotTaken(attempt):
                 self.proposals.not_taken(attempt, monotonic())
@@ -159,7 +171,10 @@ class Core:
         if library.leads and self._announced != (state := (self._journal.last.index, library.committed)):
             self._announced = state
             library.send_now()
+        self._announcing = False
         library.doTick(0)
+        if self._announcing:
+            self._announced = (self._journal.last.index, library.committed)
         self._guard.election.hasten()
         self.settle()
         self._background.poll()
@@ -167,12 +182,20 @@ class Core:
         self._compaction.checkpoint(self._machine.applied)
         if library.applied < library.committed:
             return True
-        return library.leads and self._announced != (self._journal.last.index, library.committed)
+        if library.leads and self._announced != (self._journal.last.index, library.committed):
+            return True
+        return self._held and not self._under_way()
 
     def settle(self) -> None:
         """End the round's transaction and tell everybody."""
+        if self._journal.synced < self._journal.last.index:
+            # New entries leave before this server's own sync, so that all disks write at the same time.
+            self._link.flush()
         self._journal.sync()
         self._guard.acknowledge()
+        if not self._library.leads:
+            # A leader waits for these; what a leader says besides its entries is less urgent than its own askers.
+            self._link.flush()
         self._machine.commit()
         self._show()
         done, self._done = self._done, []
@@ -252,6 +275,9 @@ class Core:
         leader = self.server if self._library.leads else self._guard.election.leader()
         if leader is not None:
             self._leader_seen = now
+        self._held = False
+        if self._asked:
+            self._take_on()
         if not self.proposals:
             return
         if leader is None:
@@ -259,26 +285,47 @@ class Core:
                 self.proposals.leaderless(now)
             return
         here = leader == self.server
+        if here and self._under_way():
+            self._held = True
+            return
         for proposal, attempt in self.proposals.due(leader, self._library.term, now, here=here):
             if here:
                 self._append(log.ENVELOPE + proposal.data)
             elif not self._send(leader, Propose(attempt, proposal.data)):
                 self.proposals.not_taken(attempt, now)
 
-    def _append_envelope(self, data: bytes) -> bool:
+    def _under_way(self) -> bool:
+        """Whether proposals should wait, because the entries of the last ones are not committed yet.
+
+        One batch at a time: for every server a message and a sync for many entries cost little more than for one.
+        """
+        library = self._library
+        return library.committed < self._journal.last.index and monotonic() - self._appended_at < UNDER_WAY_S
+
+    def _take_on(self) -> None:
+        """Put into the log what others asked for."""
+        if self._library.leads and self._under_way():
+            self._held = True
+            return
+        asked, self._asked = self._asked, []
+        for server, proposal in asked:
+            if self._library.leads:
+                self._append(log.ENVELOPE + proposal.data)
+            else:
+                self._send(server, NotTaken(proposal.attempt))
+
+    def _is_command(self, data: bytes) -> bool:
         if not self._library.leads or len(data) > envelope.MAX_BYTES:
             return False
         try:
-            known = envelope.decode(data).type in self._appliers
+            return envelope.decode(data).type in self._appliers
         except InvariantBroken as error:
             logger.warning("a proposal that is no command was refused", extra={"cause": error.message})
             return False
-        if known:
-            self._append(log.ENVELOPE + data)
-        return known
 
     def _append(self, command: bytes) -> int:
         index = self._journal.last.index + 1
+        self._appended_at = monotonic()
         self._journal.add(Entry(command, index, self._library.term))
         return index
 

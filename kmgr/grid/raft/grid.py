@@ -1,13 +1,15 @@
 """The replicated log as the rest of kmgr uses it: the `Grid` and `Voters` ports on a raft thread.
 
-Answers come from the raft thread through `call_soon_threadsafe`; whatever the
-daemon's loop asks is handed over and never waited for while holding a lock.
+Answers come from the raft thread, all of one round by one `call_soon_threadsafe`;
+whatever the daemon's loop asks is handed over and never waited for while holding a lock.
 """
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,8 +77,12 @@ class RaftGrid:
         self._core: Core | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: set[asyncio.Future[None]] = set()
+        self._posted: deque[Callable[[], None]] = deque()
+        self._posting = False
         self._worker = Worker(
-            shown=lambda: self._post(self._moved), failed=lambda why: self._post(self._on_fatal, why)
+            link,
+            shown=lambda: self._post(self._moved),
+            failed=lambda why: self._post(self._on_fatal, why),
         )
         link.attach(self._worker)
 
@@ -291,12 +297,24 @@ class RaftGrid:
                 future.set_result(None)
 
     def _post(self, call: Callable[..., None], *values: object) -> None:
-        if self._loop is None:
+        """Have something called on the loop, in order (any thread)."""
+        self._posted.append(partial(call, *values))
+        if self._loop is None or self._posting:
             return
+        self._posting = True
         try:
-            self._loop.call_soon_threadsafe(call, *values)
+            self._loop.call_soon_threadsafe(self._deliver)
         except RuntimeError:  # the loop has ended before this server's log
             logger.debug("the log has nobody to report to")
+
+    def _deliver(self) -> None:
+        # Whatever is posted from here on comes with a call of its own.
+        self._posting = False
+        for _ in range(len(self._posted)):
+            try:
+                self._posted.popleft()()
+            except Exception:
+                logger.exception("an answer of the log was not taken")
 
 
 def _settle(answer: "asyncio.Future[T]", found: T) -> None:

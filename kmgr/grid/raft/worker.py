@@ -1,7 +1,8 @@
 """The raft thread: runs `Core` rounds when something happened, and twenty times a second otherwise.
 
-Others reach it in three ways: the link reports events, `call` runs a function
-between two rounds, and `wake` says that a proposal waits. If a round fails, the
+Between two rounds it turns the link: it waits there, and reads and writes the
+connections itself. Others reach it in three ways: the link reports events, `call` runs
+a function between two rounds, and `wake` says that a proposal waits. If a round fails, the
 thread reports why and ends without touching the files again: the log on the disk
 is what was promised, and nothing more is promised.
 """
@@ -15,6 +16,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from kmgr.errors import InvariantBroken, Unavailable
+from kmgr.grid.link import Link
 from kmgr.grid.raft.core import Core
 from kmgr.ids import ServerId
 
@@ -32,12 +34,12 @@ class DiskTrouble(str):
 class Worker:
     """Owns a `Core` on a thread of its own. The link may report to it before it has one."""
 
-    def __init__(self, *, shown: Callable[[], None], failed: Callable[[str], None]) -> None:
+    def __init__(self, link: Link, *, shown: Callable[[], None], failed: Callable[[str], None]) -> None:
+        self._link = link
         self._shown = shown
         self._failed = failed
         self._core: Core | None = None
         self._thread: threading.Thread | None = None
-        self._wake = threading.Event()
         self._ending = ""
         self._jobs: deque[Callable[[Core | None], None]] = deque()
         self._lock = threading.Lock()
@@ -61,7 +63,7 @@ class Worker:
 
     def wake(self) -> None:
         """Begin the next round now."""
-        self._wake.set()
+        self._link.wake()
 
     def call(self, job: Callable[[Core], T]) -> Future[T]:
         """Run a function between two rounds and return its result or exception."""
@@ -84,12 +86,12 @@ class Worker:
         with self._lock:
             if not self._ended:
                 self._jobs.append(run)
-                self._wake.set()
+                self._link.wake()
                 return future
         run(None)
         return future
 
-    # The link's events; any thread.
+    # The link's events; any thread, but frames are reported while the link is turned.
 
     def peer_up(self, server: ServerId) -> None:
         """A new connection to `server` stands."""
@@ -101,21 +103,23 @@ class Worker:
 
     def frame(self, server: ServerId, data: bytes) -> None:
         """`server` sent a frame."""
-        self._post(lambda core: core.receive(server, data))
+        self._note(lambda core: core.receive(server, data))
 
     def _post(self, report: Callable[[Core], None]) -> None:
+        self._note(report)
+        self._link.wake()
+
+    def _note(self, report: Callable[[Core], None]) -> None:
         def run(core: Core | None) -> None:
             if core is not None:
                 report(core)
 
         if not self._ended:
             self._jobs.append(run)
-            self._wake.set()
 
     def _run(self, core: Core, tick_s: float) -> None:
         try:
             while not self._ending:
-                self._wake.clear()
                 self._round(core, tick_s)
             if self._ending == "stop":
                 core.close()
@@ -151,20 +155,20 @@ class Worker:
         again = core.step()
         if core.shown is not before:
             self._shown()
-        if not again and not self._jobs and not self._ending:
-            self._wake.wait(tick_s)
+        self._link.turn(0.0 if again or self._jobs or self._ending else tick_s)
 
     def _finish(self, core: Core) -> None:
         with self._lock:
             self._ended = True
         while self._jobs:
             self._jobs.popleft()(None)
+        self._link.close()
         core.retire()
         self._shown()
         core.abandon()
 
     def _end(self, how: str) -> None:
         self._ending = how
-        self._wake.set()
+        self._link.wake()
         if self._thread is not None:
             self._thread.join()
