@@ -32,4 +32,5 @@ def pick(words: Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def _letters(count: int) -> str:
-    return "".join(secrets.choice(_ALPHABET) for _ in range(count))
+    # Five bits of each byte, all from one call: the kernel takes longer to be asked than to answer.
+    return "".join(_ALPHABET[byte % len(_ALPHABET)] for byte in secrets.token_bytes(count))

@@ -1,0 +1,26 @@
+"""Ids and passwords: their form, and that every letter is as likely as every other."""
+
+from collections import Counter
+
+from kmgr.entropy import new_id, new_password
+
+LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def test_ids_are_of_one_form_and_never_come_twice() -> None:
+    found = {new_id("cmd") for _ in range(5000)}
+    assert len(found) == 5000
+    assert all(len(one) == 16 and one.startswith("cmd-") for one in found)
+
+
+def test_every_letter_is_as_likely_as_every_other() -> None:
+    count = Counter("".join(new_id("") for _ in range(20_000)).replace("-", ""))
+    assert set(count) == set(LETTERS)
+    # 7,500 are expected of each; 5 % are more than four standard deviations.
+    assert all(abs(seen - 7500) < 430 for seen in count.values())
+
+
+def test_a_password_is_four_groups_of_four_letters() -> None:
+    groups = new_password().split("-")
+    assert [len(group) for group in groups] == [4, 4, 4, 4]
+    assert set("".join(groups)) <= set(LETTERS)
