@@ -171,6 +171,11 @@ class Lab:
             return {}
         return await place.process.ask(dict(order), timeout_s=timeout_s)
 
+    def doubts(self, place: Place) -> int:
+        """Return how often the server at a place has said that its folder is older than what it promised."""
+        log = self.folder / f"{place.server}.log"
+        return log.read_text(errors="replace").count("data is older than what it had promised")
+
     async def leader(self) -> Place | None:
         """Return the place of the server that most believe to lead."""
         found = await asyncio.gather(*(self.ask(place, {"do": "status"}, timeout_s=0.5) for place in self.places))

@@ -8,7 +8,10 @@ and this process's id; `close()` removes what `open()` made. Needs root.
 import asyncio
 import itertools
 import os
+import random
 from collections.abc import Iterable
+
+from tests.faults.relay import Relay
 
 PORT = 8440
 _RATE = "10gbit"
@@ -23,6 +26,8 @@ class Network:
         self._switch = f"{self._base}-switch"
         self._blocked: set[tuple[int, int]] = set()
         self._lossy: dict[int, float] = {}
+        self._relays: dict[int, Relay] = {}
+        self._dice = random.Random(size)  # noqa: S311 - an imitation of a wire
 
     def namespace(self, place: int) -> str:
         """Return the name of a place's namespace."""
@@ -54,6 +59,9 @@ class Network:
 
     async def close(self) -> None:
         """Remove everything."""
+        for relay in self._relays.values():
+            relay.close()
+        self._relays.clear()
         for space in (self._switch, *map(self.namespace, range(self.size))):
             await run("ip", "netns", "del", space, check=False)
 
@@ -102,6 +110,29 @@ class Network:
                 "60",
             )
 
+    async def far(self, place: int, delay_s: float, jitter_s: float) -> None:
+        """Keep all packets of a place on their way for so long in each direction, and up to `jitter_s` longer."""
+        if place in self._relays:
+            self._relays[place].delay(delay_s, jitter_s)
+            return
+        near, far, side = f"near{place}", f"far{place}", f"side{place}"
+        relay = self._relays[place] = Relay(self._switch, near, far, self._dice)
+        relay.delay(delay_s, jitter_s)
+        link = ("ip", "-n", self._switch, "link")
+        await run(*link, "add", side, "type", "bridge")
+        await run(*link, "set", side, "up")
+        await run(*link, "set", near, "master", side, "up")
+        await run(*link, "set", far, "master", "switch", "up")
+        await run(*link, "set", f"plug{place}", "master", side)
+
+    async def near(self, place: int) -> None:
+        """Plug a place into the switch again."""
+        relay = self._relays.pop(place, None)
+        if relay is not None:
+            await run("ip", "-n", self._switch, "link", "set", f"plug{place}", "master", "switch")
+            await run("ip", "-n", self._switch, "link", "del", f"side{place}")
+            relay.close()
+
     async def heal(self) -> None:
         """Let everything through everywhere."""
         self._blocked.clear()
@@ -109,6 +140,7 @@ class Network:
         await self._set_rules(set(range(self.size)))
         for place in range(self.size):
             await self.slow(place, None)
+            await self.near(place)
 
     async def _set_rules(self, places: set[int]) -> None:
         for place in sorted(places):

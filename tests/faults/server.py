@@ -188,6 +188,7 @@ class LabServer:
             "majority": status.majority,
             "voters": list(status.voters),
             "servers": known,
+            "problems": self.grid.problems(),
         }
 
     def _dump(self) -> Mapping[str, Any]:

@@ -24,9 +24,18 @@ from tests.faults.network import both
 # Names of troubles with their weights; those of the second table change a folder and come one at a time.
 PASSING = {
     "kill_one": 4, "kill_leader": 3, "kill_all": 1, "pause_one": 2, "pause_leader": 2, "cut_one": 2, "cut_leader": 3,
-    "halves": 2, "deaf": 2, "mute": 2, "bridge": 2, "slow_wire": 2, "lossy_wire": 2, "slow_disk": 2, "clock_jumps": 2,
+    "halves": 2, "deaf": 2, "mute": 2, "bridge": 2, "slow_wire": 2, "lossy_wire": 2, "far_wire": 2, "slow_disk": 2,
+    "clock_jumps": 2,
 }  # fmt: skip
-LASTING = {"disk_full": 2, "torn_tail": 2, "old_state": 1, "old_log": 1, "damaged_log": 1, "leaves_and_joins": 2}
+LASTING = {
+    "disk_full": 2,
+    "torn_tail": 2,
+    "old_state": 1,
+    "old_log": 1,
+    "old_folder": 2,
+    "damaged_log": 1,
+    "leaves_and_joins": 2,
+}
 PLAIN = ("kill_one", "kill_leader", "pause_one", "cut_one", "cut_leader", "halves", "deaf", "mute", "bridge")
 YEAR_MS = 365 * 86_400_000
 
@@ -71,6 +80,10 @@ class Troubles:
         self.mended: list[tuple[str, float, float]] = []
         self._planned = schedule(lab.seed, plain=lab.plain, only=only)
         self._folders = asyncio.Lock()
+        # Passing troubles that go on now; none begins while it is not calm.
+        self._passing = 0
+        self._calm = asyncio.Event()
+        self._calm.set()
 
     async def run(self) -> None:
         """Follow the schedule."""
@@ -102,7 +115,12 @@ class Troubles:
             async with self._folders:
                 await trouble(planned)
         else:
-            await trouble(planned)
+            await self._calm.wait()
+            self._passing += 1
+            try:
+                await trouble(planned)
+            finally:
+                self._passing -= 1
         self.mended.append((planned.name, begins, time.monotonic()))
 
     def _one(self, planned: Planned, number: int = 0) -> Place:
@@ -217,6 +235,14 @@ class Troubles:
         await asyncio.sleep(planned.lasts_s)
         await self.lab.network.lose(place.number, 0.0)
 
+    async def far_wire(self, planned: Planned) -> None:
+        """A wire to the other end of the world: 50 to 200 ms there and back, and some more by chance."""
+        place, delay_s = self._one(planned), (0.05 + planned.who[1] * 0.15) / 2
+        self.lab.note(f"far_wire: {place.server}, {2000 * delay_s:.0f} ms there and back for {planned.lasts_s} s")
+        await self.lab.network.far(place.number, delay_s, delay_s * planned.who[2])
+        await asyncio.sleep(planned.lasts_s)
+        await self.lab.network.near(place.number)
+
     # Disks and clocks.
 
     async def slow_disk(self, planned: Planned) -> None:
@@ -298,6 +324,39 @@ class Troubles:
         finally:
             place.taken = False
 
+    async def old_folder(self, planned: Planned) -> None:
+        """Everything is put back to an older copy; the others notice, and make it whole under its own id."""
+        place = self._one(planned)
+        await self._all_well()
+        copy = place.folder / "older-home"
+        async with _dead(self.lab, place):
+            shutil.copytree(place.home, copy)
+        then = (await self._all_well())[place.number]["applied"]
+        # The others must be there when it returns: nobody else remembers.
+        self._calm.clear()
+        try:
+            while self._passing:  # noqa: ASYNC110 - others end by themselves
+                await asyncio.sleep(0.1)
+            while (await self._all_well())[place.number]["applied"] < then + 50:  # noqa: ASYNC110 - asked of others
+                await asyncio.sleep(0.2)
+            self.lab.note(f"old_folder: {place.server}, as it was about entry {then}")
+            place.taken = True
+            await self.lab.kill(place)
+            shutil.rmtree(place.home)
+            copy.rename(place.home)
+            seen = self.lab.doubts(place)
+            await self.lab.begin(place)
+            if not await _soon(lambda: self.lab.doubts(place) > seen):
+                raise Broken(f"{place.server} runs with an older copy of its folder, and nobody noticed")
+        finally:
+            place.taken = False
+            self._calm.set()
+        if not await _soon(lambda: self._counts(place)):
+            raise Broken(f"{place.server} was put back to an older copy and is not made whole")
+
+    async def _counts(self, place: Place) -> bool:
+        return (await self.lab.ask(place, {"do": "status"})).get("problems") == []
+
     async def damaged_log(self, planned: Planned) -> None:
         """A byte of what had been written safely is wrong: refused with words, replaced under a new id."""
         place = self._one(planned)
@@ -345,6 +404,17 @@ async def _dead(lab: Lab, place: Place) -> AsyncIterator[None]:
     finally:
         place.taken = False
     await lab.begin(place)
+
+
+async def _soon(true: Callable[[], bool | Awaitable[bool]], *, within_s: float = 40.0) -> bool:
+    """Wait until something is true; False if it is not in time."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        found = true()
+        if found if isinstance(found, bool) else await found:
+            return True
+        await asyncio.sleep(0.2)
+    return False
 
 
 def _fill(filler: Path) -> None:
