@@ -9,7 +9,7 @@ FAST := tests/unit tests/property tests/simulation
 ALL := $(FAST) tests/contract tests/integration tests/faults tests/browser
 SERVER ?=
 
-.PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid simulate simulate-mutants faults faults-plain appliance appliance-test lock clean
+.PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid simulate simulate-mutants faults faults-daemon faults-plain appliance appliance-test lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -57,6 +57,9 @@ simulate-mutants: setup ## logs with a rule of Raft missing, until the simulatio
 
 faults: setup ## servers in network namespaces under every fault: SECONDS=600 SEED=7 SERVERS=5
 	$(SUDO) $(PY) -m tests.faults --seconds $(or $(SECONDS),600) $(SEED:%=--seed %) $(SERVERS:%=--servers %) $(ONLY:%=--only %)
+
+faults-daemon: setup ## the same faults on whole daemons: pages, agents and all, but no desktops
+	$(SUDO) $(PY) -m tests.faults --profile daemon --seconds $(or $(SECONDS),600) $(SEED:%=--seed %) $(SERVERS:%=--servers %) $(ONLY:%=--only %)
 
 faults-plain: setup ## the same faults on bare pysyncobj, which loses changes
 	$(SUDO) $(PY) -m tests.faults --plain --seconds $(or $(SECONDS),600) $(SEED:%=--seed %) $(SERVERS:%=--servers %) $(ONLY:%=--only %)

@@ -1,4 +1,4 @@
-"""The fault lab on the command line: `make faults`, `make faults-plain`."""
+"""The fault lab on the command line: `make faults`, `make faults-daemon`, `make faults-plain`."""
 
 import argparse
 import json
@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--servers", type=int, default=None)
     parser.add_argument("--only", default="", help="troubles to choose from, with commas between")
     parser.add_argument("--plain", action="store_true", help="bare pysyncobj: must lose something")
+    parser.add_argument("--profile", choices=("log", "daemon"), default="log", help="the log alone, or all of kmgr")
     asked = parser.parse_args()
     if os.geteuid():
         print("network namespaces need root: run it with sudo", file=sys.stderr)
@@ -34,14 +35,15 @@ def main() -> int:
     # Alone it needs a tenth of a second for each change: more clients make up for that.
     each, pause_s = (30, 0.02) if asked.plain else (2, 0.05)
     only = tuple(name for name in asked.only.split(",") if name)
+    whole = asked.profile == "daemon"
     reports: list[Report] = []
     for size in sizes:
-        plan = Plan(seed, size, asked.seconds / len(sizes), each, pause_s, asked.plain, only)
-        name = f"{'plain-' if asked.plain else ''}{size}-seed-{seed}"
+        plan = Plan(seed, size, asked.seconds / len(sizes), each, pause_s, asked.plain, only, whole)
+        name = f"{'plain-' if asked.plain else 'daemon-' if whole else ''}{size}-seed-{seed}"
         report = run(plan, BUILD / "faults" / name)
         print(printed(report), flush=True)
         reports.append(report)
-    name = "faults-plain.json" if asked.plain else "faults.json"
+    name = f"faults{'-plain' if asked.plain else '-daemon' if whole else ''}.json"
     (BUILD / name).write_text(json.dumps([asdict(report) for report in reports], indent=1) + "\n")
     return int(any(report.violations for report in reports))
 

@@ -58,12 +58,13 @@ class Place:
 
 @dataclass
 class Lab:
-    """A grid of `size` servers in `folder`; `plain` runs bare pysyncobj instead of kmgr's log."""
+    """A grid of `size` servers in `folder`; `plain` runs bare pysyncobj for kmgr's log, `whole` all of kmgr."""
 
     folder: Path
     size: int
     seed: int
     plain: bool = False
+    whole: bool = False
     # What happened, in order; what servers said when they ended by themselves; promises that were broken.
     told: list[str] = field(default_factory=list)
     words: Counter[str] = field(default_factory=Counter)
@@ -253,7 +254,7 @@ class Lab:
             "compact": self.dice.choice(COMPACT),
             "seed": self.dice.getrandbits(32),
         }
-        module = "tests.faults.plain" if self.plain else "tests.faults.server"
+        module = f"tests.faults.{'plain' if self.plain else 'daemon' if self.whole else 'server'}"
         return python(module, str(place.home), json.dumps(setup))
 
     def _hear(self, place: Place, *, refused: bool = False) -> None:

@@ -26,7 +26,7 @@ KIND_CHARACTERS = 30
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run: so many servers for so long, decided by a seed, in kmgr or in plain pysyncobj."""
+    """What to run: so many servers for so long, decided by a seed; kmgr's log, all of kmgr, or plain pysyncobj."""
 
     seed: int
     size: int = 3
@@ -36,6 +36,7 @@ class Plan:
     plain: bool = False
     # Troubles to choose from; all if none is named.
     only: tuple[str, ...] = ()
+    whole: bool = False
 
 
 @dataclass
@@ -67,7 +68,7 @@ def run(plan: Plan, keep: Path) -> Report:
 
 async def _run(folder: Path, keep: Path, report: Report) -> None:
     plan = report.plan
-    lab = Lab(folder, plan.size, plan.seed, plain=plan.plain, told=report.told)
+    lab = Lab(folder, plan.size, plan.seed, plain=plan.plain, whole=plan.whole, told=report.told)
     history = History(keep / "history.jsonl")
     try:
         await lab.open()
@@ -158,7 +159,7 @@ def _figures(clients: Clients, troubles: Troubles, history: History, began: floa
 def printed(report: Report) -> str:
     """Return the report for people."""
     plan = report.plan
-    what = "plain pysyncobj" if plan.plain else "kmgr"
+    what = "plain pysyncobj" if plan.plain else "all of kmgr" if plan.whole else "kmgr"
     lines = [f"fault lab: {plan.size} servers of {what}, seed {plan.seed}"]
     for name, value in report.figures.items():
         lines.append(f"  {name}: {json.dumps(value) if isinstance(value, dict | list) else value}")
@@ -174,7 +175,7 @@ def printed(report: Report) -> str:
 
 def again(plan: Plan) -> str:
     """Return the command that repeats a run."""
-    target = "faults-plain" if plan.plain else "faults"
+    target = "faults-plain" if plan.plain else "faults-daemon" if plan.whole else "faults"
     return f"make {target} SECONDS={plan.seconds:g} SEED={plan.seed} SERVERS={plan.size}" + (
         f" ONLY={','.join(plan.only)}" if plan.only else ""
     )

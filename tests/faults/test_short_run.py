@@ -15,9 +15,11 @@ SEED = int(os.environ.get("KMGR_FAULT_SEED", "1872"))
 SEEDS = range(1, 61)
 
 
-@pytest.mark.parametrize(("size", "seconds"), [(3, 10), (5, 6)])
-def test_nothing_acknowledged_is_lost_under_any_fault(size: int, seconds: float, tmp_path: Path) -> None:
-    report = run(Plan(SEED, size, seconds), tmp_path / "kept")
+@pytest.mark.parametrize(
+    ("size", "seconds", "whole"), [(3, 10, False), (5, 6, False), (3, 10, True)], ids=["3", "5", "3 daemons"]
+)
+def test_nothing_acknowledged_is_lost_under_any_fault(size: int, seconds: float, whole: bool, tmp_path: Path) -> None:
+    report = run(Plan(SEED, size, seconds, whole=whole), tmp_path / "kept")
     print(printed(report))
     assert not report.violations, printed(report)
     assert report.figures["acknowledged changes"] > 100
