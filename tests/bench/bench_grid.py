@@ -6,6 +6,7 @@ back, measured in turn with it. Nothing else should run meanwhile.
 
 import argparse
 import asyncio
+import json
 import os
 import shutil
 import sys
@@ -16,15 +17,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from kmgr.clock import SystemClock
-from kmgr.grid.commands import APPLIERS
-from kmgr.grid.raft.grid import RaftGrid
-from kmgr.grid.schema import SCHEMA
-from kmgr.grid.store import Store
 from kmgr.ids import ServerId
 from tests.bench.__main__ import machine
 from tests.bench.harness import ROOT, Figure, figure, report
-from tests.lab.memory_link import MemoryWires
 from tests.lab.raft_children import Process, grow, identities
 
 SERVERS = [ServerId(f"srv-{letter}") for letter in "abc"]
@@ -130,54 +125,59 @@ async def idle() -> list[Figure]:
 
 
 async def _many(count: int) -> list[Figure]:
-    """All servers in this process, over queues instead of TLS: what the log itself costs."""
+    """A leader, a voter and a learner in a process each, connected to all others over TLS; the others share some.
+
+    What one of them costs depends on its own connections only, so the others are connected to these three alone.
+    """
+    found = []
+    for beats in (False, True):
+        used = await _crowded(count, beats=beats)
+        what = f"idle, {count} servers of which 5 vote: CPU of a {{}}, " + (
+            "with heartbeats" if beats else "log only"
+        )
+        found += [Figure(what.format(who), round(share, 2), "%", 1) for who, share in used.items()]
+    return found
+
+
+async def _crowded(count: int, *, beats: bool) -> dict[str, float]:
     folder = Path(tempfile.mkdtemp(prefix="kmgr-", dir="/var/tmp"))
-    wires, grids, stores = MemoryWires(), [], []
     names = [ServerId(f"srv-{number:02}") for number in range(count)]
+    looked_at = {"leader": names[0], "voter": names[1], **({"learner": names[-1]} if count > 5 else {})}
+    rest = [name for name in names if name not in looked_at.values()]
+    groups = [[name] for name in looked_at.values()] + [rest[at::3] for at in range(3) if rest[at::3]]
+    ports = identities(folder, names)
+    few = {name: ports[name] for name in looked_at.values()}
+    processes = []
     try:
-        for name in names:
-            (folder / name).mkdir()
-            store = Store(folder / name / "state.sqlite", (SCHEMA,))
-            grid = RaftGrid(
-                name, folder=folder / name / "raft", store=store, appliers=APPLIERS, link=wires.link(name),
-                clock=SystemClock(), founder=name == names[0], on_fatal=print,
-            )  # fmt: skip
-            await grid.start()
-            wires.up(name)
-            grids.append(grid)
-            stores.append(store)
-        await _until(lambda: grids[0].status().is_leader)
-        grids[0].feed(frozenset(names))
-        await _until(lambda: all(grid.status().majority for grid in grids))
+        for group in groups:
+            plan = {"names": group, "founder": names[0], "beats": beats}
+            known = ports if group[0] in few else {**few, **{name: ports[name] for name in group}}
+            words = [str(folder), json.dumps(known), json.dumps(plan)]
+            processes.append(
+                Process(folder, ports, group[0], founder=False, module="tests.bench.grid_crowd", words=words)
+            )
+            await processes[-1].begin()
+        leader = processes[0]
+        await _asked(leader, {"status": 1}, lambda told: len(told.get("linked", ())) == count - 1)
+        await leader.ask({"feed": names})
         for name in names[1:5]:
-            await grids[0].add_voter(name)
-        await asyncio.sleep(2)
-        before = await _thread_times([grids[0], grids[-1]])
-        wall = time.monotonic()
+            await _asked(leader, {"add": name}, lambda told: "linked" in told)
+        await asyncio.sleep(5)
+        watched = processes[: len(looked_at)]
+        before = [await process.ask({"cpu": 1}) for process in watched]
         await asyncio.sleep(10)
-        after = await _thread_times([grids[0], grids[-1]])
-        used = [100 * (b - a) / (time.monotonic() - wall) for a, b in zip(before, after, strict=True)]
+        after = [await process.ask({"cpu": 1}) for process in watched]
     finally:
-        await asyncio.gather(*(grid.stop() for grid in grids))
-        for store in stores:
-            store.close()
+        await asyncio.gather(*(process.kill() for process in processes))
         shutil.rmtree(folder, ignore_errors=True)
-    what = f"idle, {count} servers of which 5 vote, over queues: CPU of the raft thread of"
-    last = "a voter" if count == 5 else "a learner"
-    return [
-        Figure(f"{what} the leader", round(used[0], 2), "%", 1),
-        Figure(f"{what} {last}", round(used[1], 2), "%", 1),
-    ]
+    used = [100 * (b["cpu"] - a["cpu"]) / (b["wall"] - a["wall"]) for a, b in zip(before, after, strict=True)]
+    return dict(zip(looked_at, used, strict=True))
 
 
-async def _thread_times(grids: list[RaftGrid]) -> list[float]:
-    return [await asyncio.wrap_future(grid._worker.call(lambda _: time.thread_time())) for grid in grids]
-
-
-async def _until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not what():  # noqa: ASYNC110 - what is waited for has no event
-            await asyncio.sleep(0.05)
+async def _asked(process: Process, order: dict[str, Any], good: Callable[[dict[str, Any]], bool]) -> None:
+    async with asyncio.timeout(120):
+        while not good(await process.ask(order, timeout_s=30)):  # noqa: ASYNC110 - another process is asked
+            await asyncio.sleep(0.2)
 
 
 async def _applied(process: Process, target: int) -> float:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Process:
-    """One server's process and the answers it owes; `module` says what it runs."""
+    """One server's process and the answers it owes; `module` says what it runs, with other `words` if given."""
 
     def __init__(
         self,
@@ -27,10 +27,12 @@ class Process:
         *,
         founder: bool,
         module: str = "tests.lab.raft_process",
+        words: Sequence[str] | None = None,
     ) -> None:
         self.server = server
         self.fatal: list[str] = []
-        self._args = ["-m", module, str(folder / server), json.dumps(ports), *(["founder"] if founder else [])]
+        own = [str(folder / server), json.dumps(ports), *(["founder"] if founder else [])]
+        self._args = ["-m", module, *(own if words is None else words)]
         self._home = folder / server
         self._log = folder / f"{server}.log"
         self._process: asyncio.subprocess.Process | None = None
