@@ -214,12 +214,14 @@ class RaftLink:
             if crossed and ours_by_rule:
                 return False
             older.line.close()
-        self._channels[server] = channel
-        self._tries.pop(server, None)
-        if self._events is not None:
-            self._events.peer_up(server)
-        self._by_descriptor[channel.line.descriptor] = channel
-        self._pump.watch(channel.line.descriptor)
+        # As one step for the thread that turns: it may want to await room before the socket is watched.
+        with channel.line.lock:
+            self._channels[server] = channel
+            self._tries.pop(server, None)
+            if self._events is not None:
+                self._events.peer_up(server)
+            self._by_descriptor[channel.line.descriptor] = channel
+            self._pump.watch(channel.line.descriptor)
         logger.info("connected to a server", extra={"server": server, "dialled": channel.dialled})
         return True
 
