@@ -1,5 +1,6 @@
 """What a thread waits on that serves connections itself: their sockets, and a bell that others ring."""
 
+import contextlib
 import os
 import select
 import weakref
@@ -34,8 +35,9 @@ class Pump:
         self._poll.modify(descriptor, READ | WRITE if wanted else READ)
 
     def forget(self, descriptor: int) -> None:
-        """Report no more."""
-        self._poll.unregister(descriptor)
+        """Report no more; a socket that is not watched (any more) is nothing to worry about."""
+        with contextlib.suppress(FileNotFoundError):
+            self._poll.unregister(descriptor)
 
     def wait(self, timeout_s: float) -> Iterator[tuple[int, int]]:
         """Yield descriptors and what is the matter with them, after `timeout_s` at most."""

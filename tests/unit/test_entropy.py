@@ -16,7 +16,7 @@ def test_ids_are_of_one_form_and_never_come_twice() -> None:
 def test_every_letter_is_as_likely_as_every_other() -> None:
     count = Counter("".join(new_id("") for _ in range(20_000)).replace("-", ""))
     assert set(count) == set(LETTERS)
-    # 7,500 are expected of each; 5 % are more than four standard deviations.
+    # 7,500 are expected of each, and 430 are five standard deviations.
     assert all(abs(seen - 7500) < 430 for seen in count.values())
 
 

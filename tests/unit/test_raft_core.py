@@ -255,6 +255,33 @@ def test_proposals_are_taken_by_leaders_only_and_only_if_they_are_commands(speak
     assert speaker.journal.last.command[1:] == good
 
 
+def test_proposals_wait_for_the_entries_that_are_under_way_but_not_long(speaker: Speaker) -> None:
+    elect(speaker)
+    speaker.hear(C, Taken(4, 12, True))
+    first, second, third = (setting(index, 1).command[1:] for index in (50, 51, 52))
+    speaker.hear(C, Propose(1, first))
+    assert speaker.journal.last.index == 12
+    speaker.hear(C, Propose(2, second))
+    speaker.hear(B, Propose(3, third))
+    assert speaker.journal.last.index == 12
+    speaker.hear(C, Taken(4, 13, True))
+    speaker.core.step()
+    assert speaker.journal.last.index == 14
+    speaker.hear(C, Propose(4, setting(53, 1).command[1:]))
+    assert speaker.journal.last.index == 14
+    speaker.wait(0.05)
+    assert speaker.journal.last.index == 15
+
+
+def test_a_proposal_that_waited_is_refused_when_the_lead_is_lost(speaker: Speaker) -> None:
+    elect(speaker)
+    speaker.hear(C, Taken(4, 12, True))
+    speaker.hear(C, Propose(1, setting(50, 1).command[1:]))
+    speaker.hear(C, Propose(2, setting(51, 1).command[1:]))
+    assert NotTaken(2) in speaker.hear(C, Stale(5))
+    assert speaker.journal.last.index == 12
+
+
 def test_a_frame_that_is_no_message_is_dropped(speaker: Speaker) -> None:
     speaker.core.receive(B, b"\x80\x04\x95rubbish")
     assert speaker.core.shown.leader == B
