@@ -4,6 +4,7 @@ import asyncio
 import logging
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
@@ -41,9 +42,11 @@ class Heard:
         self.said: list[str] = []
         self.frames: list[bytes] = []
         self.news = asyncio.Event()
+        self.on_up: Callable[[], object] = lambda: None
         self._loop = asyncio.get_running_loop()
 
     def peer_up(self, server: ServerId) -> None:
+        self.on_up()
         self._tell(f"{server} up")
 
     def peer_down(self, server: ServerId) -> None:
@@ -313,6 +316,23 @@ async def test_what_did_not_fit_follows_when_there_is_room(wires: Wires) -> None
     await asyncio.sleep(0.2)
     writer.transport.resume_reading()
     assert await reader.readexactly(MAX_FRAME + 4) == MAX_FRAME.to_bytes(4) + b"x" * MAX_FRAME
+    writer.transport.abort()
+    await a.stop()
+
+
+async def test_what_is_sent_the_moment_a_connection_stands_may_be_more_than_fits(wires: Wires) -> None:
+    a = Linked(wires, A)
+    await wires.start(a.port)
+    wires.identity(B)
+
+    def send_at_once() -> None:
+        a.orders.append(lambda: a.link.send(B, b"x" * MAX_FRAME))
+        a.link.wake()
+        time.sleep(0.2)  # the turning thread has its chance before the connection is all in place
+
+    a.heard.on_up = send_at_once
+    reader, writer, _ = await introduced(wires, a.port, B)
+    assert await reader.readexactly(MAX_FRAME + 8) == bytes(4) + MAX_FRAME.to_bytes(4) + b"x" * MAX_FRAME
     writer.transport.abort()
     await a.stop()
 
