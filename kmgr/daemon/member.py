@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 
 from kmgr import __version__
 from kmgr.balancer.agent import Balancer
+from kmgr.balancer.collector import Collector
 from kmgr.clock import Clock
 from kmgr.config import Config
 from kmgr.control import ControlServer
@@ -163,6 +164,7 @@ class Member:
         """What the leader does for people and desktops; on an island this server leads itself."""
         keeping = Leadership(self._island, clock=self._clock)
         keeping.duty("balancer", Balancer(self._island, self._trunk.board, clock=self._clock).run)
+        keeping.duty("collector", Collector(self._island, clock=self._clock).run)
         keeping.duty("sessions", self._sessions.housekeeping)
         return keeping
 

@@ -10,6 +10,7 @@ from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.rows import Row, one, rows
+from kmgr.replica.commands import forget_version
 from kmgr.replica.model import VersionState
 from kmgr.templates.model import Refresh
 
@@ -139,9 +140,9 @@ def delete_image(db: Database, command: Command) -> Outcome:
     if users:
         names = ", ".join(row["name"] for row in users)
         return Rejected("conflict", f"golden image {image['name']} is used by {names}: delete these templates first")
-    versions = "select id from versions where image = ?"
-    db.execute(f"delete from holdings where version in ({versions})", [image["id"]])  # noqa: S608 - constant text
-    db.execute("delete from versions where image = ?", [image["id"]])
+    for version in rows(db, "select id from versions where image = ? order by number", [image["id"]]):
+        forget_version(db, version["id"])
+    db.execute("delete from image_copies where image = ?", [image["id"]])
     db.execute("delete from images where id = ?", [image["id"]])
     note(db, command, "image", image["id"], f"golden image {image['name']} deleted")
     return Applied()
