@@ -278,14 +278,23 @@ def _lookup(connection: Any, desktop: DesktopId) -> Any:
 
 
 def _undefine(domain: Any) -> None:
-    # The points that copies of its disk are counted from belong to the domain: libvirt keeps it for their sake.
-    flags = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
-    for step in (domain.destroy, lambda: domain.undefineFlags(flags)):
+    for step in (domain.destroy, lambda: _forget(domain)):
         try:
             step()
         except libvirt.libvirtError as error:
             if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
                 raise
+
+
+def _forget(domain: Any) -> None:
+    saved = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    try:
+        # The points that copies of its disk are counted from belong to the domain: libvirt keeps it for their sake.
+        domain.undefineFlags(saved | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
+            raise
+        domain.undefineFlags(saved)  # a driver that knows no checkpoints
 
 
 def _alive(connection: Any) -> bool:
