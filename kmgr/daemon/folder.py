@@ -32,7 +32,8 @@ def prepare(data_dir: Path) -> None:
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
         for name in FOLDERS:
-            (data_dir / name).mkdir(exist_ok=True, mode=0o711)
+            if not (data_dir / name).is_symlink():  # to a disk that may not be there yet: the images' agent says so
+                (data_dir / name).mkdir(exist_ok=True, mode=0o711)
     except OSError as error:
         raise _unusable(data_dir, error) from error
 

@@ -28,6 +28,7 @@ from kmgr.grid.island import IslandGrid
 from kmgr.grid.join import Invitation
 from kmgr.grid.joindesk import JoinDesk
 from kmgr.grid.leadership import Leadership
+from kmgr.provision.uses import uses
 from kmgr.registry import APPLIERS, ISLAND, SCHEMAS
 from kmgr.replica import queries as replica_queries
 from kmgr.replica.agent import ReplicaAgent
@@ -82,7 +83,9 @@ class Member:
             clock=clock,
         )
         self._images = Images(config.data_dir)
-        self._replica = ReplicaAgent(trunk.grid, trunk.requests, clock, self._images)
+        self._replica = ReplicaAgent(
+            trunk.grid, trunk.requests, clock, self._images, uses=uses, board=trunk.board.all
+        )
         self._desktops = Desktops(config, own, self._island, trunk.requests, self._images, clock=clock)
         self._island.attend(self._desktops.connected)
         self._sessions = Sessions(self._island, directories_of(self._island), clock=clock)
@@ -93,8 +96,9 @@ class Member:
         )
         trunk.heart.contribute("grid address", self._floating.vitals)
         trunk.heart.contribute("island", self._island.vitals)
-        trunk.heart.contribute("images", self._replica.vitals)
         trunk.heart.contribute("desktops", self._desktops.vitals)
+        # After the desktops: without the disk of images none can be made, whatever the hypervisor says.
+        trunk.heart.contribute("images", self._replica.vitals)
         JoinDesk(
             trunk.port, trunk.grid, own=own, version=__version__, clock=clock, images_mib=replica_queries.ready_mib
         )
@@ -112,6 +116,7 @@ class Member:
         loops.begin("keeping", self._keeping.run)
         loops.begin("grid address", self._floating.run)
         loops.begin("replica", self._replica.run)
+        loops.begin("scrub", self._replica.scrub.run)
         loops.begin("desktops", self._desktops.run)
         if config.mdns:
             await self._announce(stack)

@@ -89,7 +89,7 @@ def version_here(db: Database, command: Command) -> Outcome:
 
 
 def version_gone(db: Database, command: Command) -> Outcome:
-    """Note that a server lost a version's file. body: version, server."""
+    """Note that a server lost a version's file. body: version, server, why? (a clause)."""
     found = _version_and_server(db, command)
     if isinstance(found, Rejected):
         return found
@@ -97,7 +97,8 @@ def version_gone(db: Database, command: Command) -> Outcome:
     if not _held(db, version["id"], server["id"]):
         return Applied()
     forget_holding(db, version["id"], server["id"])
-    note(db, command, "image", version["image"], f"{_described(version)} is no longer on {server['name']}")
+    why = f": {command.body['why']}" if command.body.get("why") else ""
+    note(db, command, "image", version["image"], f"{_described(version)} is no longer on {server['name']}{why}")
     return Applied()
 
 
@@ -138,7 +139,7 @@ def version_repaired(db: Database, command: Command) -> Outcome:
     version, server = found
     body = command.body
     told = [one(db, "select name from servers where id = ?", [source]) for source in body["sources"]]
-    names = ", ".join(row["name"] for row in told if row is not None) or "another server"
+    names = ", ".join(row["name"] for row in told if row is not None) or "its own other versions"
     note(
         db, command, "alarm", version["image"],
         f"{server['name']}: {_blocks(body['blocks'])} of {_described(version)} went bad on its disk, the first at "

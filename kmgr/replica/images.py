@@ -78,13 +78,20 @@ class Images:
         self.folder = data_dir / "images"
         self.tmp = growing(data_dir)
         self.claimed: set[VersionId] = set()
+        self.absent = ""  # why the folder is not the one this server knows; the agent looks
         self._measure = measure
         self._manifests: dict[VersionId, m.Manifest] = {}
-        for folder in (self.folder, self.tmp):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.make_folders()
+
+    def make_folders(self) -> None:
+        """Make what is missing, but nothing in place of a disk that a link leads to and that is not there."""
+        if self.folder.exists() or not self.folder.is_symlink():
+            self.tmp.mkdir(parents=True, exist_ok=True)
 
     def room(self) -> Room:
-        """Measure the disk that the images are on."""
+        """Measure the disk that the images are on; raise `Unavailable` if it is not there."""
+        if self.absent:
+            raise Unavailable(self.absent, code="disk_absent")
         return self._measure(self.folder)
 
     def path(self, version: VersionId) -> Path:

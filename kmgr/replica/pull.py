@@ -25,6 +25,7 @@ from kmgr.replica.images import Images
 from kmgr.replica.model import Version
 from kmgr.replica.pace import PACE, Pace
 from kmgr.replica.part import Part, WrongBytes
+from kmgr.replica.progress import CopyStatus
 from kmgr.replica.reuse import reuse
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,12 @@ class Pull:
             return 0, -(-self.version.used_bytes // self.version.block_bytes)
         blocks = self.part.manifest.blocks
         return min(self.part.have.bit_count() * m.PIECE_BLOCKS, blocks), blocks
+
+    def status(self) -> CopyStatus:
+        """Return how far it is, for people."""
+        here, whole = self.progress()
+        size = self.version.block_bytes
+        return CopyStatus(self.version.id, here * size, whole * size, 0, None, self._fetch.sources, 0, 0, 0)
 
     async def run(self) -> None:
         """Return once the version's file is whole and in place; raise what prevented it."""

@@ -121,7 +121,7 @@ BODIES: Mapping[str, str] = {
     "image.delete": "image",
     "version.add": "version image size_bytes used_bytes block_bytes manifest_hash notes server",
     "version.here": "version server",
-    "version.gone": "version server",
+    "version.gone": "version server ?why",
     "version.repaired": "version server file offset blocks sources",
     "version.damaged": "version server file offset blocks",
     "version.lied": "version server liar",
