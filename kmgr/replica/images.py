@@ -11,6 +11,7 @@ All of it blocks: the loop calls these in threads. An `Images` is shared by the
 agent and the importer of one daemon.
 """
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -28,7 +29,8 @@ _GOOD_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _KEPT_MANIFESTS = 8
 # Left free by imports and copies: 5 % of the disk, or 1 GiB where that is less. Desktops grow into the rest.
 _RESERVE_BYTES = 1 << 30
-_DISK_FULL = {28, 122}  # ENOSPC, EDQUOT
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_ZEROS = bytes(m.BLOCK_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,34 +228,44 @@ def _named(data_dir: Path, version: VersionId, kind: str) -> Path:
 def _digests(
     opened: int, size: int, *, on_bytes: Callable[[int], None], stop: Callable[[], bool]
 ) -> Iterator[tuple[int, bytes]]:
-    buffer = bytearray(m.BLOCK_BYTES)
+    """Yield (number, digest) of the blocks that are not zeros; the file is read in stretches of many blocks."""
+    buffer = bytearray(m.PIECE_BYTES)
     view = memoryview(buffer)
-    for number in _blocks_with_data(opened, size):
-        offset = number * m.BLOCK_BYTES
+    for start, end in _stretches(opened, size):
         if stop():
             raise Unavailable("reading the image was stopped")
-        length = min(m.BLOCK_BYTES, size - offset)
-        filled = 0
-        while filled < length:
-            got = os.preadv(opened, [view[filled:length]], offset + filled)
-            if not got:
-                raise Refused("the file became shorter while it was read")
-            filled += got
-        yield number, m.digest(view[:length])
-        on_bytes(offset + length)
+        _read_all(opened, view[: end - start], start)
+        for at in range(0, end - start, m.BLOCK_BYTES):
+            length = min(m.BLOCK_BYTES, end - start - at)
+            if not buffer.startswith(_ZEROS[:length], at):
+                yield (start + at) // m.BLOCK_BYTES, m.digest(view[at : at + length])
+        on_bytes(end)
 
 
-def _blocks_with_data(opened: int, size: int) -> Iterator[int]:
-    """Yield the numbers of blocks that the file system says may hold something."""
-    offset = 0
-    while offset < size:
+def _read_all(opened: int, view: memoryview, offset: int) -> None:
+    filled = 0
+    while filled < len(view):
+        got = os.preadv(opened, [view[filled:]], offset + filled)
+        if not got:
+            raise Refused("the file became shorter while it was read")
+        filled += got
+
+
+def _stretches(opened: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of what the file system says may hold something, whole blocks, at most a piece each."""
+    end = 0
+    while end < size:
         try:
-            start = os.lseek(opened, offset, os.SEEK_DATA)
+            start = os.lseek(opened, end, os.SEEK_DATA)
         except OSError as error:
-            if error.errno == 6:  # ENXIO: nothing but a hole from here on
+            if error.errno == errno.ENXIO:  # nothing but a hole from here on
                 return
             raise
-        end = os.lseek(opened, start, os.SEEK_HOLE)
-        first, last = max(start, offset) // m.BLOCK_BYTES, -(-min(end, size) // m.BLOCK_BYTES)
-        yield from range(first, last)
-        offset = last * m.BLOCK_BYTES
+        hole = os.lseek(opened, start, os.SEEK_HOLE)
+        start = max(end, start // m.BLOCK_BYTES * m.BLOCK_BYTES)
+        last = min(size, -(-hole // m.BLOCK_BYTES) * m.BLOCK_BYTES)
+        for end in range(start + m.PIECE_BYTES, last, m.PIECE_BYTES):
+            yield end - m.PIECE_BYTES, end
+            start = end
+        yield start, last
+        end = last
