@@ -37,7 +37,8 @@ SETTINGS: Mapping[str, Setting] = {
     "keep_versions": Setting(3, 0, 1_000, "former versions of a golden image that are kept to go back to"),
     "keep_days": Setting(30, 0, 3_650, "how long a former version is kept at least after a newer one was imported"),
     "scrub_days": Setting(7, 0, 365, "how often every server reads its golden images again; 0 means never"),
-    "scrub_mib_s": Setting(16, 1, 10_000, "how much a server reads per second for that, in MiB"),
+    "scrub_mib_s": Setting(16, 1, 10_000, "how much a server reads for that at most"),
+    "copy_target_s": Setting(60, 10, 3_600, "how far a personal desktop's safe copy may be behind"),
     "calm_after_election_ms": Setting(3_000, 0, 600_000, "how long a new leader waits before it moves desktops"),
 }
 
