@@ -86,7 +86,9 @@ class Member:
         self._replica = ReplicaAgent(
             trunk.grid, trunk.requests, clock, self._images, uses=uses, board=trunk.board.all
         )
-        self._desktops = Desktops(config, own, self._island, trunk.requests, self._images, clock=clock)
+        self._desktops = Desktops(
+            config, own, self._island, trunk.requests, self._images, log=trunk.grid, clock=clock
+        )
         self._island.attend(self._desktops.connected)
         self._sessions = Sessions(self._island, directories_of(self._island), clock=clock)
         self._keeping = self._made_keeping()
@@ -97,6 +99,7 @@ class Member:
         trunk.heart.contribute("grid address", self._floating.vitals)
         trunk.heart.contribute("island", self._island.vitals)
         trunk.heart.contribute("desktops", self._desktops.vitals)
+        trunk.heart.contribute("copies", self._desktops.personal.vitals)
         # After the desktops: without the disk of images none can be made, whatever the hypervisor says.
         trunk.heart.contribute("images", self._replica.vitals)
         JoinDesk(
@@ -118,6 +121,8 @@ class Member:
         loops.begin("replica", self._replica.run)
         loops.begin("scrub", self._replica.scrub.run)
         loops.begin("desktops", self._desktops.run)
+        for name, loop in self._desktops.personal.loops.items():
+            loops.begin(name, loop)
         if config.mdns:
             await self._announce(stack)
         await self._open_doors(stack)

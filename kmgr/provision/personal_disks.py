@@ -14,11 +14,13 @@ from pathlib import Path
 
 from kmgr.clock import Clock
 from kmgr.errors import KmgrError, NotFound, Refused, Unavailable
+from kmgr.grid.envelope import Applied
 from kmgr.grid.port import Grid
 from kmgr.ids import DesktopId
 from kmgr.provision import disks
 from kmgr.provision.model import Copy, CopyState, Desktop
 from kmgr.provision.queries import copies
+from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.timely import Blocking
 from kmgr.replica.mirror import CopyStore
 
@@ -28,7 +30,7 @@ TIDY_S = 5.0
 _FOLDER = "superseded"
 _SUFFIX = ".qcow2"
 _MARK = ".promoted"
-# What M's engine says of a copy that no desktop can be started from.
+# What the store says of a copy that no desktop can be started from.
 _USELESS = ("damaged", "wrong_base")
 
 
@@ -105,10 +107,30 @@ class PersonalDisks:
                 await self._drop(copy.desktop, copy.generation)
                 key = {"desktop": copy.desktop, "server": copy.server, "generation": copy.generation}
                 await self._grid.propose("copy.dropped", key, by=self._grid.server)
+            elif copy.state is CopyState.STARTING:
+                await self._tell_started(copy)
         known = {(copy.desktop, copy.generation) for copy in mine}
         for point in await self._store.held():
             if (point.desktop, point.generation) not in known:
                 await self._drop(point.desktop, point.generation)
+
+    async def tell(self, desktop: Desktop, as_of: int) -> None:
+        """Tell the log that a safe copy has become a desktop's disk, and how far it goes."""
+        body = {"desktop": desktop.id, "generation": desktop.generation, "server": self._grid.server, "as_of": as_of}
+        outcome = await self._grid.propose("copy.promoted", body, by=self._grid.server)
+        if isinstance(outcome, Applied):
+            await self._store.drop(desktop.id, desktop.generation - 1)
+
+    async def _tell_started(self, copy: Copy) -> None:
+        """Tell what this daemon was killed before it could tell."""
+        with self._grid.view() as db:
+            desktop = find_desktop(db, copy.desktop)
+        if desktop is None or desktop.server != self._grid.server or desktop.generation != copy.generation + 1:
+            return
+        target = disks.overlay_path(self._data_dir, desktop.id)
+        if await self._blocking(lambda: target.exists() and self._is_marked(desktop)):
+            point = await self._store.promote(desktop.id, copy.generation, target)
+            await self.tell(desktop, point.as_of)
 
     async def _drop(self, desktop: DesktopId, generation: int) -> None:
         await self._store.drop(desktop, generation)
@@ -116,13 +138,13 @@ class PersonalDisks:
 
     def _clear(self, target: Path, desktop: Desktop) -> None:
         """Make way for the copy, unless it has become the disk already."""
-        mark = self._mark(desktop.id)
-        if not target.exists() or (mark.exists() and mark.read_text() == str(desktop.generation)):
-            mark.write_text(str(desktop.generation))
-            return
-        if not self.set_aside(desktop.id):
+        if target.exists() and not self._is_marked(desktop) and not self.set_aside(desktop.id):
             disks.remove_overlay(target)
-        mark.write_text(str(desktop.generation))
+        self._mark(desktop.id).write_text(str(desktop.generation))
+
+    def _is_marked(self, desktop: Desktop) -> bool:
+        mark = self._mark(desktop.id)
+        return mark.exists() and mark.read_text() == str(desktop.generation)
 
     def _row(self, desktop: DesktopId, state: CopyState) -> Copy | None:
         """Return the newest disk of a desktop here that is in a state."""

@@ -130,11 +130,7 @@ class Work:
             return
         logger.info("a personal desktop goes on here", extra={"desktop": desktop.name, "as_of": as_of})
         if as_of is not None:
-            await self._tell_start(desktop, as_of)
-
-    async def _tell_start(self, desktop: Desktop, as_of: int) -> None:
-        body = {"desktop": desktop.id, "generation": desktop.generation, "server": self._grid.server, "as_of": as_of}
-        await self._grid.propose("copy.promoted", body, by=self._grid.server)
+            await self._personal.disks.tell(desktop, as_of)
 
     async def remove(self, desktop: DesktopId, why: str, retired: Desktop | None = None) -> None:
         """Remove domain, clone and what lies around them; of a retired one this is reported."""

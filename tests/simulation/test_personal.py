@@ -250,6 +250,7 @@ async def test_back_and_forth_each_former_disk_is_kept(lab: Lab) -> None:
 async def test_a_daemon_that_dies_leaves_the_halting_to_the_guard(lab: Lab) -> None:
     desktop = await protected(lab)
     home = lab.at(desktop.server)
+    lab.cut(home.id)
     await home.stop()  # the daemon is killed; the guest runs on
     assert running(lab, desktop) == [home.id]
     for _ in range(400):
