@@ -285,7 +285,7 @@ async def test_a_copy_that_went_bad_is_noticed_and_mended_by_the_next_cycle(pair
 async def test_a_desktop_started_in_the_middle_ends_the_cycle(pair: Pair) -> None:
     first = await cycle(pair)
     qemu_io(pair.a.disk, "write -P 1 0 1M")
-    pair.a.backups.on = [False, True]
+    pair.a.off.on = [False, True]
     with pytest.raises(Unavailable, match="was started"):
         await cycle(pair, first)
     assert await pair.b.copies.held() == (first,)

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from kmgr.clock import ManualClock
+from kmgr.clock import Clock, ManualClock
 from kmgr.grid.local import LocalNetwork
 from kmgr.grid.port import Requests
 from kmgr.ids import DesktopId, ServerId, VersionId
@@ -14,7 +14,7 @@ from kmgr.provision import disks
 from kmgr.replica import manifest as m
 from kmgr.replica.grains import GRAIN
 from kmgr.replica.images import Images, scan
-from kmgr.replica.mirror_port import Moment
+from kmgr.replica.mirror_port import Backups, Moment
 from kmgr.replica.mirror_receive import Copies
 from kmgr.replica.mirror_send import DiskMirror
 
@@ -53,15 +53,15 @@ class PoweredOff:
 class MirrorServer:
     """One server's folder, images, mirror and copies."""
 
-    def __init__(self, folder: Path, requests: Requests, clock: ManualClock) -> None:
+    def __init__(self, folder: Path, requests: Requests, clock: Clock, *, backups: Backups | None = None) -> None:
         self.folder = folder
         for part in ("desktops", "run"):
             (folder / part).mkdir(parents=True, exist_ok=True)
         self.images = Images(folder)
-        self.backups = PoweredOff()
+        self.off = PoweredOff()
         self.seed: dict[DesktopId, Path] = {}
         self.copies = Copies(requests, self.images, seed=self.seed.get)
-        self.mirror = DiskMirror(requests, self.images, self.backups, clock=clock)
+        self.mirror = DiskMirror(requests, self.images, backups or self.off, clock=clock)
 
     @property
     def disk(self) -> Path:
@@ -83,6 +83,10 @@ class MirrorServer:
                 file.seek(grain * GRAIN)
                 file.write(noise.randbytes(GRAIN))
             file.truncate(size)
+        self.take_image(raw)
+
+    def take_image(self, raw: Path) -> None:
+        """Make a raw file in the images' folder version 1."""
         self.images.adopt(V1, raw, m.encode(scan(raw, on_bytes=lambda _: None, stop=lambda: False)))
 
     def make_disk(self) -> Path:
