@@ -85,7 +85,6 @@ def report(figures: list[Figure], *, path: Path) -> None:
         peer = "-" if f.peer is None else f"{f.peer:.2f}"
         ratio = "-" if f.ratio is None else f"{f.ratio:.2f}"
         low, high = f.spread or (f.value, f.value)
-        print(
-            f"{f.name:<{wide}} {f.value:>10.2f} {floor:>10} {peer:>10} {ratio:>7} {f.n:>4}  {low:.2f} … {high:.2f} {f.unit}"
-        )
+        numbers = f"{f.value:>10.2f} {floor:>10} {peer:>10} {ratio:>7} {f.n:>4}"
+        print(f"{f.name:<{wide}} {numbers}  {low:.2f} … {high:.2f} {f.unit}")
     print(f"\nwritten to {path}")
