@@ -121,6 +121,18 @@ async def delete_image(services: Services, by: str, image: str) -> None:
     await _change(services, by, "image.delete", {"image": image})
 
 
+async def delete_version(services: Services, by: str, image: str, number: str) -> None:
+    """Delete one version of a golden image; refused while a template or a desktop uses it."""
+    _, version = present.version_of(services, image, number)
+    await _change(services, by, "version.delete", {"version": version["id"]})
+
+
+async def set_copies(services: Services, by: str, image: str, copies: int) -> Item:
+    """Let so many servers keep each version of a golden image; 0 is all of them."""
+    await _change(services, by, "image.copies", {"image": image, "copies": copies})
+    return present.image_of(services, image)
+
+
 # ── accounts, sessions, directories ──
 
 

@@ -4,7 +4,7 @@ Each function reads one `grid.view()` and returns dicts made by `records`.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import kmgr.balancer.queries as balancer_queries
 import kmgr.grid.queries as grid_queries
@@ -16,14 +16,16 @@ from kmgr.balancer.maintenance import weigh
 from kmgr.balancer.redundancy import Maintenance
 from kmgr.errors import NotFound
 from kmgr.grid.island_rules import limits
-from kmgr.grid.model import Server, ServerState, Vitals
-from kmgr.ids import DesktopId, ImageId, ServerId, TemplateId, VersionId
+from kmgr.grid.model import Server, ServerState
+from kmgr.ids import DesktopId, TemplateId
 from kmgr.provision.model import DesktopState
-from kmgr.replica.model import Version
 from kmgr.settings import SETTINGS
 from kmgr.users.access import may_administer
 from kmgr.users.model import Session
 from kmgr.web import records
+from kmgr.web.present_images import image_of as image_of
+from kmgr.web.present_images import images as images
+from kmgr.web.present_images import version_of as version_of
 from kmgr.web.records import Item, ServerNames
 from kmgr.web.services import Services
 
@@ -78,31 +80,6 @@ def servers(services: Services) -> list[Item]:
         )
         for one in found
     ]
-
-
-def images(services: Services) -> list[Item]:
-    """Return the golden images by name, each with its versions and where they are."""
-    with services.grid.view() as db:
-        found = replica_queries.images(db)
-        by_image: dict[ImageId, list[Version]] = {one.id: [] for one in found}
-        for one in replica_queries.versions(db):
-            by_image.setdefault(one.image, []).append(one)
-        holders: dict[VersionId, list[ServerId]] = {}
-        for holding in replica_queries.holdings(db):
-            holders.setdefault(holding.version, []).append(holding.server)
-        known = [one.id for one in grid_queries.servers(db)]
-    heard = {one: vitals for one, vitals in services.board.all().items() if one in known}
-
-    def shown(record: Version) -> Item:
-        here = holders.get(record.id, [])
-        return records.version(record, holders=here, progress=_progress(record.id, here, heard))
-
-    return [records.image(one, map(shown, sorted(by_image[one.id], key=lambda v: v.number))) for one in found]
-
-
-def image_of(services: Services, image_id: str) -> Item:
-    """Return one golden image."""
-    return _found(images(services), "id", image_id, "golden image")
 
 
 def templates(services: Services) -> list[Item]:
@@ -301,19 +278,6 @@ def _problems(servers: Iterable[Item], templates: Iterable[Item], short: Iterabl
         if text:
             found.append({"kind": "template", "id": one["id"], "name": one["name"], "text": text})
     return found
-
-
-def _progress(
-    version: VersionId, holders: Iterable[ServerId], heard: Mapping[ServerId, Vitals]
-) -> dict[ServerId, int]:
-    done = set(holders)
-    told = dict.fromkeys(sorted(done), 100)
-    for one in sorted(heard):
-        here, whole = heard[one].images.get(version, (0, 0))
-        if one not in done and whole:
-            # The last percent is said by the log: the server has verified and synced everything.
-            told[one] = min(99, 100 * here // whole)
-    return told
 
 
 def _server_names(records: Iterable[Server]) -> ServerNames:

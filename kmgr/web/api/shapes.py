@@ -108,13 +108,22 @@ COMPONENTS: Mapping[str, Schema] = {
         {
             "id": TEXT, "number": WHOLE, "size_bytes": WHOLE, "used_bytes": WHOLE,
             "state": one_of("ready", "retired"), "notes": TEXT, "created_at": STAMP, "created_by": TEXT,
-            "servers": many(TEXT), "progress": by_id(WHOLE),
+            "servers": many(TEXT), "progress": by_id(WHOLE), "damaged": by_id(WHOLE), "used_by": TEXT, "stays": TEXT,
+            "copying": by_id(record({"rate": WHOLE, "remaining_s": maybe(WHOLE), "sources": many(TEXT)})),
+            "kept": by_id(
+                record(
+                    {
+                        "taken_bytes": WHOLE, "shared_bytes": WHOLE, "percent": WHOLE, "done_at": STAMP, "bad": WHOLE,
+                        "found": WHOLE,
+                    }
+                )
+            ),
         }
     ),
     "Image": record(
         {
             "id": TEXT, "name": TEXT, "notes": TEXT, "created_at": STAMP, "created_by": TEXT,
-            "versions": many(ref("Version")),
+            "versions": many(ref("Version")), "copies": WHOLE,
         }
     ),
     "Import": record(
