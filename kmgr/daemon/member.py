@@ -28,6 +28,7 @@ from kmgr.grid.island import IslandGrid
 from kmgr.grid.join import Invitation
 from kmgr.grid.joindesk import JoinDesk
 from kmgr.grid.leadership import Leadership
+from kmgr.provision.disk_watch import DiskWatch
 from kmgr.provision.uses import uses
 from kmgr.registry import APPLIERS, ISLAND, SCHEMAS
 from kmgr.replica import queries as replica_queries
@@ -102,6 +103,8 @@ class Member:
         trunk.heart.contribute("copies", self._desktops.personal.vitals)
         # After the desktops: without the disk of images none can be made, whatever the hypervisor says.
         trunk.heart.contribute("images", self._replica.vitals)
+        self._disks = DiskWatch(config.data_dir, self._images, clock)
+        trunk.heart.contribute("disks", self._disks.vitals)
         JoinDesk(
             trunk.port, trunk.grid, own=own, version=__version__, clock=clock, images_mib=replica_queries.ready_mib
         )
@@ -120,6 +123,7 @@ class Member:
         loops.begin("grid address", self._floating.run)
         loops.begin("replica", self._replica.run)
         loops.begin("scrub", self._replica.scrub.run)
+        loops.begin("disks", self._disks.run)
         loops.begin("desktops", self._desktops.run)
         for name, loop in self._desktops.personal.loops.items():
             loops.begin(name, loop)

@@ -17,6 +17,7 @@ Runs in the daemon's loop; files are touched in threads.
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from sqlite_utils import Database
@@ -28,6 +29,7 @@ from kmgr.grid.model import RUNNING, Vitals
 from kmgr.grid.port import Grid, Requests
 from kmgr.ids import ServerId, VersionId
 from kmgr.replica import disk, queries
+from kmgr.replica.budget import Budget
 from kmgr.replica.copies import urgency
 from kmgr.replica.footprint import Footprint
 from kmgr.replica.images import Images
@@ -47,6 +49,8 @@ PERIOD_S = 5.0
 ORPHAN_S = 600.0
 # A server that was lost for so long is not counted on any more: others copy what it kept.
 AWAY_S = 600.0
+# While a copy goes on, every server hears of it so often (`grid.vitals`).
+HURRY_MS = 400
 
 UsesOf: TypeAlias = Callable[[Database], Uses]
 Board: TypeAlias = Callable[[], Mapping[ServerId, Vitals]]
@@ -94,7 +98,8 @@ class ReplicaAgent:
         self._here: set[VersionId] = set()
         self._seen: Seen | None = None
         self._accused: set[tuple[VersionId, ServerId]] = set()
-        self._source = Source(requests, images, part_of=self._part_of)
+        self._sending, self._receiving = Budget(), Budget()
+        self._source = Source(requests, images, part_of=self._part_of, clock=clock, budget=self._sending)
         self.scrub = Scrub(
             images,
             requests,
@@ -129,6 +134,8 @@ class ReplicaAgent:
         """Return it for this server's heartbeat: progress, problems, room, and how each version stands here."""
         told: dict[str, Any] = {"images": self.progress(), "problems": self.problems()}
         told["extra"] = {"kept": self._kept(), "copying": self._copying()}
+        if self._pull is not None:
+            told["extra"]["hurry_ms"] = HURRY_MS
         if self._images.absent:
             told["can_run_desktops"] = False
             return told
@@ -193,6 +200,8 @@ class ReplicaAgent:
                 board=self._board(),
             )
         self._ever_known |= seen.versions.keys()
+        for budget in (self._sending, self._receiving):
+            budget.set_rate(seen.bytes_per_s)
         return seen
 
     def _away(self, lost: Collection[ServerId]) -> frozenset[ServerId]:
@@ -270,6 +279,7 @@ class ReplicaAgent:
             relatives=relatives,
             place=self._place(),
             pace=self._pace,
+            budget=self._receiving,
         )
         began = self._clock.monotonic()
         self._pull = pull
@@ -294,26 +304,44 @@ class ReplicaAgent:
         return [f"{name} copied in {self._clock.monotonic() - began:.1f} s"]
 
     async def _unless_overtaken(self, pull: Pull, seen: Seen) -> bool:
-        """Copy, but let a version that a desktop here waits for overtake one that none waits for; False if it did."""
+        """Copy, but let a version that a desktop here waits for overtake one that none waits for; False if it did.
+
+        Desktops need the room more than an unfinished copy does: when the disk fills up under it, it goes.
+        """
         copying = asyncio.ensure_future(pull.run())
-        if urgency(pull.version.id, seen.uses, seen.server) == 0:
-            await copying
-            return True
-        waiting = asyncio.ensure_future(self._something_urgent(pull.version.id, seen.applied))
+        waiting = asyncio.ensure_future(self._something_urgent(pull.version.id, seen))
         try:
             await asyncio.wait({copying, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            if not copying.done() and waiting.exception() is None:
-                return False
-            await copying
-            return True
+            if copying.done():
+                await copying
+                return True
+            await waiting
+            return False
+        except Unavailable as error:
+            if error.code == "disk_full":
+                copying.cancel()
+                await asyncio.gather(copying, return_exceptions=True)
+                await asyncio.to_thread(self._images.give_up, pull.version.id)
+            raise
         finally:
             for task in (copying, waiting):
                 task.cancel()
             await asyncio.gather(copying, waiting, return_exceptions=True)
 
-    async def _something_urgent(self, current: VersionId, applied: int) -> None:
+    async def _something_urgent(self, current: VersionId, seen: Seen) -> None:
+        """Return when something more urgent than `current` is lacking; raise `Unavailable` if the disk fills up."""
         while True:
-            applied = await self._grid.changed(applied, timeout_s=PERIOD_S)
+            applied = await self._grid.changed(seen.applied, timeout_s=self._pace.look_s)
+            left = await asyncio.to_thread(self._images.room)
+            if not left.spare_bytes:
+                raise Unavailable(
+                    f"the disk fills up: only {left.free_bytes >> 20} MiB are free, which are left to the desktops."
+                    " Make room on this server",
+                    code="disk_full",
+                )
+            if applied == seen.applied or urgency(current, seen.uses, seen.server) == 0:
+                seen = replace(seen, applied=applied)
+                continue
             seen = self._look()
             first = next(iter(seen.lacking(self._here)), None)
             if first is not None and first.id != current and urgency(first.id, seen.uses, seen.server) == 0:

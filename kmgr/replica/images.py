@@ -43,7 +43,12 @@ class Room:
     @property
     def spare_bytes(self) -> int:
         """What may be filled with images."""
-        return max(0, self.free_bytes - min(self.total_bytes // 20, _RESERVE_BYTES))
+        return max(0, self.free_bytes - self.reserve_bytes)
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What is left free for desktops."""
+        return min(self.total_bytes // 20, _RESERVE_BYTES)
 
 
 Measure: TypeAlias = Callable[[Path], Room]
@@ -178,6 +183,11 @@ class Images:
             seal(file, self.path(version))
         except OSError as error:
             raise disk_error(error, doing=f"keeping version {version}") from error
+
+    def give_up(self, version: VersionId) -> None:
+        """Delete what an unfinished copy left."""
+        for kind in ("have", "part"):
+            self.side(version, kind).unlink(missing_ok=True)
 
     def remove(self, version: VersionId) -> None:
         """Delete every file of a version; linked clones that run keep it until they end."""
