@@ -7,6 +7,12 @@ Pure: the time is an argument.
 BURST_S = 0.1
 
 
+def bytes_per_s(*, mbit_s: int, beside_desktops_mbit_s: int, desktops: bool) -> int:
+    """Return the rate that the settings allow a server, 0 for no limit; the lower of two limits counts."""
+    limits = [mbit_s, beside_desktops_mbit_s if desktops else 0]
+    return min((limit for limit in limits if limit), default=0) * 125_000
+
+
 class Budget:
     """Spends `rate` bytes per second; a rate of 0 is no limit. What was spent too early is waited for afterwards."""
 

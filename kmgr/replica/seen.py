@@ -9,6 +9,7 @@ from kmgr.grid import queries as grid_queries
 from kmgr.grid.model import PLACEABLE, RUNNING, Server, Vitals
 from kmgr.ids import ImageId, ServerId, VersionId
 from kmgr.replica import queries
+from kmgr.replica.budget import bytes_per_s
 from kmgr.replica.copies import Spot, keepers, may_drop, order
 from kmgr.replica.model import ALL_SERVERS, Holding, Image, Uses, Version, VersionState
 from kmgr.replica.scrub import Rules
@@ -27,6 +28,7 @@ class Seen:
     servers: Mapping[ServerId, Server]
     uses: Uses
     rules: Rules
+    bytes_per_s: int
     away: frozenset[ServerId]
     spare_bytes: Mapping[ServerId, int]
 
@@ -113,6 +115,11 @@ def look(
         servers={one.id: one for one in grid_queries.servers(db)},
         uses=uses,
         rules=Rules(rules["scrub_days"], rules["scrub_mib_s"]),
+        bytes_per_s=bytes_per_s(
+            mbit_s=rules["image_mbit_s"],
+            beside_desktops_mbit_s=rules["image_mbit_s_beside_desktops"],
+            desktops=any(found.get(server) for found in uses.desktops.values()),
+        ),
         away=frozenset(away),
         spare_bytes={one: told for one, vitals in board.items() if (told := _spare(vitals)) is not None},
     )
