@@ -20,6 +20,26 @@ _CLONE_RANGE = struct.Struct("=qQQQ")
 _CANNOT_SHARE = {errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL, errno.EXDEV, errno.ENOSYS}
 
 
+class Stretch:
+    """Where a file has data, asked for places in ascending order."""
+
+    def __init__(self, opened: int) -> None:
+        self._opened = opened
+        self._start = self._end = 0
+
+    def reaches(self, offset: int, length: int) -> bool:
+        """Tell whether the file system may have anything in this place."""
+        if self._end <= offset:
+            try:
+                self._start = os.lseek(self._opened, offset, os.SEEK_DATA)
+                self._end = os.lseek(self._opened, self._start, os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                self._start = self._end = 1 << 62  # nothing but a hole from here on
+        return self._start < offset + length
+
+
 def read_blocks(opened: int, blocks: tuple[Block, ...]) -> bytes:
     """Return the bytes of some blocks of a file; fewer if the file is shorter than it should be."""
     parts = [os.pread(opened, length, offset) for offset, length in together(blocks)]

@@ -3,9 +3,8 @@
 `images/<version>.raw` is the disk itself, sparse and read-only: the backing file
 of linked clones and the store that other servers copy from. It gets this name only
 once every block was verified and synced, so a file of this name is whole.
-`<version>.manifest` says what is in it; `<version>.part` and `<version>.have` are
-a copy under way (see `part`). Imports and uploads grow in `images/tmp/`: `images/` may
-be a disk of its own, and a finished file is renamed, never copied.
+`<version>.manifest` says what is in it; `<version>.part` is a copy under way (see
+`part`). Imports and uploads grow in `images/tmp/`: `images/` may be a disk of its own, and a finished file is renamed, never copied.
 
 All of it blocks: the loop calls these in threads. An `Images` is shared by the
 agent and the importer of one daemon.
@@ -186,13 +185,12 @@ class Images:
 
     def give_up(self, version: VersionId) -> None:
         """Delete what an unfinished copy left."""
-        for kind in ("have", "part"):
-            self.side(version, kind).unlink(missing_ok=True)
+        self.side(version, "part").unlink(missing_ok=True)
 
     def remove(self, version: VersionId) -> None:
         """Delete every file of a version; linked clones that run keep it until they end."""
         self._manifests.pop(version, None)
-        for kind in ("raw", "have", "part", "damaged", "manifest", "manifest-new"):
+        for kind in ("raw", "part", "damaged", "manifest", "manifest-new"):
             self.side(version, kind).unlink(missing_ok=True)
 
 

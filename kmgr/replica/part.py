@@ -1,14 +1,12 @@
-"""A version that is being copied to this server: `<version>.part` and what of it is sure, `<version>.have`.
+"""A version that is being copied to this server: `<version>.part`.
 
-* A piece is verified before it is written; it is flagged in `.have` only after
-  the bytes it stands for were synced. A power cut can therefore cost pieces,
-  never leave a flag without its bytes.
-* On resume every flagged piece is read and verified again: disks lie, and
-  reading is far quicker than copying.
-* `.have` begins with the manifest's hash; one that belongs to another content is ignored.
+* Blocks are verified before they are written in place.
+* On resume every block of which the file system has something is read and verified: what a kill left is kept to
+  the last block, what a power cut lost shows, and nothing is believed. Reading is far quicker than copying.
+* It is synced now and then, so that a power cut costs little, and once more before it gets the version's name.
 
-Blocking: called in threads. Pieces may be written by several threads at once;
-`have` itself is changed by the loop alone. A thread that outlives its cancelled
+Blocking: called in threads. Blocks may be written by several threads at once; which
+are `here` is changed by the loop alone. A thread that outlives its cancelled
 task meets a closed part, never somebody else's file under the same number.
 """
 
@@ -20,7 +18,7 @@ from contextlib import contextmanager
 from kmgr.errors import NotFound, Unavailable
 from kmgr.ids import VersionId
 from kmgr.replica import manifest as m
-from kmgr.replica.blocks import Data, read_blocks, right, share, side_by_side, together, write_all
+from kmgr.replica.blocks import Data, Stretch, read_blocks, right, share, side_by_side, together, write_all
 from kmgr.replica.images import Images, disk_error, seal
 
 
@@ -35,9 +33,7 @@ class Part:
         self._images = images
         self._version = version
         self._path = images.side(version, "part")
-        self._have_path = images.side(version, "have")
         self._manifest = manifest
-        self._hash = bytes.fromhex(m.manifest_hash(m.encode(manifest)))
         self._partly: dict[int, int] = {}
         self.have = 0
         self.listeners: set[Callable[[int], None]] = set()
@@ -55,10 +51,15 @@ class Part:
 
     def resume(self) -> None:
         """Find out what an earlier, interrupted copy left here that is right."""
-        for piece in self._flagged():
-            blocks = self._manifest.piece(piece)
-            if right(blocks, self._read(blocks)):
-                self.have |= 1 << piece
+        with self._open() as opened:
+            data = Stretch(opened)
+            for piece in range(self._manifest.pieces):
+                found = 0
+                for k, block in enumerate(self._manifest.piece(piece)):
+                    if data.reaches(block.offset, block.length) and right((block,), read_blocks(opened, (block,))):
+                        found |= 1 << k
+                if found:
+                    self.here(piece, found)
 
     def allocated_bytes(self) -> int:
         """Return what the file takes on disk already."""
@@ -111,20 +112,11 @@ class Part:
         """Return some blocks of a piece for another server, or nothing if the piece is not here yet."""
         return self._read(self._manifest.some(piece, wanted)) if self.have >> piece & 1 else b""
 
-    def flush(self, have: int) -> None:
-        """Sync what was written, then flag `have` (as it was before this call)."""
-        flags = have.to_bytes(-(-self._manifest.pieces // 8), "little")
-        try:
-            self._sync()
-            self._check_not_removed()
-            opened = os.open(self._have_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                write_all(opened, memoryview(self._hash + flags), 0)
-                os.fdatasync(opened)
-            finally:
-                os.close(opened)
-        except OSError as error:
-            raise disk_error(error, doing=f"copying version {self._version}") from error
+    def flush(self) -> None:
+        """Sync what was written."""
+        self._check_not_removed()
+        with self._writing() as opened:
+            os.fdatasync(opened)
 
     def finish(self) -> None:
         """Make the whole copy the version's raw file."""
@@ -133,7 +125,6 @@ class Part:
         self._check_not_removed()
         try:
             seal(self._path, self._images.path(self._version))
-            self._have_path.unlink(missing_ok=True)
             self._images.side(self._version, "damaged").unlink(missing_ok=True)
         except OSError as error:
             raise disk_error(error, doing=f"keeping version {self._version}") from error
@@ -142,10 +133,9 @@ class Part:
         """Give up the copy and the room it took."""
         self.close()
         self._path.unlink(missing_ok=True)
-        self._have_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the file; what was not flagged is copied again next time. Safe to call twice."""
+        """Close the file; what is in it is found again next time. Safe to call twice."""
         with self._lock:
             if self._file >= 0:
                 os.close(self._file)
@@ -175,10 +165,6 @@ class Part:
         except OSError as error:
             raise disk_error(error, doing=f"copying version {self._version}") from error
 
-    def _sync(self) -> None:
-        with self._open() as opened:
-            os.fdatasync(opened)
-
     def _check_not_removed(self) -> None:
         with self._open() as opened:
             own = os.fstat(opened)
@@ -190,16 +176,6 @@ class Part:
             raise Unavailable(
                 f"the unfinished copy {self._path} was removed while it was written: it is begun anew", code="removed"
             )
-
-    def _flagged(self) -> list[int]:
-        try:
-            data = self._have_path.read_bytes()
-        except FileNotFoundError:
-            return []
-        if data[:32] != self._hash:
-            return []
-        flags = int.from_bytes(data[32:], "little")
-        return [piece for piece in range(self._manifest.pieces) if flags >> piece & 1]
 
 
 class Whole:

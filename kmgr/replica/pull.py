@@ -4,7 +4,7 @@ What an older version on this server has in common with it is taken from there; 
 `choose` decides from which servers, `fetch` what from whom. One lane per source takes
 what comes, verifies and writes it in a thread; a lane whose source breaks or lies ends, and
 the others do its work. A source that broke is tried again after a pause, one that lied is not.
-What is here is synced and flagged about every 64 MiB, so a kill costs that much.
+What is here is synced about every 64 MiB, so a power cut costs that much and a kill nothing.
 
 Runs in the daemon's loop.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kmgr.clock import Clock
-from kmgr.errors import KmgrError, NotFound, Refused, Unavailable
+from kmgr.errors import NotFound, Refused, Unavailable
 from kmgr.grid.port import Requests
 from kmgr.ids import ServerId, VersionId
 from kmgr.replica import choose, frames, transfer
@@ -128,18 +128,16 @@ class Pull:
                 await self._fill()
             finally:
                 await self._end_lanes()
-            await self._flushed()
-            await self._flush(part)
             await asyncio.to_thread(part.finish)
         except BaseException as error:
             if isinstance(error, Unavailable) and error.code == "disk_full":
                 # Desktops need the room more than an unfinished copy does.
                 await asyncio.to_thread(part.discard)
-            else:
-                await self._keep(part)
             raise
         finally:
             self.part = None
+            if self._flushing is not None:
+                self._flushing.cancel()
             part.close()
 
     async def _reuse(self, part: Part) -> None:
@@ -150,15 +148,6 @@ class Pull:
             self._unsynced += taken // m.PIECE_BYTES
             if taken:
                 logger.info("an older version was reused", extra={"version": self.version.id, "bytes": taken})
-
-    async def _keep(self, part: Part) -> None:
-        """Flag what came since the last sync, as well as may be: the cause of the end is told anyway."""
-        if self._unsynced or self._flushing is not None:
-            try:
-                await self._flushed()
-                await self._flush(part)
-            except KmgrError as error:
-                logger.info("an unfinished copy could not be flagged", extra={"cause": error.message})
 
     async def _manifest(self) -> m.Manifest:
         here = self._images.side(self.version.id, "manifest")
@@ -341,14 +330,8 @@ class Pull:
 
     async def _flush(self, part: Part) -> None:
         count = self._unsynced
-        await asyncio.to_thread(part.flush, part.have)
+        await asyncio.to_thread(part.flush)
         self._unsynced -= count
-
-    async def _flushed(self) -> None:
-        """Wait for a flush that is under way, and hear what became of it."""
-        if self._flushing is not None:
-            flushing, self._flushing = self._flushing, None
-            await flushing
 
     def _collect(self) -> None:
         """Forget lanes that ended; raise what only they could know (our own disk failed)."""

@@ -93,7 +93,7 @@ async def test_unchanged_blocks_are_shared_and_only_the_others_are_missing(
             if wanted:
                 part.write(piece, wanted, data)
                 part.here(piece, wanted)
-    await asyncio.to_thread(part.flush, part.have)
+    await asyncio.to_thread(part.flush)
     part.finish()
     part.close()
     assert filecmp.cmp(images.path(NEW), second, shallow=False)

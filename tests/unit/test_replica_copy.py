@@ -19,7 +19,7 @@ from kmgr.registry import APPLIERS, SCHEMAS
 from kmgr.replica import fetch, queries, transfer
 from kmgr.replica import manifest as m
 from kmgr.replica.agent import ReplicaAgent
-from kmgr.replica.frames import Kind
+from kmgr.replica.frames import HEAD, Kind
 from kmgr.replica.images import Images, Room, room, scan, version_path
 from kmgr.replica.model import Version
 from kmgr.replica.pace import Pace
@@ -168,10 +168,11 @@ async def test_a_copy_that_was_broken_off_is_resumed_not_repeated(sites: list[Si
     await asyncio.gather(running, return_exceptions=True)
     assert not sites[1].raw.exists()
 
-    # What was flagged but is no longer right on the disk is not believed either.
-    flagged, rotten, kept = fetch.listed(int.from_bytes(have.data, "little"))
+    # What was right but is no longer so on the disk is not believed, and only that block is sent again.
+    kept = fetch.listed(int.from_bytes(have.data, "little"))
+    rotten = manifest.piece(kept[1])[0]
     with sites[1].images.side(V1, "part").open("r+b") as part:
-        part.seek(manifest.piece(rotten)[0].offset)
+        part.seek(rotten.offset)
         part.write(b"rot")
     sites[0].start()
     sites[1].start()
@@ -179,9 +180,61 @@ async def test_a_copy_that_was_broken_off_is_resumed_not_repeated(sites: list[Si
     spoil(sites[0], lambda data: (resent.append(len(data)), data)[1])
     assert "copied" in await sites[1].agent.run_once()
     assert filecmp.cmp(sites[0].raw, sites[1].raw, shallow=False)
-    assert sum(size for size in resent if size > FRAME) == manifest.used_bytes - sum(
-        block.length for piece in (flagged, kept) for block in manifest.piece(piece)
-    )
+    missing = [block for piece in range(manifest.pieces) if piece not in kept for block in manifest.piece(piece)]
+    assert sum(size for size in resent if size > FRAME) == sum(block.length for block in (*missing, rotten))
+
+
+async def test_an_unfinished_copy_removed_under_its_feet_is_named_and_begun_anew(
+    sites: list[Site], tmp_path: Path
+) -> None:
+    await sites[0].add_version(disk(tmp_path / "disk"))
+    part = sites[1].images.side(V1, "part")
+
+    def removing(data: bytes) -> bytes:
+        part.unlink(missing_ok=True)
+        return data
+
+    spoil(sites[0], removing)
+    assert await sites[1].agent.run_once() == ""
+    assert "was removed while it was written" in sites[1].agent.problems()[0]
+    assert not sites[1].raw.exists()
+    sites[0].start()
+    assert "copied" in await sites[1].agent.run_once()
+    assert filecmp.cmp(sites[0].raw, sites[1].raw, shallow=False)
+
+
+async def test_a_source_whose_file_became_shorter_gives_nothing_of_the_rest(
+    sites: list[Site], tmp_path: Path
+) -> None:
+    await sites[0].add_version(disk(tmp_path / "disk"))
+    await sites[1].agent.run_once()
+    sites[0].raw.chmod(0o600)
+    with sites[0].raw.open("r+b") as file:
+        file.truncate(MIB)
+    assert "copied" in await sites[2].agent.run_once()
+    assert filecmp.cmp(sites[1].raw, sites[2].raw, shallow=False)
+    assert sites[2].agent.problems() == ()
+
+
+async def test_answers_that_were_not_asked_for_end_the_stream(sites: list[Site], tmp_path: Path) -> None:
+    await sites[0].add_version(disk(tmp_path / "disk"))
+    forged = HEAD.pack(Kind.BLOCKS, 2, 0)
+    spoil(sites[0], lambda data: forged if len(data) == HEAD.size and data[0] == Kind.HAVE else data)
+    assert await sites[1].agent.run_once() == ""
+    assert "no server that has the rest" in sites[1].agent.problems()[0]
+
+
+async def test_frames_larger_than_can_be_end_the_stream_before_they_take_memory(
+    sites: list[Site], tmp_path: Path
+) -> None:
+    await sites[0].add_version(disk(tmp_path / "disk"))
+    for kind in (*Kind, 77):
+        lie = HEAD.pack(kind, 0, 1 << 31)
+        spoil(sites[0], lambda data, lie=lie: lie if len(data) == HEAD.size and data[0] == Kind.HAVE else data)
+        inlet = await transfer.open_blocks(sites[1].requests, sites[0].id, sites[0].version(), pieces=4)
+        with pytest.raises(Unavailable, match="that cannot be"):
+            await inlet.next()
+        sites[0].start()
 
 
 async def test_a_kill_at_any_moment_leaves_files_from_which_the_copy_ends_right(
