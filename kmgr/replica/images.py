@@ -4,7 +4,8 @@
 of linked clones and the store that other servers copy from. It gets this name only
 once every block was verified and synced, so a file of this name is whole.
 `<version>.manifest` says what is in it; `<version>.part` is a copy under way (see
-`part`). Imports and uploads grow in `images/tmp/`: `images/` may be a disk of its own, and a finished file is renamed, never copied.
+`part`). Imports and uploads grow in `images/tmp/`: `images/` may be a disk of its own,
+and a finished file is renamed, never copied.
 
 All of it blocks: the loop calls these in threads. An `Images` is shared by the
 agent and the importer of one daemon.

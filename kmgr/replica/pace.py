@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How patient a copy is, in seconds, and how much of it (in pieces) a kill may cost.
+    """How patient a copy is, in seconds, and how much of it (in pieces) a power cut may cost.
 
-    Every `look_s` other sources are looked for; one that broke is tried again
-    after `pause_s`, and one that owes something and is silent for `silence_s` counts as broken; after
-    `patience_s` without any source for what is missing the copy rests, so that other versions get their turn.
+    Every `look_s` other sources are looked for; one that broke is tried again soon,
+    later each time, at most `pause_s`; one that owes something and is silent for `silence_s`
+    counts as broken; after `patience_s` without any source for what is missing the
+    copy rests, so that other versions get their turn.
     """
 
     look_s: float = 1.0

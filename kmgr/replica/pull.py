@@ -259,7 +259,6 @@ class Pull:
         """Take what one source sends until the copy is done or the source fails."""
         try:
             lane.inlet = await self._open(server)
-            self._tries.pop(server, None)
             while True:
                 frame = await lane.inlet.next()
                 lane.heard = self._clock.monotonic()
@@ -323,6 +322,7 @@ class Pull:
         await asyncio.to_thread(part.write, piece, wanted, frame.data)
         part.here(piece, wanted)
         self._fetch.arrived(server, piece)
+        self._tries.pop(server, None)
         self._rate.note(self._received - self._twice, now=self._clock.monotonic())
         self._unsynced += 1
         if self._unsynced >= self._pace.flush_pieces and self._flushing is None:
@@ -364,13 +364,17 @@ class Pull:
 
     def _retry_soon(self, server: ServerId) -> None:
         """Let a source that has nothing yet, or no hand free, rest a little, each time longer."""
+        self._rest(server, self._pace.look_s)
+
+    def _rest(self, server: ServerId, longest_s: float) -> None:
+        """Try a source again soon, but later each time it fails in a row."""
         tries = self._tries.get(server, 0)
         self._tries[server] = tries + 1
-        rest_s = min(self._pace.look_s, self._pace.look_s / 20 * 2.0 ** min(tries, 10))
+        rest_s = min(longest_s, self._pace.look_s / 20 * 2.0 ** min(tries, 10))
         self._paused[server] = self._clock.monotonic() + rest_s
 
     def _pause(self, server: ServerId, cause: str) -> None:
-        self._paused[server] = self._clock.monotonic() + self._pace.pause_s
+        self._rest(server, self._pace.pause_s)
         self._fetch.drop(server)
         logger.info(
             "a source of an image broke off",
