@@ -19,11 +19,12 @@ from kmgr.entropy import new_id
 from kmgr.errors import Conflict, NotAllowed, NotFound, Refused
 from kmgr.grid.outcomes import applied
 from kmgr.ids import AccountName, DesktopId, ImageId, ServerId, VersionId
-from kmgr.provision.model import DesktopState
+from kmgr.provision.model import CopyState, DesktopState
+from kmgr.provision.queries import copies
 from kmgr.replica.model import Image, Version, VersionState
 from kmgr.settings import check as check_setting
 from kmgr.settings import problems as setting_problems
-from kmgr.templates.model import Refresh
+from kmgr.templates.model import Kind, Refresh
 from kmgr.users.access import may_look
 from kmgr.users.broker import Answer
 from kmgr.users.model import DirectoryConfig, Session
@@ -50,6 +51,7 @@ async def create_template(services: Services, by: str, values: Values) -> Item:
         "image": image.id,
         "version": version,
         "refresh": values.get("refresh", Refresh.ON_LOGOUT),
+        "kind": values.get("kind", Kind.POOLED),
         **{name: values[name] for name in ("vcpus", "memory_mib", "standby", "maximum")},
     }
     await _change(services, by, "template.create", body)
@@ -261,14 +263,31 @@ async def open_desktop(services: Services, session: Session, template: str) -> A
     return await services.broker.open(session.person, template)
 
 
-async def release_desktop(services: Services, session: Session, desktop: str) -> None:
-    """Give one's desktop back, or as an administrator have anybody's removed."""
+async def release_desktop(services: Services, session: Session, desktop: str, *, lose: str = "") -> None:
+    """Give one's desktop back, or as an administrator have anybody's removed.
+
+    A personal one is deleted only with `lose`, its user's name, by an administrator.
+    """
+    if lose:
+        await services.broker.delete(session.person, DesktopId(desktop), lose=lose)
+        return
     await services.broker.release(session.person, DesktopId(desktop))
 
 
-async def retire_desktop(services: Services, by: str, desktop: str) -> None:
-    """Have a desktop removed, whoever uses it."""
-    await _change(services, by, "desktop.retire", {"desktop": desktop, "why": f"{by} ordered it"})
+async def retire_desktop(services: Services, by: str, desktop: str, *, lose: str = "") -> None:
+    """Have a desktop removed, whoever uses it; a personal one needs its user's name in `lose`."""
+    why = {"desktop": desktop, "why": f"{by} ordered it"}
+    await _change(services, by, "desktop.retire", {**why, "lose": lose} if lose else why)
+
+
+async def drop_superseded(services: Services, by: str, desktop: str, server: str, generation: int) -> None:
+    """Delete a personal desktop's former disk on a server."""
+    found = DesktopId(desktop)
+    with services.grid.view() as db:
+        kept = copies(db, desktop=found, server=ServerId(server))
+    if not any(copy.generation == generation and copy.state is CopyState.SUPERSEDED for copy in kept):
+        raise NotFound("there is no such former disk (any more)")
+    await _change(services, by, "copy.drop", {"desktop": found, "server": server, "generation": generation})
 
 
 async def retry_desktop(services: Services, by: str, desktop: str) -> None:

@@ -18,11 +18,12 @@ from kmgr.errors import NotFound
 from kmgr.grid.island_rules import limits
 from kmgr.grid.model import Server, ServerState
 from kmgr.ids import DesktopId, TemplateId
-from kmgr.provision.model import DesktopState
+from kmgr.provision.model import Desktop, DesktopState
 from kmgr.settings import SETTINGS
 from kmgr.users.access import may_administer
+from kmgr.users.broker import Offer
 from kmgr.users.model import Session
-from kmgr.web import records
+from kmgr.web import present_copies, records
 from kmgr.web.present_images import image_of as image_of
 from kmgr.web.present_images import images as images
 from kmgr.web.present_images import version_of as version_of
@@ -130,8 +131,8 @@ def desktops(services: Services, session: Session, *, own: bool = False) -> list
     with services.grid.view() as db:
         found = provision_queries.desktops(db, user=None if every else person.name)
         template_names = {one.id: one.name for one in template_queries.templates(db)}
-        server_names = _server_names(grid_queries.servers(db, removed=True))
-    return [records.desktop(one, templates=template_names, servers=server_names) for one in found]
+        sight = present_copies.look(services, db)
+    return [_desktop(one, template_names, sight) for one in found]
 
 
 def desktop_of(services: Services, session: Session, desktop_id: str) -> Item:
@@ -139,16 +140,32 @@ def desktop_of(services: Services, session: Session, desktop_id: str) -> Item:
     found = services.broker.see(session.person, DesktopId(desktop_id))
     with services.grid.view() as db:
         template_names = {one.id: one.name for one in template_queries.templates(db)}
-        server_names = _server_names(grid_queries.servers(db, removed=True))
+        sight = present_copies.look(services, db)
     waiting = services.waiting(found.id) if found.server == services.own.server else ""
-    return {**records.desktop(found, templates=template_names, servers=server_names), "waiting": waiting}
+    shown = _desktop(found, template_names, sight)
+    return {**shown, "waiting": waiting, "superseded": sight.superseded(found)}
 
 
 def offers(services: Services, session: Session) -> list[Item]:
     """Return what this person may use, by name."""
     with services.grid.view() as db:
-        names = _server_names(grid_queries.servers(db, removed=True))
-    return [records.offer(one, servers=names) for one in services.broker.offers(session.person)]
+        sight = present_copies.look(services, db)
+
+    def shown(one: Offer) -> Item:
+        names = {one.template.id: one.template.name}
+        return records.offer(one, desktop=_desktop(one.desktop, names, sight) if one.desktop else None)
+
+    return [shown(one) for one in services.broker.offers(session.person)]
+
+
+def _desktop(one: Desktop, names: records.TemplateNames, sight: present_copies.Sight) -> Item:
+    return records.desktop(
+        one,
+        templates=names,
+        servers=sight.names,
+        protection=sight.protection(one),
+        taken_over=sight.taken_over(one),
+    )
 
 
 def sessions(services: Services, asking: Session) -> list[Item]:

@@ -90,6 +90,7 @@ async def test_every_address_answers_as_it_is_described(lab: WebLab, site: Site,
     assert left == {
         ("GET", "/live"), ("GET", "/desktops/{id}/screenshot"), ("POST", "/images"), ("DELETE", "/images/{id}"),
         ("DELETE", "/images/{id}/versions/{number}"),
+        ("DELETE", "/desktops/{id}/superseded"),
         ("DELETE", "/templates/{id}"), ("DELETE", "/sessions/current"), ("DELETE", "/images/imports/{id}"),
     }, "these have their own tests"  # fmt: skip
 

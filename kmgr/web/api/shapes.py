@@ -72,6 +72,9 @@ _PLAIN_DESKTOP: Mapping[str, Schema] = {
     "created_at": STAMP,
     "ready_at": maybe(STAMP),
     "claimed_at": maybe(STAMP),
+    "kind": one_of("pooled", "personal"),
+    "protection": maybe(ref("Protection")),
+    "taken_over": maybe(ref("TakenOver")),
 }
 _ROLE = one_of("user", "admin")
 
@@ -137,19 +140,30 @@ COMPONENTS: Mapping[str, Schema] = {
         {
             "id": TEXT, "name": TEXT, "notes": TEXT, "image": TEXT, "image_name": TEXT, "version": TEXT,
             "version_number": maybe(WHOLE), "vcpus": WHOLE, "memory_mib": WHOLE, "standby": WHOLE,
-            "maximum": WHOLE, "refresh": one_of("on_logout", "manual"), "enabled": FLAG, "broken_cause": TEXT,
+            "maximum": WHOLE, "refresh": one_of("on_logout", "manual"), "kind": one_of("pooled", "personal"),
+            "enabled": FLAG, "broken_cause": TEXT,
             "ready": WHOLE, "building": WHOLE, "in_use": WHOLE, "broken": WHOLE,
             "assignments": many(ref("Assignment")), "created_at": STAMP, "changed_at": STAMP,
         }
     ),
     "Desktop": record(_PLAIN_DESKTOP),
-    "DesktopHere": record({**_PLAIN_DESKTOP, "waiting": TEXT}),
+    "DesktopHere": record({**_PLAIN_DESKTOP, "waiting": TEXT, "superseded": many(ref("Superseded"))}),
+    "Protection": record(
+        {
+            "state": one_of("safe", "late", "making", "none", "starting"), "server": maybe(TEXT),
+            "server_name": TEXT, "age_s": maybe(WHOLE), "as_of": maybe(STAMP), "text": TEXT, "cause": TEXT,
+        }
+    ),
+    "TakenOver": record(
+        {"at": STAMP, "from": TEXT, "to": TEXT, "as_of": STAMP, "lost_s": WHOLE, "text": TEXT}
+    ),
+    "Superseded": record({"server": TEXT, "server_name": TEXT, "generation": WHOLE, "since": STAMP}),
     "Wait": record({"estimate_s": maybe(WHOLE), "reason": TEXT}),
     "Ticket": record({"url": TEXT, "expires_s": WHOLE}),
     "Offer": record(
         {
-            "template": TEXT, "name": TEXT, "notes": TEXT, "desktop": maybe(ref("Desktop")), "standby": WHOLE,
-            "reason": TEXT,
+            "template": TEXT, "name": TEXT, "notes": TEXT, "kind": one_of("pooled", "personal"),
+            "desktop": maybe(ref("Desktop")), "standby": WHOLE, "reason": TEXT,
         }
     ),
     "Account": record(
