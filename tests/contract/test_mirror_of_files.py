@@ -11,15 +11,20 @@ from typing import Any
 
 import pytest
 
+from kmgr.clock import SystemClock
 from kmgr.errors import Conflict, KmgrError, NotFound, Refused, Unavailable
 from kmgr.grid.port import Stream
+from kmgr.grid.requests import GridRequests
 from kmgr.replica import mirror_wire as wire
 from kmgr.replica.grains import GRAIN
 from kmgr.replica.mirror import CopyPoint
 from kmgr.replica.mirror_copy import Identity
+from kmgr.replica.mirror_receive import Copies
+from kmgr.replica.mirror_send import DiskMirror
 from kmgr.replica.mirror_wire import Kind, Offer
 from kmgr.replica.overlay_file import OverlayFile
-from tests.lab.mirrors import D1, V1, B, MirrorServer, Pair, content, is_clean, qemu_img, qemu_io
+from tests.lab.mirrors import D1, V1, A, B, MirrorServer, Pair, content, is_clean, qemu_img, qemu_io
+from tests.lab.wires import Wires
 
 
 @pytest.fixture
@@ -384,6 +389,34 @@ async def test_a_disk_on_something_else_is_not_copied(pair: Pair, tmp_path: Path
     qemu_img("create", "-q", "-f", "qcow2", str(alone), "10M")
     with pytest.raises(Refused, match="lies on nothing"):
         await pair.a.mirror.cycle(D1, 1, alone, to=B, last=None)
+
+
+async def test_it_goes_over_the_wires_of_the_grid_as_well(pair: Pair, tmp_path: Path) -> None:
+    wires, clock = Wires(tmp_path / "wires"), SystemClock()
+    ports = [wires.port(server) for server in (A, B)]
+    for port in ports:
+        await wires.start(port)
+    requests = [GridRequests(port, clock=clock) for port in ports]
+    try:
+        Copies(requests[1], pair.b.images)
+        mirror = DiskMirror(requests[0], pair.a.images, pair.a.off, clock=clock)
+        qemu_io(pair.a.disk, *(f"write -P {n + 10} {n * 64}k 64k" for n in range(190)))
+        point = await mirror.cycle(D1, 1, pair.a.disk, to=B, last=None)
+        assert await pair.b.copies.held() == (point,)
+        pair.b.images.remove(V1)
+        with pytest.raises(Unavailable) as told:
+            await mirror.cycle(D1, 1, pair.a.disk, to=B, last=point)
+        assert told.value.code == "wrong_base"
+        pair.b.give_image()
+        with (pair.b.copy / "index").open("r+b") as index:
+            index.write(b"nonsense")
+        with pytest.raises(Unavailable, match="damaged") as told:
+            await mirror.cycle(D1, 1, pair.a.disk, to=B, last=point)
+        assert told.value.code == "damaged"
+    finally:
+        for each in requests:
+            each.close()
+        await wires.stop()
 
 
 def test_unfinished_copies_are_swept_at_start(pair: Pair) -> None:

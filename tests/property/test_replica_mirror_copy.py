@@ -120,7 +120,32 @@ def test_after_a_cut_the_next_cycle_makes_it_right(
         os.truncate(folder / "index", (before + (folder / "index").stat().st_size) // 2)
         again = Copy.opened(folder)
         again.commit(state(99), offered=put(again, lost | change), everything=False)
+        again.close()
+        again = Copy.opened(folder)
+        assert again.state == state(99)
         assert said(again) == model | lost | change
+        assert again.wrong_grains() == []
+        again.close()
+
+
+@given(cycles, changes, changes)
+@settings(max_examples=20)
+def test_notes_of_a_cycle_that_outlive_its_point_do_no_harm(
+    script: list[tuple[dict[int, int], str]], change: dict[int, int], later: dict[int, int]
+) -> None:
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = Path(tmp) / "copy"
+        copy, model, _ = play(folder, script)
+        offered = put(copy, change)
+        copy.save()
+        left = (folder / "pending").read_bytes() if (folder / "pending").exists() else b""
+        copy.commit(state(98), offered=offered, everything=False)
+        copy.close()
+        (folder / "pending").write_bytes(left)  # as if killed before it was removed
+        again = Copy.opened(folder)
+        again.commit(state(99), offered=put(again, later), everything=False)
+        again.commit(state(100), offered=put(again, {0: 7, 1: 8, 2: 9}), everything=False)
+        assert said(again) == model | change | later | {0: 7, 1: 8, 2: 9}
         assert again.wrong_grains() == []
         again.close()
 
