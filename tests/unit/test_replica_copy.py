@@ -23,6 +23,8 @@ from kmgr.replica.frames import HEAD, Kind
 from kmgr.replica.images import Images, Room, room, scan, version_path
 from kmgr.replica.model import Version
 from kmgr.replica.pace import Pace
+from kmgr.replica.progress import CopyStatus
+from kmgr.replica.pull import Pull
 
 MIB = 1 << 20
 V1 = VersionId("ver-1")
@@ -387,3 +389,51 @@ async def test_without_any_source_the_copy_waits_with_a_reason(sites: list[Site]
     assert "cannot be copied to this server" in sites[1].agent.problems()[0]
     with pytest.raises(Unavailable):
         await sites[1].requests.call(sites[0].id, "manifest", {"version": V1})
+
+
+class Recording(SystemClock):
+    """Notes for how long somebody wanted to sleep, and lets them go on at once."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await asyncio.sleep(0)
+
+
+async def test_a_source_with_a_limit_waits_as_long_as_its_bytes_take(sites: list[Site], tmp_path: Path) -> None:
+    manifest = await sites[0].add_version(disk(tmp_path / "disk"))
+    sites[0].clock = clock = Recording()
+    sites[0].start()
+    await sites[0].do("setting.set", name="image_mbit_s", value=160)
+    assert await sites[0].agent.run_once() == ""
+    assert "copied" in await sites[1].agent.run_once()
+    # Since nobody really waited, what is owed adds up to the whole copy but for the burst and the time it took.
+    assert max(clock.slept) > manifest.used_bytes / 20_000_000 / 4
+    assert filecmp.cmp(sites[0].raw, sites[1].raw, shallow=False)
+
+
+async def test_a_copy_tells_its_rate_its_rest_and_its_sources(sites: list[Site], tmp_path: Path) -> None:
+    manifest = await sites[0].add_version(disk(tmp_path / "disk", size=64 * MIB, used=24 * MIB))
+    told: list[CopyStatus] = []
+    pull = Pull(
+        sites[0].version(), images=sites[1].images, requests=sites[1].requests, clock=sites[1].clock,
+        sources=lambda: [sites[0].id],
+    )  # fmt: skip
+
+    def looking(data: bytes) -> bytes:
+        told.append(pull.status())
+        return data
+
+    spoil(sites[0], looking)
+    await pull.run()
+    assert told[0].here_bytes == 0
+    assert told[0].total_bytes == told[-1].total_bytes == manifest.used_bytes
+    assert [one.here_bytes for one in told] == sorted(one.here_bytes for one in told)
+    assert 0 < told[-1].here_bytes < manifest.used_bytes
+    assert told[-1].rate > 0
+    assert told[-1].remaining_s is not None
+    assert told[-1].sources == (sites[0].id,)
+    end = pull.status()
+    assert (end.received_bytes, end.twice_bytes, end.reused_bytes) == (manifest.used_bytes, 0, 0)
