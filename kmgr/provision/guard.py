@@ -21,7 +21,7 @@ from kmgr.provision.hypervisor import DomainState, Hypervisor
 from kmgr.provision.libvirt_driver import connect
 
 LEASE, LOCK = "lease", "guard.lock"
-# After the lease has ended for so long, with nothing running, there is nothing to guard.
+# After the lease has ended for so long, with nothing running, there is nothing to guard; nor without the data folder.
 IDLE_S = 60.0
 _DEADLINE_S = 3.0
 
@@ -66,7 +66,7 @@ async def watch(hypervisor: Hypervisor, lease: Path, *, clock: Clock) -> None:
 
     halting = Halting(hypervisor, holds, clock=clock)
     idle_since = clock.monotonic()
-    while clock.monotonic() - idle_since < IDLE_S:
+    while clock.monotonic() - idle_since < IDLE_S and lease.parent.is_dir():
         if holds():
             idle_since = clock.monotonic()
         else:
