@@ -112,7 +112,7 @@ class Scrub:
         self._mended: dict[VersionId, _Mended] = {}
         self._accused: set[tuple[VersionId, ServerId]] = set()
         self._problem = ""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scrub", initializer=_be_last)
+        self._thread: ThreadPoolExecutor | None = None
         self._mender = Mender(images, requests, here=here, sources=sources, in_thread=self._in_thread)
         requests.serve("block", self._given)
         requests.serve("scrub", self._asked)
@@ -130,7 +130,9 @@ class Scrub:
                     read = 0
                 await self._clock.sleep(read / (self._rules().mib_s << 20) if read else IDLE_S)
         finally:
-            self._thread.shutdown(wait=False)
+            if self._thread is not None:
+                self._thread.shutdown(wait=False)
+                self._thread = None
 
     def state(self, version: VersionId, blocks: int) -> Mapping[str, int]:
         """Return for the heartbeat how far a version of so many blocks is, when it was last read, what was found."""
@@ -286,6 +288,8 @@ class Scrub:
             logger.info("how far the reading-again is was not saved", extra={"cause": str(error)})
 
     async def _in_thread(self, work: Callable[..., T], *values: Any) -> T:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="scrub", initializer=_be_last)
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *values))
 
 

@@ -15,7 +15,8 @@ from kmgr.ids import VersionId
 from kmgr.replica import manifest as m
 from kmgr.replica import queries
 from kmgr.replica.inplace import Reader
-from tests.lab.keepers import Keeper, Keepers
+from kmgr.replica.scrub import IDLE_S
+from tests.lab.keepers import Keeper, Keepers, LiveClock
 
 V1, V2 = VersionId("ver-1"), VersionId("ver-2")
 DAY_S = 86_400.0
@@ -208,6 +209,40 @@ async def test_it_rests_while_images_are_copied_and_when_it_is_switched_off(keep
     await a.scrub()
     a_week(keepers)
     assert await a.scrub() == 0
+
+
+class Napping(LiveClock):
+    """A clock on which sleeping takes no time but is counted; it ends a loop that has nothing more to do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.naps: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        """Count and let others run."""
+        self.naps.append(seconds)
+        self.advance(seconds)
+        if seconds >= IDLE_S:
+            raise asyncio.CancelledError
+        await asyncio.sleep(0)
+
+
+async def test_it_reads_no_faster_than_it_may_and_can_be_started_again(tmp_path: Path) -> None:
+    clock = Napping()
+    keepers = Keepers(tmp_path, "a", clock=clock)
+    await keepers.open()
+    try:
+        a = keepers["a"]
+        version = await keepers.imported(a, blocks=3 * (4 << 20) // m.BLOCK_BYTES)
+        await a.do("setting.set", name="scrub_mib_s", value=2)
+        await a.agent.run_once()
+        for _ in range(2):
+            with pytest.raises(asyncio.CancelledError):
+                await a.agent.scrub.run()
+            clock.advance(8 * DAY_S)
+        assert sum(nap for nap in clock.naps if nap < IDLE_S) == pytest.approx(version.used_bytes / (2 << 20))
+    finally:
+        keepers.close()
 
 
 @pytest.fixture

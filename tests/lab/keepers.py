@@ -115,9 +115,9 @@ class Keeper:
 class Keepers:
     """All of them."""
 
-    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+    def __init__(self, folder: Path, names: Iterable[str], *, clock: LiveClock | None = None) -> None:
         self.folder = folder
-        self.clock = LiveClock()
+        self.clock = clock or LiveClock()
         self.log, self.network = LocalLog(), LocalNetwork()
         self._all = {
             name: Keeper(name, folder, log=self.log, network=self.network, clock=self.clock) for name in names
