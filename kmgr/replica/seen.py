@@ -60,10 +60,13 @@ class Seen:
             for one in self.servers.values()
             if not one.is_witness
         ]
+        holdings: dict[VersionId, list[Holding]] = {}
+        for one in self.holdings:
+            holdings.setdefault(one.version, []).append(one)
         found = set()
         for version in self.versions.values():
             needing = self.uses.desktops.get(version.id, {})
-            kept = keepers(version, self._copies(version), spots, self.holdings, needing)
+            kept = keepers(version, self._copies(version), spots, holdings.get(version.id, ()), needing)
             # Who is not in the grid's list yet is about to be.
             if self.server in kept or self._copies(version) == ALL_SERVERS:
                 found.add(version.id)
@@ -77,6 +80,8 @@ class Seen:
 
     def superfluous(self, here: Collection[VersionId]) -> tuple[Version, ...]:
         """Return what this server has and may give up; the log will look again."""
+        if all(one.copies == ALL_SERVERS for one in self.images.values()):
+            return ()
         wanted = self.wanted()
         running = {one.id for one in self.servers.values() if one.state in RUNNING}
         counted = [one for one in self.holdings if one.server in running]

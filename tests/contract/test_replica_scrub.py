@@ -4,6 +4,7 @@ import asyncio
 import filecmp
 import os
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ from kmgr.errors import NotFound
 from kmgr.ids import VersionId
 from kmgr.replica import manifest as m
 from kmgr.replica import queries
-from kmgr.replica.inplace import Reader
+from kmgr.replica.inplace import Reader, rewrite
 from kmgr.replica.scrub import IDLE_S
 from tests.lab.keepers import Keeper, Keepers, LiveClock
 
 V1, V2 = VersionId("ver-1"), VersionId("ver-2")
 DAY_S = 86_400.0
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -209,6 +211,27 @@ async def test_it_rests_while_images_are_copied_and_when_it_is_switched_off(keep
     await a.scrub()
     a_week(keepers)
     assert await a.scrub() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="this needs the right to become somebody else")
+def test_who_owns_the_sealed_file_may_repair_it_without_being_root() -> None:
+    with tempfile.TemporaryDirectory(prefix="kmgr-scrub-") as made:
+        folder = Path(made)
+        path, data = folder / "ver-1.raw", b"right" * 1000
+        path.write_bytes(b"wrong" * 1000 + bytes(96))
+        path.chmod(0o444)
+        for one in (folder, path):
+            os.chown(one, NOBODY, NOBODY)
+        pid = os.fork()
+        if not pid:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            kept = rewrite(path, m.Block(0, len(data), m.digest(data)), data)
+            os._exit(0 if kept else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert path.read_bytes()[: len(data)] == data
+        assert path.stat().st_mode & 0o777 == 0o444
 
 
 class Napping(LiveClock):
