@@ -19,7 +19,7 @@ from kmgr.web.services import SERVICES, Services
 logger = logging.getLogger(__name__)
 
 LEAST_GAP_S = 0.25
-VITALS_S = 1.0
+VITALS_S = 0.5
 COMMENT_S = 15.0
 WAIT_S = 30.0
 WRITE_S = 10.0
