@@ -21,6 +21,7 @@ from kmgr.grid.port import Requests
 from kmgr.ids import ServerId, VersionId
 from kmgr.replica import choose, frames, transfer
 from kmgr.replica import manifest as m
+from kmgr.replica.background import background
 from kmgr.replica.budget import Budget
 from kmgr.replica.fetch import Ask, Fetch, all_pieces
 from kmgr.replica.frames import Frame, Inlet, Kind
@@ -112,9 +113,9 @@ class Pull:
     async def run(self) -> None:
         """Return once the version's file is whole and in place; raise what prevented it."""
         manifest = await self._manifest()
-        part = await asyncio.to_thread(Part, self._images, self.version.id, manifest)
+        part = await background(Part, self._images, self.version.id, manifest)
         try:
-            await asyncio.to_thread(part.resume)
+            await background(part.resume)
             self._check_room(part)
             self.part = part
             await self._reuse(part)
@@ -128,11 +129,11 @@ class Pull:
                 await self._fill()
             finally:
                 await self._end_lanes()
-            await asyncio.to_thread(part.finish)
+            await background(part.finish)
         except BaseException as error:
             if isinstance(error, Unavailable) and error.code == "disk_full":
                 # Desktops need the room more than an unfinished copy does.
-                await asyncio.to_thread(part.discard)
+                await background(part.discard)
             raise
         finally:
             self.part = None
@@ -152,14 +153,14 @@ class Pull:
     async def _manifest(self) -> m.Manifest:
         here = self._images.side(self.version.id, "manifest")
         if here.exists():
-            data = await asyncio.to_thread(here.read_bytes)
+            data = await background(here.read_bytes)
             if m.manifest_hash(data) == self.version.manifest_hash:
-                return await asyncio.to_thread(self._parsed, data)
+                return await background(self._parsed, data)
         causes = []
         for server in self._wanted_sources():
             try:
                 data = await transfer.fetch_manifest(self._requests, server, self.version)
-                manifest = await asyncio.to_thread(self._parsed, data)
+                manifest = await background(self._parsed, data)
             except NotFound:
                 continue
             except Unavailable as error:
@@ -168,7 +169,7 @@ class Pull:
             except Refused as error:
                 self._accuse(server, error.message)
                 continue
-            await asyncio.to_thread(self._images.save_manifest, self.version.id, data)
+            await background(self._images.save_manifest, self.version.id, data)
             return manifest
         raise Unavailable("; ".join(causes) or "no server that has it can be reached")
 
@@ -319,7 +320,7 @@ class Pull:
             self._twice += len(frame.data)
             self._fetch.arrived(server, piece)
             return
-        await asyncio.to_thread(part.write, piece, wanted, frame.data)
+        await background(part.write, piece, wanted, frame.data)
         part.here(piece, wanted)
         self._fetch.arrived(server, piece)
         self._tries.pop(server, None)
@@ -330,7 +331,7 @@ class Pull:
 
     async def _flush(self, part: Part) -> None:
         count = self._unsynced
-        await asyncio.to_thread(part.flush)
+        await background(part.flush)
         self._unsynced -= count
 
     def _collect(self) -> None:

@@ -8,12 +8,12 @@ can (XFS, btrfs), both files then share the block: it costs no room.
 Runs in the daemon's loop; files are touched in threads.
 """
 
-import asyncio
 from collections.abc import Iterator, Sequence
 
 from kmgr.errors import NotFound, Refused
 from kmgr.ids import VersionId
 from kmgr.replica import manifest as m
+from kmgr.replica.background import background
 from kmgr.replica.images import Images
 from kmgr.replica.part import Part, Whole
 
@@ -24,17 +24,17 @@ _AT_ONCE = 16
 async def reuse(images: Images, part: Part, relative: VersionId) -> int:
     """Fill the missing blocks that `relative` has, and return how many bytes that were."""
     try:
-        manifest = await asyncio.to_thread(images.manifest, relative)
-        whole = await asyncio.to_thread(Whole, images, relative, manifest)
+        manifest = await background(images.manifest, relative)
+        whole = await background(Whole, images, relative, manifest)
     except (NotFound, Refused):  # it went away, or is damaged: the wire will do
         return 0
     taken = 0
     try:
         if manifest.block_bytes == part.manifest.block_bytes:
-            moved = await asyncio.to_thread(_moved, part, manifest)
+            moved = await background(_moved, part, manifest)
             for first in range(0, part.manifest.pieces, _AT_ONCE):
                 pieces = range(first, min(first + _AT_ONCE, part.manifest.pieces))
-                for piece, blocks, size in await asyncio.to_thread(_take, part, whole, manifest, moved, pieces):
+                for piece, blocks, size in await background(_take, part, whole, manifest, moved, pieces):
                     part.here(piece, blocks)
                     taken += size
     finally:

@@ -23,6 +23,7 @@ from kmgr.grid.port import Accept, Requests, Stream
 from kmgr.ids import ServerId, VersionId
 from kmgr.replica import frames
 from kmgr.replica import manifest as m
+from kmgr.replica.background import background
 from kmgr.replica.budget import Budget
 from kmgr.replica.choose import SERVED
 from kmgr.replica.deal import Deal
@@ -73,7 +74,7 @@ class Source:
         version, offset = _version(body), body.get("offset", 0)
         if not isinstance(offset, int) or offset < 0:
             raise Refused("offset must be a whole number from 0")
-        data = await asyncio.to_thread(self._images.manifest_bytes, version)
+        data = await background(self._images.manifest_bytes, version)
         return {"total": len(data), "data": base64.b64encode(data[offset : offset + _STRETCH]).decode()}
 
     async def _blocks(self, peer: ServerId, body: Mapping[str, Any], accept: Accept) -> None:
@@ -112,7 +113,7 @@ class _Serving:
 
     async def prepare(self) -> None:
         """Find what there is to give; raise `NotFound` if nothing is."""
-        self._manifest = await asyncio.to_thread(self._images.manifest, self._version)
+        self._manifest = await background(self._images.manifest, self._version)
         self._part = self._source._part_of(self._version)
         if self._part is None:
             await self._open_whole()
@@ -120,7 +121,7 @@ class _Serving:
             self._part.listeners.add(self._gained)
 
     async def _open_whole(self) -> None:
-        self._whole = await asyncio.to_thread(Whole, self._images, self._version, self._manifest)
+        self._whole = await background(Whole, self._images, self._version, self._manifest)
         self._deal = self._source._deal(self._version)
         self._deal.joins(self._peer)
 
@@ -211,13 +212,13 @@ class _Serving:
     async def _read(self, piece: int, wanted: int) -> bytes:
         if self._part is not None:
             try:
-                return await asyncio.to_thread(self._part.read, piece, wanted)
+                return await background(self._part.read, piece, wanted)
             except Unavailable:  # the copy ended: well, or it is begun anew
                 self._part.listeners.discard(self._gained)
                 self._part = None
                 await self._open_whole()
         assert self._whole is not None  # noqa: S101 - there is always one of the two
-        return await asyncio.to_thread(self._whole.read, piece, wanted)
+        return await background(self._whole.read, piece, wanted)
 
     async def _send(self, stream: Stream, piece: int, data: bytes) -> None:
         stream.writer.write(frames.HEAD.pack(Kind.BLOCKS, piece, len(data)))
