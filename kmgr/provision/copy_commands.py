@@ -172,8 +172,8 @@ def loss(as_of: int, heard_at: int) -> str:
     """Say what a desktop that was started from its safe copy has, and what it has not. Stamps in ms."""
     lost_s = max(0, -(-(heard_at - as_of) // 1000))
     return (
-        f"all that was saved before {_clock(as_of)} is in it; the work of the last {lost_s} s before "
-        f"{_clock(max(as_of, heard_at))} is not"
+        f"it has all that was saved before {_clock(as_of)}; the work of the last {lost_s} s before "
+        f"{_clock(max(as_of, heard_at))} is missing"
     )
 
 

@@ -85,14 +85,13 @@ class Sight:
             "to": self._name(last.target),
             "as_of": last.as_of,
             "lost_s": max(0, -(-(last.heard_at - last.as_of) // 1000)),
-            "text": f"{self._name(last.source)} was lost: {loss(last.as_of, last.heard_at)}.",
+            "text": f"server {self._name(last.source)} was lost: {loss(last.as_of, last.heard_at)}.",
         }
 
     def _unprotected(self, live: Iterable[Copy], cause: str) -> Item:
         coming = next(iter(live), None)
         if coming is None:
-            text = "no safe copy: no other server takes one"
-            return {**_protection("none", None, self.names, text, None), "cause": cause}
+            return {**_protection("none", None, self.names, "no safe copy yet", None), "cause": cause}
         text = f"the first safe copy is being made on {self._name(coming.server)}"
         return {**_protection("making", coming.server, self.names, text, None), "cause": cause}
 

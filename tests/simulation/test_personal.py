@@ -168,7 +168,7 @@ async def test_when_its_server_is_lost_it_goes_on_from_the_copy_and_what_is_miss
         (taken,) = take_overs(db, desktop.id)
     assert taken.as_of is not None
     assert taken.as_of < cut_at <= taken.heard_at + 2000
-    assert any("is not" in text and "goes on" in text for text in lab.texts("copy"))
+    assert any("is missing" in text and "goes on" in text for text in lab.texts("copy"))
     assert isinstance(await lab.open("anna", at=lab.ids.index(holder)), Ready)
 
 
