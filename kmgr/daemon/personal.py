@@ -59,7 +59,10 @@ class PersonalParts:
             log, mirror, data_dir=data_dir, clock=clock, holds=lease.holds, blocking=blocking.call
         )
         self.work = Personal(lease, self._disks)
-        self.loops: Mapping[str, Loop] = {
+        self.loops: Mapping[str, Loop] = {"former disks": self._disks.run}
+        if not config.libvirt_uri:
+            return  # no desktops run here
+        self.loops = {
             "guard": guarding.run,
             "lease": lease.run,
             "halting": self._halting.run,
@@ -70,9 +73,9 @@ class PersonalParts:
     def vitals(self) -> Mapping[str, Any]:
         """Return what these parts add to the heartbeat."""
         told = dict(self._protection.vitals())
-        own = [self._halting.problem] if self._halting.problem else []
-        if not self._lease.holds() and self._needed():
-            own.append(self._lease.why_not)
+        own: list[str] = []
+        if self._needed() and not self._lease.holds():
+            own = [problem for problem in (self._halting.problem, self._lease.why_not) if problem]
         return {**told, "problems": [*own, *told["problems"]]}
 
     def _needed(self) -> bool:

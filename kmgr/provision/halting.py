@@ -16,6 +16,8 @@ from kmgr.provision.hypervisor import DomainState, Hypervisor
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.25
+# What was being started when the lease ended has come by then; a hypervisor is not asked so often for hours.
+QUIET_LOOKS, QUIET_S = 40, 2.0
 
 
 class Halting:
@@ -29,10 +31,14 @@ class Halting:
 
     async def run(self) -> None:
         """Watch until cancelled."""
+        quiet = 0
         while True:
-            if not self._holds():
-                await self.halt()
-            await self._clock.sleep(LOOK_S)
+            if self._holds():
+                quiet = 0
+            else:
+                halted = await self.halt()
+                quiet = 0 if halted or self.problem else quiet + 1
+            await self._clock.sleep(LOOK_S if quiet < QUIET_LOOKS else QUIET_S)
 
     async def halt(self) -> tuple[DesktopId, ...]:
         """Halt every personal desktop that runs; return them."""
@@ -43,8 +49,9 @@ class Halting:
                     await self._hypervisor.suspend(domain.desktop)
                     halted.append(domain.desktop)
         except KmgrError as error:
+            if not self.problem:
+                logger.warning("personal desktops could not be halted", extra={"cause": error.message})
             self.problem = f"Personal desktops of this server may run without its lease: {error.message}"
-            logger.warning("personal desktops could not be halted", extra={"cause": error.message})
         else:
             self.problem = ""
         if halted:
