@@ -64,12 +64,12 @@ class Walk(Lab):
         self.written: dict[DesktopId, list[tuple[int, str]]] = {}
         self.owner_of: dict[DesktopId, str] = {}
         self.take_overs = 0
-        self.count = 0
+        self.saves = 0
         super().__init__(folder, ids=IDS)
 
     def lease_wires(self, log: LocalGrid) -> Grid:
         """Let the log answer slowly at times."""
-        return SlowLog(log, self)  # type: ignore[return-value]
+        return SlowLog(log, self)
 
     async def begin(self) -> None:
         """Give each of the people a desktop with a copy."""
@@ -206,11 +206,11 @@ class Walk(Lab):
             return
 
     def _write(self) -> None:
-        self.count += 1
+        self.saves += 1
         for desktop in self.owner_of:
             for server in self.running(desktop):
                 path = self.at(server).folder / "desktops" / f"{desktop}.qcow2"
-                text = f"{self.disks.content.get(path, '')[-400:]} {self.count}"
+                text = f"{self.disks.content.get(path, '')[-400:]} {self.saves}"
                 self.disks.write(path, text)
                 self.written.setdefault(desktop, []).append((self.clock.now_ms(), text))
 
