@@ -2,6 +2,8 @@
 
 import base64
 import json
+import os
+import signal
 import threading
 import time
 
@@ -161,3 +163,24 @@ def _answers(guest: Guest) -> bool:
     except Exception:  # noqa: BLE001 - not yet
         return False
     return True
+
+
+def test_when_its_daemon_is_killed_the_guard_halts_it_and_the_next_daemon_lets_it_go_on(office: Cluster) -> None:
+    boss = grids.admin(office, office.servers[0])
+    if all(template["name"] != "own" for template in boss.items("templates")):
+        own_template(boss)
+    given = grids.claim(grids.person(office, office.servers[0], "frida"), "own")
+    home = next(server for server in office.servers if server.id == given["server"])
+    domain = f"kmgr-{given['id']}"
+    wait_for("it runs", lambda: grids.virsh(home, "domstate", domain) == "running", timeout_s=60)
+    daemon = home.daemon
+    assert daemon is not None
+    os.kill(daemon.pid, signal.SIGKILL)
+    wait_for(
+        "the guard halts it", lambda: grids.virsh(home, "domstate", domain) == "paused", timeout_s=15, every_s=0.2
+    )
+    home.start()
+    wait_for("it goes on", lambda: grids.virsh(home, "domstate", domain) == "running", timeout_s=60)
+    watcher = grids.admin(office, home)
+    assert shown(watcher, given["id"])["generation"] == 1
+    watcher.ask("DELETE", f"/desktops/{given['id']}?lose=frida").ok()
