@@ -134,7 +134,9 @@ def _move(db: Database, command: Command, row: Row, copy: Row, source: Row) -> N
             " values (?, ?, ?, ?, null, 0, ?)",
             [row["id"], source["id"], row["generation"], C.SUPERSEDED, command.at],
         )
-    silence = settings(db)["lost_after_ms"] if source["state"] == ServerState.LOST else 0
+    # It may have worked on until just before the first heartbeat that did not come.
+    values = settings(db)
+    silence = values["lost_after_ms"] - values["heartbeat_ms"] if source["state"] == ServerState.LOST else 0
     db.execute(
         "insert or replace into take_overs (desktop, generation, source, target, heard_at, at, as_of)"
         " values (?, ?, ?, ?, ?, ?, null)",

@@ -118,10 +118,10 @@ async def test_what_a_start_from_the_copy_cost_is_told_to_its_user_and_the_admin
     desktop = await kept(lab)
     await moved(lab, desktop)
     told = (await shown(site, desktop))["taken_over"]
-    assert (told["from"], told["to"], told["lost_s"]) == (ONE[4:], TWO[4:], 24)
-    assert "the work of the last 24 s before" in told["text"]
+    assert (told["from"], told["to"], told["lost_s"]) == (ONE[4:], TWO[4:], 25)
+    assert "the work of the last 25 s before" in told["text"]
     for path, who in (("/", USER), (f"/console/desktops/{desktop}", ADMIN)):
-        assert "the work of the last 24 s before" in (await site.page(path, who=who)).text
+        assert "the work of the last 25 s before" in (await site.page(path, who=who)).text
 
 
 async def test_the_former_disk_is_listed_and_deleted_after_a_question(lab: WebLab, site: Site) -> None:
