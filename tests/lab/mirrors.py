@@ -98,13 +98,13 @@ class MirrorServer:
 class Pair:
     """Server a with an image and a disk, server b with the same image."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, size: int = SIZE) -> None:
         self.clock = ManualClock()
         self.network = LocalNetwork()
         self.a = MirrorServer(folder / "a", self.network.port(A), self.clock)
         self.b = MirrorServer(folder / "b", self.network.port(B), self.clock)
-        self.a.give_image()
-        self.b.give_image()
+        self.a.give_image(size=size)
+        self.b.give_image(size=size)
         self.a.make_disk()
 
 
