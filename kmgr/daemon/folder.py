@@ -11,6 +11,7 @@ What lies in it:
     desktops/       linked clones
     run/            sockets
     tmp/            backups in progress
+    imports/        where people lay disk images that are to be imported; kmgr only reads there
 """
 
 import errno
@@ -24,7 +25,7 @@ from pathlib import Path
 from kmgr.errors import ConfigError, KmgrError, Unavailable
 
 LEAST_FREE_MIB = 16
-FOLDERS = ("images", "desktops", "run", "tmp", "raft")
+FOLDERS = ("images", "desktops", "run", "tmp", "raft", "imports")
 
 
 def prepare(data_dir: Path) -> None:

@@ -28,18 +28,24 @@ from kmgr.grid.island import IslandGrid
 from kmgr.grid.join import Invitation
 from kmgr.grid.joindesk import JoinDesk
 from kmgr.grid.leadership import Leadership
+from kmgr.grid.queries import settings
 from kmgr.provision.disk_watch import DiskWatch
 from kmgr.provision.uses import uses
 from kmgr.registry import APPLIERS, ISLAND, SCHEMAS
 from kmgr.replica import queries as replica_queries
 from kmgr.replica.agent import ReplicaAgent
 from kmgr.replica.images import Images
+from kmgr.templates.arrivals import Arrivals
+from kmgr.templates.download import Downloader
+from kmgr.templates.folder import Folder
 from kmgr.templates.importer import Importer, clean_tmp
+from kmgr.templates.reception import Reception
 from kmgr.users.broker import Broker
 from kmgr.users.directories import directories_of
 from kmgr.users.ldap_directory import try_directory
 from kmgr.users.sessions import Sessions
 from kmgr.web.app import make_app
+from kmgr.web.outgoing import WebOutgoing
 from kmgr.web.server import WebServer
 from kmgr.web.services import Services
 
@@ -92,6 +98,10 @@ class Member:
         )
         self._island.attend(self._desktops.connected)
         self._sessions = Sessions(self._island, directories_of(self._island), clock=clock)
+        self._importer = Importer(self._island, self._images, clock)
+        self._download = Downloader(WebOutgoing(), clock, own_allowed=lambda: bool(self._set("import_own_addresses")))
+        arrivals = Arrivals(self._images, clock, keep_hours=lambda: self._set("upload_hours"))
+        self._reception = Reception(self._importer, arrivals, clock, download=self._download)
         self._keeping = self._made_keeping()
         self._web: WebServer | None = None
         self._floating = FloatingAddress(
@@ -122,6 +132,7 @@ class Member:
         loops.begin("keeping", self._keeping.run)
         loops.begin("grid address", self._floating.run)
         loops.begin("replica", self._replica.run)
+        loops.begin("reception", self._reception.run)
         loops.begin("scrub", self._replica.scrub.run)
         loops.begin("disks", self._disks.run)
         loops.begin("desktops", self._desktops.run)
@@ -182,6 +193,10 @@ class Member:
         keeping.duty("sessions", self._sessions.housekeeping)
         return keeping
 
+    def _set(self, name: str) -> int:
+        with self._island.view() as db:
+            return settings(db)[name]
+
     def _services(self) -> Services:
         async def invite(by: str) -> Invitation:
             return await join.invite(self._island, secret=self._own.secret, by=by, clock=self._clock)
@@ -196,7 +211,10 @@ class Member:
             board=self._trunk.board,
             sessions=self._sessions,
             broker=Broker(self._island, clock=self._clock),
-            importer=Importer(self._island, self._images, self._clock),
+            importer=self._importer,
+            reception=self._reception,
+            fetch_sum=self._download.checksum,
+            folder=Folder.of(self._config),
             images=self._images,
             invite=invite,
             try_directory=try_directory,

@@ -15,6 +15,7 @@ what was found in the file. Runs in the daemon's loop; files are touched in thre
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from kmgr.clock import Clock
@@ -58,6 +59,11 @@ class Importer:
     def dismiss(self, id: str) -> None:
         """Tell of a failed import no more."""
         self._imports.dismiss(id)
+
+    def note_failure(self, progress: ImportProgress, error: str) -> None:
+        """Remember an import that failed before or while it was worked on."""
+        self._imports.forget(progress.image_name)
+        self._imports.note_failure(replace(progress, error=error))
 
     def forget(self, image_name: str) -> None:
         """Tell no more of failed imports of an image, because somebody was told."""

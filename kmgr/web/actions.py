@@ -24,6 +24,7 @@ from kmgr.provision.queries import copies
 from kmgr.replica.model import Image, Version, VersionState
 from kmgr.settings import check as check_setting
 from kmgr.settings import problems as setting_problems
+from kmgr.templates.addresses import check_url
 from kmgr.templates.model import Kind, Refresh
 from kmgr.users.access import may_look
 from kmgr.users.broker import Answer
@@ -116,6 +117,31 @@ async def import_file(services: Services, by: str, name: str, path: str, *, note
 def dismiss_import(services: Services, import_id: str) -> None:
     """Show a failed import of this server no more."""
     services.importer.dismiss(import_id)
+
+
+async def fetch_image(
+    services: Services, by: str, name: str, url: str, *, notes: str = "", sha256: str = "", sums: str = ""
+) -> Item:
+    """Have this server download a disk; `sums` is the address of a file of checksums. Returns how far it is."""
+    check_url(url)
+    if sums and not sha256:
+        check_url(sums)
+        sha256 = await services.fetch_sum(sums, url.partition("?")[0].rpartition("/")[2])
+    made = await services.reception.fetch(by=by, image_name=name, url=url, notes=notes, sha256=sha256)
+    return present.importing(services, made.id)
+
+
+async def retry_import(services: Services, import_id: str) -> None:
+    """Try an import again that stopped for want of room or of a majority."""
+    await services.reception.retry(import_id)
+
+
+async def cancel_import(services: Services, import_id: str) -> None:
+    """Stop an upload or a download and forget what came, or show a failed import no more."""
+    if import_id in {one.id for one in services.reception.arrivals.all()}:
+        await services.reception.cancel(import_id)
+    else:
+        services.importer.dismiss(import_id)
 
 
 async def delete_image(services: Services, by: str, image: str) -> None:

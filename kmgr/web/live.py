@@ -107,7 +107,7 @@ class Hub:
     def _seen(self) -> object:
         heard = {server: vitals.heard_at for server, vitals in self._services.board.all().items()}
         importer = self._services.importer
-        return heard, importer.running(), importer.failed()
+        return heard, importer.running(), importer.failed(), self._services.reception.progress()
 
     def _tell(self, event: str, data: str) -> None:
         for listener in self._listeners:

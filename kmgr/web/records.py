@@ -226,6 +226,11 @@ def importing(record: ImportProgress) -> Item:
         "step": record.step,
         "percent": record.percent,
         "error": record.error,
+        "source": record.source,
+        "done_bytes": record.done_bytes,
+        "total_bytes": record.total_bytes,
+        "rate_bytes_s": record.rate_bytes_s,
+        "remaining_s": record.remaining_s,
     }
 
 

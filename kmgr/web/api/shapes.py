@@ -132,9 +132,11 @@ COMPONENTS: Mapping[str, Schema] = {
     "Import": record(
         {
             "id": TEXT, "image_name": TEXT, "by": TEXT, "started_at": STAMP, "step": TEXT, "percent": WHOLE,
-            "error": TEXT,
+            "error": TEXT, "source": TEXT, "done_bytes": WHOLE, "total_bytes": WHOLE, "rate_bytes_s": WHOLE,
+            "remaining_s": maybe(WHOLE),
         }
     ),
+    "OfferedFile": record({"name": TEXT, "size_bytes": WHOLE, "changed_at": STAMP}),
     "Assignment": _ASSIGNMENT,
     "Template": record(
         {
