@@ -214,7 +214,7 @@ class ImageGrid:
         failed = [
             f"{place}: {end['done']} {end['problems']}"
             for place, end in ended.items()
-            if end["problems"] or "copied" not in end["done"]
+            if end["problems"] or "copied in" not in end["done"]
         ]
         assert not failed, (failed, self.words())
         return Taken(
@@ -232,9 +232,12 @@ class ImageGrid:
         return "\n".join(f"{log.name}: {log.read_text()[-2000:]}" for log in logs)
 
     def same(self, place: int, version: VersionId) -> bool:
-        """Tell whether a place has exactly what the source has."""
+        """Tell whether a place has exactly what the source has; if not, say where it begins to differ."""
         files = [self.images(at).path(version) for at in (0, place)]
-        return subprocess.run(["cmp", "-s", *files], check=False).returncode == 0
+        done = subprocess.run(["cmp", *files], capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(f"  {done.stdout}{done.stderr}", flush=True)
+        return done.returncode == 0
 
     def stop(self) -> None:
         """End all processes."""
@@ -243,8 +246,9 @@ class ImageGrid:
         self.processes.clear()
 
     def forget(self, place: int) -> None:
-        """Take all images from a place."""
-        shutil.rmtree(self.folder / self.servers[place] / "images", ignore_errors=True)
+        """Take all images from a place; its folder stays, for another one would count as another disk."""
+        for file in (self.folder / self.servers[place] / "images").glob("ver-*"):
+            file.unlink()
 
 
 @contextmanager

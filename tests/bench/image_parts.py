@@ -141,7 +141,7 @@ def _killed(grid: ImageGrid, links: Links, victim: int) -> tuple[int, float]:
     if victim:
         grid.processes[victim].order(go=1)
     ended = [grid.processes[place].done() for place in (1, 2, 3)]
-    assert not any(end["problems"] for end in ended), (ended, grid.words())
+    assert all("copied in" in end["done"] and not end["problems"] for end in ended), (ended, grid.words())
     assert all(grid.same(place, V1) for place in (1, 2, 3))
     came = sum(received(links, place) for place in (1, 2, 3)) - before
     return came, max(end["at"] for end in ended) - began
@@ -149,7 +149,7 @@ def _killed(grid: ImageGrid, links: Links, victim: int) -> tuple[int, float]:
 
 def _share(grid: ImageGrid) -> float:
     told = [grid.processes[place].order(progress=1)["progress"] for place in (1, 2, 3)]
-    return sum(here for here, _ in told) / max(1, sum(of for _, of in told))
+    return float(sum(here for here, _ in told) / max(1, sum(of for _, of in told)))
 
 
 def codec(folder: Path) -> list[Figure]:
