@@ -9,7 +9,7 @@ FAST := tests/unit tests/property tests/simulation
 ALL := $(FAST) tests/contract tests/integration tests/faults tests/browser
 SERVER ?=
 
-.PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid simulate simulate-mutants faults faults-daemon faults-plain appliance appliance-test lock clean
+.PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid bench-images simulate simulate-mutants faults faults-daemon faults-plain appliance appliance-test lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -51,6 +51,9 @@ bench: setup ## figures beside their floors, into build/bench.json
 
 bench-grid: setup ## the log alone: speed, lead lost, restart, idle cost; into build/bench-grid.json
 	$(PY) -m tests.bench.bench_grid
+
+bench-images: setup ## images over links of a known rate, beside rsync, scp, libtorrent: PARTS="slow delta" SHORT=1
+	$(SUDO) $(PY) -m tests.bench.bench_images $(PARTS) $(if $(SHORT),--short)
 
 simulate-mutants: setup ## logs with a rule of Raft missing, until the simulation notices
 	KMGR_MUTANT_SEEDS=$(or $(SEEDS),1:60) $(PY) -m pytest -q -s tests/simulation/test_raft_mutants.py

@@ -37,6 +37,7 @@ class Config:
     address_interface: str = ""
     mdns: bool = True
     log_level: str = "info"
+    imports_folder: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ KEYS: Mapping[str, Key] = {
     "max_builds": Key(_count, "desktops built at the same time; 0: by the number of processors"),
     "address_interface": Key(_text, "network interface for the grid address; empty: the one in its network"),
     "mdns": Key(_flag, "announce this server and look for grids by mDNS"),
+    "imports_folder": Key(_text, "folder of disk images to import, a whole path; empty: imports in the data folder"),
     "log_level": Key(_one_of(*LOG_LEVELS), "debug, info, warning or error"),
 }
 

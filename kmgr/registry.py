@@ -5,7 +5,9 @@ from collections.abc import Mapping
 import kmgr.grid.commands
 import kmgr.grid.standing
 import kmgr.provision.commands
+import kmgr.provision.copy_commands
 import kmgr.provision.island
+import kmgr.provision.version_commands
 import kmgr.replica.commands
 import kmgr.templates.commands
 import kmgr.users.commands
@@ -29,6 +31,8 @@ APPLIERS: Mapping[str, Applier] = {
     **kmgr.replica.commands.APPLIERS,
     **kmgr.templates.commands.APPLIERS,
     **kmgr.provision.commands.APPLIERS,
+    **kmgr.provision.copy_commands.APPLIERS,
+    **kmgr.provision.version_commands.APPLIERS,
     **kmgr.users.commands.APPLIERS,
     SETTLE: settling(ISLAND),
 }

@@ -34,6 +34,21 @@ SETTINGS: Mapping[str, Setting] = {
     "login_wait_s": Setting(60, 1, 86_400, "how long an account waits after too many wrong passwords"),
     "build_failures": Setting(3, 1, 100, "failed desktops in a row after which a template's refill stops"),
     "build_timeout_s": Setting(300, 30, 3_600, "time a desktop has from its start until its guest answers"),
+    "keep_versions": Setting(3, 0, 1_000, "former versions of a golden image that are kept to go back to"),
+    "keep_days": Setting(30, 0, 3_650, "how long a former version is kept at least after a newer one was imported"),
+    "scrub_days": Setting(7, 0, 365, "how often every server reads its golden images again; 0 means never"),
+    "scrub_mib_s": Setting(16, 1, 10_000, "how much a server reads for that at most"),
+    "image_mbit_s": Setting(
+        0, 0, 400_000, "how fast a server may send golden images, and receive them, in Mbit/s; 0 means no limit"
+    ),
+    "image_mbit_s_beside_desktops": Setting(
+        0, 0, 400_000, "the same for a server that has desktops on it; 0 means that only image_mbit_s counts"
+    ),
+    "copy_target_s": Setting(60, 10, 3_600, "how far a personal desktop's safe copy may be behind"),
+    "upload_hours": Setting(24, 1, 720, "how long an unfinished upload is kept, to go on with it"),
+    "import_own_addresses": Setting(
+        0, 0, 1, "1: golden images may be fetched from the server's own and link-local addresses too"
+    ),
     "calm_after_election_ms": Setting(3_000, 0, 600_000, "how long a new leader waits before it moves desktops"),
 }
 

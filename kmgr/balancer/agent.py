@@ -12,9 +12,11 @@ a new leader has heard little yet. Refilling begins at once. Runs in the daemon'
 
 import logging
 from collections import Counter
+from dataclasses import replace
 
 from kmgr.balancer.alone import plan_alone
-from kmgr.balancer.model import Action, Forget, Place, Plan, Retire, View
+from kmgr.balancer.fencing import Fencing
+from kmgr.balancer.model import Action, Assign, DropCopy, Forget, ForgetCopy, GoOn, Place, Plan, Retire, View
 from kmgr.balancer.patience import Patience
 from kmgr.balancer.plan import plan
 from kmgr.balancer.queries import look
@@ -26,7 +28,10 @@ from kmgr.grid.leadership import Leading
 from kmgr.grid.port import Grid, VitalsBoard
 from kmgr.grid.queries import settings
 from kmgr.ids import ServerId, TemplateId
+from kmgr.provision.lease import TAKE_OVER_S
+from kmgr.provision.model import Copy
 from kmgr.provision.queries import asks
+from kmgr.replica.protect import LOST_FOR_GOOD_S
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +55,7 @@ class Balancer:
         self._clock = clock
         self._told: dict[TemplateId, str] = {}
         self._patience = Patience()
+        self._fencing = Fencing(TAKE_OVER_S)
         self._rejected = 0
 
     async def run(self, leading: Leading) -> None:
@@ -77,6 +83,11 @@ class Balancer:
             view = look(db, self._board.all(), now)
             asking = asks(db)
             calm_s = settings(db)["calm_after_election_ms"] / 1000
+        view = replace(
+            view,
+            fenced=self._fencing.fenced(view.servers, now),
+            given_up=frozenset(s.id for s in view.servers if self._fencing.lost_for(s, now) >= LOST_FOR_GOOD_S),
+        )
         if self._grid.status().island:
             decided = plan_alone(view, self._grid.server)
         else:
@@ -125,6 +136,22 @@ class Balancer:
                     "server": server,
                 }
                 return await self._grid.propose("desktop.place", body, by=by)
+            case Assign(desktop, server):
+                body = {"desktop": desktop.id, "generation": desktop.generation, "server": server}
+                return await self._grid.propose("copy.assign", body, by=by)
+            case GoOn(desktop, target, lost_at):
+                body = {
+                    "desktop": desktop.id,
+                    "generation": desktop.generation,
+                    "server": desktop.server,
+                    "lost_at": lost_at,
+                    "target": target,
+                }
+                return await self._grid.propose("desktop.take_over", body, by=by)
+            case DropCopy(copy):
+                return await self._grid.propose("copy.drop", _key(copy), by=by)
+            case ForgetCopy(copy):
+                return await self._grid.propose("copy.dropped", _key(copy), by=by)
 
     def _tell_shortages(self, decided: Plan, view: View) -> None:
         """Log a shortage when it begins, changes its reason or ends; the overview shows it all the time."""
@@ -146,6 +173,16 @@ def _words(action: Action, view: View) -> str:
             return f"retired because {why}"
         case Place(_, _, server):
             return f"placed on {_name(server, view)}"
+        case Assign(_, server):
+            return f"to be copied to {_name(server, view)}"
+        case GoOn(_, target, _):
+            return f"goes on from its safe copy on {_name(target, view)}"
+        case DropCopy() | ForgetCopy():
+            return "copy is not needed any more"
+
+
+def _key(copy: Copy) -> dict[str, object]:
+    return {"desktop": copy.desktop, "server": copy.server, "generation": copy.generation}
 
 
 def _name(server: ServerId, view: View) -> str:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from kmgr.grid.model import Server, Vitals
 from kmgr.ids import DesktopId, ServerId, TemplateId, VersionId
-from kmgr.provision.model import Desktop
+from kmgr.provision.model import Copy, Desktop
 from kmgr.templates.model import Template
 
 
@@ -35,7 +35,8 @@ class View:
     """One reading of the grid.
 
     `servers` includes removed ones; `vitals` has fresh heartbeats only. `asks` counts the users who wait
-    for a desktop of a template.
+    for a desktop of a template. `fenced` are the servers whose loss was waited out: none of them runs a
+    personal desktop any more; `given_up` were lost so long ago that their copies are made anew elsewhere.
     """
 
     servers: tuple[Server, ...]
@@ -44,6 +45,9 @@ class View:
     holders: Mapping[VersionId, frozenset[ServerId]]
     vitals: Mapping[ServerId, Vitals]
     asks: Mapping[TemplateId, int]
+    copies: tuple[Copy, ...] = ()
+    fenced: frozenset[ServerId] = frozenset()
+    given_up: frozenset[ServerId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,38 @@ class Forget:
     desktop: DesktopId
 
 
-Action: TypeAlias = Forget | Retire | Place
+@dataclass(frozen=True, slots=True)
+class Assign:
+    """Let a server hold a personal desktop's safe copy."""
+
+    desktop: Desktop
+    server: ServerId
+
+
+@dataclass(frozen=True, slots=True)
+class GoOn:
+    """Start a lost server's personal desktop from its safe copy; all that was believed is checked when applied."""
+
+    desktop: Desktop
+    target: ServerId
+    lost_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropCopy:
+    """Have a copy deleted that protects nothing any more."""
+
+    copy: Copy
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetCopy:
+    """Drop the record of a disk on a server that is no server of the grid any more."""
+
+    copy: Copy
+
+
+Action: TypeAlias = Forget | Retire | Place | Assign | GoOn | DropCopy | ForgetCopy
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from kmgr.balancer.evacuate import evacuate
 from kmgr.balancer.model import Forget, Place, Plan, Retire, Shortage, View, Why
 from kmgr.balancer.place import COMING, Room, able, blocked_by, choose, refusal, rooms
 from kmgr.balancer.pool import UNEVEN, Need, judge, orphaned
+from kmgr.balancer.protection import protect
 from kmgr.grid.model import RUNNING
 from kmgr.provision.model import Desktop, DesktopState
 
@@ -38,7 +39,8 @@ def plan(view: View, *, calm: bool = False) -> Plan:
     if not calm and _is_quiet(view, [*retire, *filling.retire], filling.places):
         filling.even_out()
     forget = [action for action in leaving if isinstance(action, Forget)]
-    return Plan((*forget, *retire, *filling.retire, *filling.places), filling.short())
+    kept = protect(view, calm=calm)
+    return Plan((*forget, *kept, *retire, *filling.retire, *filling.places), filling.short())
 
 
 def _is_quiet(view: View, retire: Sequence[Retire], places: Sequence[Place]) -> bool:

@@ -9,7 +9,7 @@ publication never empties a pool. One that is merely placed goes at once.
 Rule 2: the maximum holds at every moment, for all versions together. Where it
 leaves no room for a fresh desktop, a few former ones make room, and nothing more
 happens until that is done.
-Rule 3: desktops in use are never touched here.
+Rule 3: desktops in use are never touched here, nor a personal one that is somebody's.
 Rule 4: when all is ready and a server has two standbys more than another could
 have, one moves: it is made there first, then the fuller server gives one up.
 Rule 5: ties are broken by id, never by the order of the input.
@@ -75,7 +75,7 @@ def orphaned(view: View, desktops: Sequence[Desktop]) -> Iterator[Retire]:
     """Yield the desktops that nobody uses and whose template is gone."""
     known = {template.id for template in view.templates}
     for desktop in _by_id(desktops):
-        if desktop.template not in known and desktop.state in (*WAITING, DesktopState.BROKEN):
+        if desktop.template not in known and desktop.state in (*WAITING, DesktopState.BROKEN) and not desktop.owned:
             yield Retire(desktop, Why.NO_TEMPLATE)
 
 
@@ -87,7 +87,7 @@ def judge(template: Template, desktops: Sequence[Desktop], view: View) -> Verdic
     if not template.enabled:
         gone = [Retire(d, Why.SWITCHED_OFF) for d in waiting]
         return Verdict(tuple(sorted([*gone, *broken], key=lambda r: r.desktop.id)), None)
-    in_use = sum(d.state is DesktopState.IN_USE for d in own)
+    in_use = sum(d.state is DesktopState.IN_USE or d.owned for d in own)
     wanted = template.standby + view.asks.get(template.id, 0)
     pool = _Pool(template, waiting, max(0, min(wanted, template.maximum - in_use)), view)
     pool.drop_unstarted()
@@ -204,7 +204,7 @@ class _Pool:
 
 
 def _old_breakage(own: Sequence[Desktop]) -> list[Retire]:
-    broken = [d for d in own if d.state is DesktopState.BROKEN]
+    broken = [d for d in own if d.state is DesktopState.BROKEN and not d.owned]
     newest_first = sorted(broken, key=lambda d: (-d.changed_at, d.id))
     return [Retire(d, Why.OLD_BREAKAGE) for d in newest_first[BROKEN_KEPT:]]
 

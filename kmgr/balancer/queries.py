@@ -14,7 +14,7 @@ from kmgr.balancer.redundancy import Maintenance, Redundancy, can_lose_one, woul
 from kmgr.grid.model import Vitals
 from kmgr.grid.queries import servers, settings
 from kmgr.ids import ServerId, VersionId
-from kmgr.provision.queries import asks, desktops
+from kmgr.provision.queries import asks, copies, desktops
 from kmgr.replica.queries import holdings
 from kmgr.templates.queries import templates
 
@@ -26,8 +26,12 @@ def look(db: Database, board: Mapping[ServerId, Vitals], now: float) -> View:
     """Return what the balancer decides on; `now` is the monotonic clock that the board was stamped with."""
     fresh_s = _FRESH_BEATS * settings(db)["heartbeat_ms"] / 1000
     holders: dict[VersionId, set[ServerId]] = {}
-    for holding in holdings(db):
-        holders.setdefault(holding.version, set()).add(holding.server)
+    every = holdings(db)
+    whole = {holding.version for holding in every if not holding.damaged}
+    for holding in every:
+        # A damaged one is better than none, and only then: the alarm of it was told.
+        if not holding.damaged or holding.version not in whole:
+            holders.setdefault(holding.version, set()).add(holding.server)
     return View(
         servers=servers(db, removed=True),
         templates=templates(db),
@@ -35,6 +39,7 @@ def look(db: Database, board: Mapping[ServerId, Vitals], now: float) -> View:
         holders={version: frozenset(held) for version, held in holders.items()},
         vitals={server: vitals for server, vitals in board.items() if now - vitals.heard_at < fresh_s},
         asks=Counter(ask.template for ask in asks(db)),
+        copies=copies(db),
     )
 
 

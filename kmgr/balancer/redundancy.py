@@ -1,8 +1,8 @@
 """Decide whether the grid could lose any one server now, and what a drain or a removal would change about that.
 
-Three things must survive a loss: a majority of the voters (witnesses count), a
-copy of every golden image that desktops are made from, and memory for all
-desktops that the lost server ran. Whoever takes a server out is told before what
+Four things must survive a loss: a majority of the voters (witnesses count), a
+copy of every golden image that desktops are made from, memory for all desktops
+that the lost server ran, and the disks of personal desktops. Whoever takes a server out is told before what
 would be missing afterwards that is not missing now.
 
 Pure.
@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from kmgr.balancer.model import View
 from kmgr.balancer.place import OVERHEAD_MIB, Room, rooms
+from kmgr.balancer.protection import safe_copies
 from kmgr.grid.membership import settled, spare
 from kmgr.grid.model import PLACEABLE, RUNNING, Server, ServerState
 from kmgr.ids import ServerId
@@ -86,7 +87,7 @@ def would_break(view: View, voters: Collection[ServerId], action: Maintenance) -
 
 
 def _weaknesses(view: View, voters: Collection[ServerId]) -> Mapping[Weakness, str]:
-    found = [*_votes(view, sorted(voters)), *_images(view), *_memory(view)]
+    found = [*_votes(view, sorted(voters)), *_images(view), *_memory(view), *_personal(view)]
     return dict(found)
 
 
@@ -143,6 +144,29 @@ def _memory(view: View) -> Iterator[tuple[Weakness, str]]:
             )
 
 
+def _personal(view: View) -> Iterator[tuple[Weakness, str]]:
+    """Say which personal desktops would stay away with their server."""
+    running = {server.id for server in _desktop_servers(view)}
+    safe = {d for d, held in safe_copies(view).items() if any(copy.server in running for copy in held)}
+    bare = [d for d in view.desktops if d.owned and d.server in running and d.id not in safe]
+    if bare:
+        names = _listed(bare)
+        yield (
+            ("copies", ",".join(sorted(d.id for d in bare))),
+            (
+                f"{names} would stay away with {'its' if len(bare) == 1 else 'their'} server: no safe copy is on "
+                "another server that is up. The first one takes a few minutes; if it does not come, the desktop's "
+                "page says why."
+            ),
+        )
+
+
+def _listed(desktops: Sequence[Desktop]) -> str:
+    names = sorted(desktop.name for desktop in desktops)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"The personal desktop{'' if len(names) == 1 else 's'} {', '.join(names[:3])}{more}"
+
+
 def _lost_with(view: View, left: View, voters: frozenset[ServerId], server: Server) -> Mapping[Weakness, str]:
     """Say what goes for good with a server that is removed."""
     found: dict[Weakness, str] = {}
@@ -160,6 +184,12 @@ def _lost_with(view: View, left: View, voters: frozenset[ServerId], server: Serv
                 f"The golden image of template {template.name} is nowhere else: it would be gone. "
                 "Wait until another server has copied it."
             )
+    safe = safe_copies(left)
+    bare = [d for d in view.desktops if d.owned and d.server == server.id and d.id not in safe]
+    if bare:
+        found["personal", server.id] = (
+            f"{_listed(bare)} would be lost for good, with all that was saved: there is no safe copy elsewhere."
+        )
     in_use = sum(d.state is DesktopState.IN_USE for d in _own(view, server))
     if in_use and server.state in RUNNING:
         people = "one desktop" if in_use == 1 else f"{in_use} desktops"

@@ -12,6 +12,7 @@ from typing import Any
 
 from kmgr.clock import Clock
 from kmgr.config import Config
+from kmgr.daemon.personal import PersonalParts
 from kmgr.grid.identity import Identity
 from kmgr.grid.port import Grid, Requests
 from kmgr.ids import DesktopId, VersionId
@@ -30,7 +31,15 @@ class Desktops:
     """This server's desktops. `run()` goes on until it is cancelled; domains run on after it."""
 
     def __init__(
-        self, config: Config, own: Identity, grid: Grid, requests: Requests, images: Images, *, clock: Clock
+        self,
+        config: Config,
+        own: Identity,
+        grid: Grid,
+        requests: Requests,
+        images: Images,
+        *,
+        log: Grid,
+        clock: Clock,
     ) -> None:
         self._config = config
         self._own = own
@@ -39,6 +48,7 @@ class Desktops:
         self._clock = clock
         self._hypervisor = connect(config.libvirt_uri, grid=own.grid)
         self._display = socket_finder(config.data_dir)
+        self.personal = PersonalParts(config, own, log, requests, images, self._hypervisor, clock=clock)
         self._agent: ProvisionAgent | None = None
         self.connected = serve_display(requests, grid, self._hypervisor, socket=self._display)
 
@@ -78,7 +88,9 @@ class Desktops:
             network=config.network,
             max_builds=config.max_builds or _builds_at_once(),
         )
-        return ProvisionAgent(self._grid, self._hypervisor, clock=self._clock, shape=shape)
+        return ProvisionAgent(
+            self._grid, self._hypervisor, clock=self._clock, shape=shape, personal=self.personal.work
+        )
 
     def _backing(self, version: VersionId) -> Path | None:
         path = self._images.path(version)

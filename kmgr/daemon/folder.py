@@ -11,6 +11,7 @@ What lies in it:
     desktops/       linked clones
     run/            sockets
     tmp/            backups in progress
+    imports/        where people lay disk images that are to be imported; kmgr only reads there
 """
 
 import errno
@@ -24,7 +25,7 @@ from pathlib import Path
 from kmgr.errors import ConfigError, KmgrError, Unavailable
 
 LEAST_FREE_MIB = 16
-FOLDERS = ("images", "desktops", "run", "tmp", "raft")
+FOLDERS = ("images", "desktops", "run", "tmp", "raft", "imports")
 
 
 def prepare(data_dir: Path) -> None:
@@ -32,7 +33,8 @@ def prepare(data_dir: Path) -> None:
     try:
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
         for name in FOLDERS:
-            (data_dir / name).mkdir(exist_ok=True, mode=0o711)
+            if not (data_dir / name).is_symlink():  # to a disk that may not be there yet: the images' agent says so
+                (data_dir / name).mkdir(exist_ok=True, mode=0o711)
     except OSError as error:
         raise _unusable(data_dir, error) from error
 

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 
 from kmgr import __version__
 from kmgr.balancer.agent import Balancer
+from kmgr.balancer.collector import Collector
 from kmgr.clock import Clock
 from kmgr.config import Config
 from kmgr.control import ControlServer
@@ -27,16 +28,24 @@ from kmgr.grid.island import IslandGrid
 from kmgr.grid.join import Invitation
 from kmgr.grid.joindesk import JoinDesk
 from kmgr.grid.leadership import Leadership
+from kmgr.grid.queries import settings
+from kmgr.provision.disk_watch import DiskWatch
+from kmgr.provision.uses import uses
 from kmgr.registry import APPLIERS, ISLAND, SCHEMAS
 from kmgr.replica import queries as replica_queries
 from kmgr.replica.agent import ReplicaAgent
 from kmgr.replica.images import Images
+from kmgr.templates.arrivals import Arrivals
+from kmgr.templates.download import Downloader
+from kmgr.templates.folder import Folder
 from kmgr.templates.importer import Importer, clean_tmp
+from kmgr.templates.reception import Reception
 from kmgr.users.broker import Broker
 from kmgr.users.directories import directories_of
 from kmgr.users.ldap_directory import try_directory
 from kmgr.users.sessions import Sessions
 from kmgr.web.app import make_app
+from kmgr.web.outgoing import WebOutgoing
 from kmgr.web.server import WebServer
 from kmgr.web.services import Services
 
@@ -81,10 +90,18 @@ class Member:
             clock=clock,
         )
         self._images = Images(config.data_dir)
-        self._replica = ReplicaAgent(trunk.grid, trunk.requests, clock, self._images)
-        self._desktops = Desktops(config, own, self._island, trunk.requests, self._images, clock=clock)
+        self._replica = ReplicaAgent(
+            trunk.grid, trunk.requests, clock, self._images, uses=uses, board=trunk.board.all
+        )
+        self._desktops = Desktops(
+            config, own, self._island, trunk.requests, self._images, log=trunk.grid, clock=clock
+        )
         self._island.attend(self._desktops.connected)
         self._sessions = Sessions(self._island, directories_of(self._island), clock=clock)
+        self._importer = Importer(self._island, self._images, clock)
+        self._download = Downloader(WebOutgoing(), clock, own_allowed=lambda: bool(self._set("import_own_addresses")))
+        arrivals = Arrivals(self._images, clock, keep_hours=lambda: self._set("upload_hours"))
+        self._reception = Reception(self._importer, arrivals, clock, download=self._download)
         self._keeping = self._made_keeping()
         self._web: WebServer | None = None
         self._floating = FloatingAddress(
@@ -92,8 +109,12 @@ class Member:
         )
         trunk.heart.contribute("grid address", self._floating.vitals)
         trunk.heart.contribute("island", self._island.vitals)
-        trunk.heart.contribute("images", self._replica.vitals)
         trunk.heart.contribute("desktops", self._desktops.vitals)
+        trunk.heart.contribute("copies", self._desktops.personal.vitals)
+        # After the desktops: without the disk of images none can be made, whatever the hypervisor says.
+        trunk.heart.contribute("images", self._replica.vitals)
+        self._disks = DiskWatch(config.data_dir, self._images, clock)
+        trunk.heart.contribute("disks", self._disks.vitals)
         JoinDesk(
             trunk.port, trunk.grid, own=own, version=__version__, clock=clock, images_mib=replica_queries.ready_mib
         )
@@ -111,7 +132,12 @@ class Member:
         loops.begin("keeping", self._keeping.run)
         loops.begin("grid address", self._floating.run)
         loops.begin("replica", self._replica.run)
+        loops.begin("reception", self._reception.run)
+        loops.begin("scrub", self._replica.scrub.run)
+        loops.begin("disks", self._disks.run)
         loops.begin("desktops", self._desktops.run)
+        for name, loop in self._desktops.personal.loops.items():
+            loops.begin(name, loop)
         if config.mdns:
             await self._announce(stack)
         await self._open_doors(stack)
@@ -163,8 +189,13 @@ class Member:
         """What the leader does for people and desktops; on an island this server leads itself."""
         keeping = Leadership(self._island, clock=self._clock)
         keeping.duty("balancer", Balancer(self._island, self._trunk.board, clock=self._clock).run)
+        keeping.duty("collector", Collector(self._island, clock=self._clock).run)
         keeping.duty("sessions", self._sessions.housekeeping)
         return keeping
+
+    def _set(self, name: str) -> int:
+        with self._island.view() as db:
+            return settings(db)[name]
 
     def _services(self) -> Services:
         async def invite(by: str) -> Invitation:
@@ -180,7 +211,10 @@ class Member:
             board=self._trunk.board,
             sessions=self._sessions,
             broker=Broker(self._island, clock=self._clock),
-            importer=Importer(self._island, self._images, self._clock),
+            importer=self._importer,
+            reception=self._reception,
+            fetch_sum=self._download.checksum,
+            folder=Folder.of(self._config),
             images=self._images,
             invite=invite,
             try_directory=try_directory,

@@ -20,6 +20,7 @@ from kmgr.grid.queries import servers
 from kmgr.ids import DesktopId, VersionId
 from kmgr.provision import disks
 from kmgr.provision.hypervisor import DomainState, DomainStatus, Hypervisor
+from kmgr.provision.lease import MARGIN_S
 from kmgr.provision.model import Desktop
 from kmgr.provision.queries import desktops, outline
 from kmgr.provision.reconcile import (
@@ -31,11 +32,12 @@ from kmgr.provision.reconcile import (
     Remove,
     RemoveStray,
     Restart,
+    Revive,
     being_made,
     reconcile,
 )
 from kmgr.provision.timely import Blocking, Timely
-from kmgr.provision.work import Shape, Work
+from kmgr.provision.work import Personal, Shape, Work
 
 __all__ = ["ProvisionAgent", "Shape"]
 
@@ -58,14 +60,22 @@ class ProvisionAgent:
     """This server's keeper of desktops. `run()` is the loop, `run_once()` one round of it."""
 
     def __init__(
-        self, grid: Grid, hypervisor: Hypervisor, *, clock: Clock, shape: Shape, blocking: Blocking | None = None
+        self,
+        grid: Grid,
+        hypervisor: Hypervisor,
+        *,
+        clock: Clock,
+        shape: Shape,
+        blocking: Blocking | None = None,
+        personal: Personal | None = None,
     ) -> None:
         self._grid = grid
         self._hypervisor = hypervisor
         self._clock = clock
         self._shape = shape
         self._blocking = blocking or Timely("the disk of this server", deadline_s=_DISK_S, advice=_DISK_ADVICE).call
-        self._work = Work(grid, hypervisor, clock=clock, shape=shape, blocking=self._blocking)
+        self._work = Work(grid, hypervisor, clock=clock, shape=shape, blocking=self._blocking, personal=personal)
+        self._personal = personal
         self._jobs: dict[DesktopId, asyncio.Task[None]] = {}
         self._building: set[DesktopId] = set()
         self._job_ended = asyncio.Event()
@@ -137,8 +147,11 @@ class ProvisionAgent:
             return ()
         self._cannot("")
         self._count_power_offs(observed, busy)
+        leased = self._leased()
         self._paused = {
-            d.desktop: self._paused.get(d.desktop, 0) + 1 for d in observed if d.state is DomainState.PAUSED
+            d.desktop: self._paused.get(d.desktop, 0) + 1
+            for d in observed
+            if d.state is DomainState.PAUSED and (leased or not d.personal)
         }
         actions = tuple(
             reconcile(
@@ -148,6 +161,7 @@ class ProvisionAgent:
                 room=max(0, self._shape.max_builds - len(self._building)),
                 absent=absent,
                 power_offs={desktop: len(times) for desktop, times in self._power_offs.items()},
+                leased=leased,
             )
         )
         actions += self._stray_disks(lying, {d.id for d in wanted} | {d.desktop for d in observed} | busy)
@@ -155,6 +169,9 @@ class ProvisionAgent:
             self._begin(action)
         self._waiting = self._waits(wanted, absent)
         return actions
+
+    def _leased(self) -> bool:
+        return self._personal is not None and self._personal.lease.holds(MARGIN_S)
 
     def _begin(self, action: Action) -> None:
         match action:
@@ -168,6 +185,8 @@ class ProvisionAgent:
                 self._job(desktop.id, partial(self._power_on, self._work.build, desktop))
             case Restart(desktop):
                 self._job(desktop.id, partial(self._power_on, self._work.restart, desktop))
+            case Revive(desktop):
+                self._job(desktop.id, partial(self._power_on, self._work.revive, desktop))
             case BootAgain(desktop):
                 self._job(desktop.id, partial(self._work.boot_again, desktop))
             case Fail(desktop, step, cause):
@@ -202,11 +221,16 @@ class ProvisionAgent:
         return await self._blocking(lambda: frozenset(v for v in versions if backing(v) is None))
 
     def _waits(self, wanted: Sequence[Desktop], absent: Collection[VersionId]) -> Mapping[DesktopId, str]:
+        halted = (
+            {}
+            if self._personal is None or self._leased()
+            else {desktop.id: self._personal.lease.why_not for desktop in wanted if desktop.personal}
+        )
         return {
             desktop.id: _LACKING if desktop.version in absent else _QUEUED.format(self._shape.max_builds)
             for desktop in being_made(wanted)
             if desktop.id not in self._jobs
-        }
+        } | halted
 
     def _stray_disks(self, lying: Collection[DesktopId], known: Collection[DesktopId]) -> tuple[RemoveStray, ...]:
         return tuple(RemoveStray(desktop) for desktop in sorted(lying) if desktop not in known)

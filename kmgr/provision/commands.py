@@ -16,10 +16,12 @@ from kmgr.grid.model import PLACEABLE, ServerRole, ServerState
 from kmgr.grid.queries import settings
 from kmgr.grid.rows import Row, one, rows, scalar
 from kmgr.provision.lifecycle import LIVING, Event, after
+from kmgr.provision.model import CopyState
 from kmgr.provision.model import DesktopState as S
-from kmgr.templates.model import Refresh
+from kmgr.templates.model import Kind, Refresh
 
 _LIVING_SQL = ", ".join(f"'{state}'" for state in LIVING)
+_OWNED_SQL = "kind = 'personal' and user is not null"
 
 
 def place(db: Database, command: Command) -> Outcome:
@@ -48,11 +50,11 @@ def place_below(db: Database, command: Command, limit: Callable[[Row], tuple[int
     name = next_name(db, template)
     db.execute(
         "insert into desktops (id, name, template, version, server, state, generation, vcpus, memory_mib, user,"
-        " claimed_at, step, cause, created_at, changed_at, ready_at)"
-        " values (?, ?, ?, ?, ?, ?, 1, ?, ?, null, null, '', '', ?, ?, null)",
+        " claimed_at, step, cause, created_at, changed_at, ready_at, kind)"
+        " values (?, ?, ?, ?, ?, ?, 1, ?, ?, null, null, '', '', ?, ?, null, ?)",
         [
             *(body["desktop"], name, template["id"], template["version"], server["id"], S.PLACED),
-            *(template["vcpus"], template["memory_mib"], command.at, command.at),
+            *(template["vcpus"], template["memory_mib"], command.at, command.at, template["kind"]),
         ],
     )
     return Applied({"desktop": body["desktop"], "name": name})
@@ -79,7 +81,9 @@ def taken(db: Database, name: str) -> bool:
 def living(db: Database, template: Row, server: str | None = None) -> int:
     """Count the living desktops of a template, on one server or on all."""
     where = "template = ? and (? is null or server = ?)"
-    sql = f"select count(*) from desktops where {where} and state in ({_LIVING_SQL})"  # noqa: S608 - own names
+    # A personal desktop that is broken still is somebody's, with all that they saved.
+    alive = f"(state in ({_LIVING_SQL}) or (state = 'broken' and {_OWNED_SQL}))"
+    sql = f"select count(*) from desktops where {where} and {alive}"  # noqa: S608 - own names
     return int(scalar(db, sql, [template["id"], server, server]))
 
 
@@ -130,7 +134,7 @@ def claim(db: Database, command: Command) -> Outcome:
         return Rejected("not_found", f"there is no template {template}")
     own = _own(db, str(user), str(template))
     if own is not None:
-        return _claimed(own, new=False)
+        return _why_away(db, own) or _claimed(own, new=False)
     chosen = _best_standby(db, str(template))
     if chosen is None:
         return Rejected("none_ready", "no desktop is ready at this moment")
@@ -139,7 +143,8 @@ def claim(db: Database, command: Command) -> Outcome:
         [after(S.READY, Event.CLAIMED), user, command.at, command.at, chosen["id"]],
     )
     db.execute("delete from asks where template = ? and user = ?", [template, user])
-    note(db, command, "desktop", chosen["id"], f"{user} got desktop {chosen['name']}")
+    kept = ", which stays theirs" if chosen["kind"] == Kind.PERSONAL else ""
+    note(db, command, "desktop", chosen["id"], f"{user} got desktop {chosen['name']}{kept}")
     return _claimed(chosen, new=True)
 
 
@@ -181,11 +186,21 @@ def release(db: Database, command: Command) -> Outcome:
         return Rejected("not_allowed", f"desktop {row['name']} is not {command.body['user']}'s")
     if row["state"] == S.RETIRED:
         return Applied()
+    if owned(row):
+        return Rejected(
+            "refused",
+            f"desktop {row['name']} is {row['user']}'s personal desktop and is kept with all that they saved; an "
+            "administrator can delete it",
+        )
     return _retire(db, command, row, f"{row['user']} gave desktop {row['name']} back")
 
 
 def retire(db: Database, command: Command) -> Outcome:
-    """Have a desktop removed. body: desktop, why; a plan adds what it believed: generation, state, server_state."""
+    """Have a desktop removed.
+
+    body: desktop, why; a plan adds what it believed: generation, state, server_state. A personal desktop that is
+    somebody's goes only with lose, the name of the user whose work is deleted
+    """
     row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
     if row is None:
         return Rejected("not_found", f"there is no desktop {command.body['desktop']}")
@@ -198,6 +213,12 @@ def retire(db: Database, command: Command) -> Outcome:
             return Rejected(
                 "conflict", f"desktop {row['name']} has {word} {now[believed]}, not {command.body[believed]} any more"
             )
+    if owned(row) and command.body.get("lose") != row["user"]:
+        return Rejected(
+            "personal",
+            f"desktop {row['name']} is {row['user']}'s personal desktop: all that they saved on it would be deleted, "
+            f"the safe copy too. To do it all the same, confirm it with the user's name",
+        )
     return _retire(db, command, row, f"desktop {row['name']} is removed: {command.body['why']}")
 
 
@@ -208,7 +229,7 @@ def removed(db: Database, command: Command) -> Outcome:
         return row
     if row["state"] != S.RETIRED:
         return Rejected("conflict", f"desktop {row['name']} is {row['state']}, not retired")
-    db.execute("delete from desktops where id = ?", [row["id"]])
+    _delete(db, command, row)
     return Applied()
 
 
@@ -220,7 +241,10 @@ def forget(db: Database, command: Command) -> Outcome:
     state = scalar(db, "select state from servers where id = ?", [row["server"]], default=ServerState.REMOVED)
     if state != ServerState.REMOVED:
         return Rejected("conflict", f"the server of desktop {row['name']} is still a server of the grid")
-    db.execute("delete from desktops where id = ?", [row["id"]])
+    if owned(row):
+        text = f"{row['user']}'s personal desktop {row['name']} is gone with its server: there was no safe copy of it"
+        note(db, command, "alarm", row["id"], text)
+    _delete(db, command, row)
     return Applied()
 
 
@@ -235,7 +259,7 @@ def stray(db: Database, command: Command) -> Outcome:
 
 
 def retry(db: Database, command: Command) -> Outcome:
-    """Make a broken desktop anew, as a new generation. body: desktop."""
+    """Make a broken desktop anew, as a new generation; a personal one is tried on its own disk. body: desktop."""
     row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
     if row is None:
         return Rejected("not_found", f"there is no desktop {command.body['desktop']}")
@@ -243,6 +267,11 @@ def retry(db: Database, command: Command) -> Outcome:
         state = after(S(row["state"]), Event.RETRIED)
     except Conflict as error:
         return Rejected("conflict", error.message)
+    if owned(row):
+        _set_state(db, command, row, after(S(row["state"]), Event.KEPT))
+        db.execute("update desktops set step = '', cause = '' where id = ?", [row["id"]])
+        note(db, command, "desktop", row["id"], f"desktop {row['name']} is tried again on its own disk")
+        return Applied()
     db.execute(
         "update desktops set state = ?, generation = generation + 1, step = '', cause = '', user = null,"
         " claimed_at = null, ready_at = null, changed_at = ? where id = ?",
@@ -258,7 +287,7 @@ def delete_template(db: Database, command: Command) -> Outcome:
     if template is None:
         return Rejected("not_found", f"there is no template {command.body['template']}")
     own = rows(db, "select * from desktops where template = ? order by id", [template["id"]])
-    used = [row for row in own if row["state"] == S.IN_USE]
+    used = [row for row in own if row["state"] == S.IN_USE or owned(row)]
     if used:
         names = ", ".join(f"{row['name']} ({row['user']})" for row in used[:3])
         return Rejected(
@@ -274,8 +303,20 @@ def delete_template(db: Database, command: Command) -> Outcome:
     return Applied()
 
 
+def owned(row: Row) -> bool:
+    """Tell whether a row is a personal desktop that is somebody's."""
+    return row["kind"] == Kind.PERSONAL and row["user"] is not None and row["state"] != S.RETIRED
+
+
 def _own(db: Database, user: str, template: str) -> Row | None:
-    return one(
+    # A personal desktop is its user's wherever its server is; a pooled one is forgotten with its server.
+    mine = one(
+        db,
+        f"select * from desktops where user = ? and template = ? and {_OWNED_SQL} and state <> ?"  # noqa: S608
+        " order by claimed_at, id",
+        [user, template, S.RETIRED],
+    )
+    return mine or one(
         db,
         "select d.* from desktops d join servers s on s.id = d.server where d.user = ? and d.template = ?"
         " and d.state = ? and s.state in (?, ?) order by d.claimed_at, d.id",
@@ -291,6 +332,38 @@ def _best_standby(db: Database, template: str) -> Row | None:
         " where d.template = ? and d.state = ? and s.state = ? order by d.version = t.version desc,"
         " (select count(*) from desktops o where o.server = d.server and o.state = ?), d.ready_at, d.id",
         [template, S.READY, ServerState.UP, S.IN_USE],
+    )
+
+
+def _why_away(db: Database, row: Row) -> Rejected | None:
+    """Say why its user cannot have their personal desktop at this moment; None if they can."""
+    if row["state"] == S.BROKEN:
+        return Rejected(
+            "away", f"Your desktop {row['name']} does not run ({row['step']}): your administrator can try it again."
+        )
+    server = one(db, "select name, state from servers where id = ?", [row["server"]])
+    if server is not None and server["state"] in (ServerState.UP, ServerState.DRAINING):
+        return None
+    lost = server["name"] if server else row["server"]
+    copy = one(
+        db,
+        "select s.name from copies c join servers s on s.id = c.server where c.desktop = ? and c.generation = ?"
+        " and c.state = ? order by s.name",
+        [row["id"], row["generation"], CopyState.READY],
+    )
+    if copy is None:
+        return Rejected("away", f"Server {lost} is lost: your desktop {row['name']} comes back with it.")
+    return Rejected(
+        "away", f"Server {lost} is lost: your desktop {row['name']} starts from its safe copy on {copy['name']} soon."
+    )
+
+
+def _delete(db: Database, command: Command, row: Row) -> None:
+    """Forget a desktop; whoever has a copy of its disk deletes it."""
+    db.execute("delete from desktops where id = ?", [row["id"]])
+    db.execute("delete from take_overs where desktop = ?", [row["id"]])
+    db.execute(
+        "update copies set state = ?, changed_at = ? where desktop = ?", [CopyState.DROPPING, command.at, row["id"]]
     )
 
 

@@ -13,6 +13,7 @@ from kmgr.provision.hypervisor import DomainSpec
 NAMESPACE = "urn:kmgr:desktop:1"
 # Translated code QEMU keeps in emulation; the default of a gigabyte would dwarf a small guest.
 _TB_CACHE_MIB = 128
+_PERSONAL = "personal"
 _AGENT = "org.qemu.guest_agent.0"
 
 
@@ -22,7 +23,10 @@ def domain_name(desktop: DesktopId) -> str:
 
 
 def mac_address(desktop: DesktopId, generation: int) -> str:
-    """Return a desktop's network address: always the same for the same generation, in QEMU's own range."""
+    """Return a desktop's network address: always the same for the same generation, in QEMU's own range.
+
+    A personal desktop keeps the one of generation 0, on whatever server it goes on.
+    """
     digest = hashlib.sha256(f"{desktop}/{generation}".encode()).hexdigest()
     return f"52:54:00:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}"
 
@@ -60,9 +64,15 @@ def ours(xml: str, *, grid: str) -> tuple[DesktopId, int] | None:
     )
 
 
+def personal(xml: str) -> bool:
+    """Tell whether a domain of ours is a personal desktop's."""
+    mark = ET.fromstring(xml).find(f"metadata/{{{NAMESPACE}}}desktop")  # noqa: S314 - libvirt's own output
+    return mark is not None and mark.get("kind") == _PERSONAL
+
+
 def _metadata(root: ET.Element, spec: DomainSpec) -> None:
     ET.register_namespace("kmgr", NAMESPACE)
-    ET.SubElement(
+    mark = ET.SubElement(
         ET.SubElement(root, "metadata"),
         f"{{{NAMESPACE}}}desktop",
         id=spec.desktop,
@@ -71,6 +81,8 @@ def _metadata(root: ET.Element, spec: DomainSpec) -> None:
         name=spec.name,
         template=spec.template,
     )
+    if spec.personal:
+        mark.set("kind", _PERSONAL)
 
 
 def _features(root: ET.Element, spec: DomainSpec) -> None:
@@ -105,7 +117,7 @@ def _devices(devices: ET.Element, spec: DomainSpec) -> None:
 def _network(devices: ET.Element, spec: DomainSpec) -> None:
     kind, _, name = spec.network.partition(":")
     card = ET.SubElement(devices, "interface", type=kind)
-    ET.SubElement(card, "mac", address=mac_address(spec.desktop, spec.generation))
+    ET.SubElement(card, "mac", address=mac_address(spec.desktop, 0 if spec.personal else spec.generation))
     if name:
         ET.SubElement(card, "source", {kind: name})
     ET.SubElement(card, "model", type="virtio")

@@ -42,7 +42,7 @@ class FakeHypervisor:
         """Return all domains by desktop."""
         self._check()
         return tuple(
-            DomainStatus(desktop, domain.spec.generation, domain.state)
+            DomainStatus(desktop, domain.spec.generation, domain.state, domain.spec.personal)
             for desktop, domain in sorted(self._domains.items())
         )
 
@@ -61,6 +61,13 @@ class FakeHypervisor:
         domain = self._one(desktop)
         if domain.state is not DomainState.RUNNING:
             self._domains[desktop] = replace(domain, state=DomainState.RUNNING, started_at=self._clock.monotonic())
+
+    async def suspend(self, desktop: DesktopId) -> None:
+        """Halt it."""
+        self._check()
+        domain = self._domains.get(desktop)
+        if domain is not None and domain.state is DomainState.RUNNING:
+            self._domains[desktop] = replace(domain, state=DomainState.PAUSED)
 
     async def remove(self, desktop: DesktopId) -> None:
         """Forget the domain."""

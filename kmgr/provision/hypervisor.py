@@ -25,7 +25,10 @@ class DomainState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DomainSpec:
-    """All that makes a desktop's domain. `network` is `user`, `bridge:NAME` or `network:NAME`; memory in MiB."""
+    """All that makes a desktop's domain. `network` is `user`, `bridge:NAME` or `network:NAME`; memory in MiB.
+
+    A `personal` one is marked as such: it runs only under a lease, whoever looks at it.
+    """
 
     desktop: DesktopId
     generation: int
@@ -39,6 +42,7 @@ class DomainSpec:
     log: str
     accelerator: str
     network: str
+    personal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,7 @@ class DomainStatus:
     desktop: DesktopId
     generation: int
     state: DomainState
+    personal: bool = False
 
 
 class Hypervisor(Protocol):
@@ -63,6 +68,10 @@ class Hypervisor(Protocol):
 
     async def start(self, desktop: DesktopId) -> None:
         """Power the domain on, or let a paused one go on."""
+        ...
+
+    async def suspend(self, desktop: DesktopId) -> None:
+        """Halt a running domain, losing nothing; `start` lets it go on. One that does not run is fine."""
         ...
 
     async def remove(self, desktop: DesktopId) -> None:
@@ -97,6 +106,10 @@ class NoHypervisor:
         raise Unavailable(self.reason)
 
     async def start(self, desktop: DesktopId) -> None:
+        """Raise the reason."""
+        raise Unavailable(self.reason)
+
+    async def suspend(self, desktop: DesktopId) -> None:
         """Raise the reason."""
         raise Unavailable(self.reason)
 

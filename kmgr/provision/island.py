@@ -30,6 +30,7 @@ from kmgr.ids import ServerId
 from kmgr.provision.commands import living, next_name, place_below, taken
 from kmgr.provision.lifecycle import LIFECYCLE, Event
 from kmgr.provision.model import DesktopState as S
+from kmgr.templates.model import Kind
 
 # What must have happened to a desktop of the grid's record so that it is in the island's state.
 _WAYS: Mapping[S, tuple[Event, ...]] = {
@@ -42,7 +43,7 @@ _WAYS: Mapping[S, tuple[Event, ...]] = {
 }
 _COLUMNS = (
     "id", "name", "template", "version", "server", "state", "generation", "vcpus", "memory_mib", "user", "claimed_at",
-    "step", "cause", "created_at", "changed_at", "ready_at",
+    "step", "cause", "created_at", "changed_at", "ready_at", "kind",
 )  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def _gone(db: Database, command: Command, known: Row | None) -> None:
 
 def _insert(db: Database, mine: Row) -> None:
     template = one(db, "select * from templates where id = ?", [mine["template"]])
-    row = {column: mine[column] for column in _COLUMNS}
+    row = {column: mine.get(column, "pooled") for column in _COLUMNS}
     if template is None and row["state"] != S.IN_USE:
         row["state"] = S.RETIRED
     if template is not None:
@@ -176,13 +177,26 @@ def _elsewhere(_: Database, command: Command, own: ServerId) -> str:
     return "" if command.body["server"] == own else "a server that is cut off has only its own desktops"
 
 
+def _not_pooled(db: Database, command: Command, own: ServerId) -> str:
+    """Refuse a new desktop of a personal template: two servers that are cut off would give somebody one each."""
+    row = one(db, "select name, kind from templates where id = ?", [command.body["template"]])
+    if row is None or row["kind"] != Kind.PERSONAL:
+        return _elsewhere(db, command, own) if "server" in command.body else ""
+    return (
+        f"Desktops of {row['name']} are personal, and this server is cut off from the majority of the grid: another "
+        "server could be running yours, so it is opened or started only when a majority is back."
+    )
+
+
 def _not_here(db: Database, command: Command, own: ServerId) -> str:
     row = one(
         db,
-        "select d.name, d.server, s.name as home from desktops d left join servers s on s.id = d.server"
-        " where d.id = ?",
+        "select d.name, d.server, d.kind, d.user, s.name as home from desktops d"
+        " left join servers s on s.id = d.server where d.id = ?",
         [command.body["desktop"]],
     )
+    if row is not None and row["kind"] == Kind.PERSONAL and row["user"] is not None:
+        return f"Desktop {row['name']} is personal: what happens to it waits until a majority of the grid is back."
     if row is None or row["server"] == own:
         return ""
     return (
@@ -195,12 +209,12 @@ _REPORT = IslandRule(refuse=_elsewhere, record=_reported, settle=settle_desktop)
 _ORDER = IslandRule(refuse=_not_here, record=_reported, settle=settle_desktop)
 
 ISLAND: IslandRules = {
-    "desktop.place": IslandRule(refuse=_elsewhere, record=_reported, settle=settle_desktop, apply=place_here),
+    "desktop.place": IslandRule(refuse=_not_pooled, record=_reported, settle=settle_desktop, apply=place_here),
     "desktop.building": _REPORT,
     "desktop.ready": _REPORT,
     "desktop.failed": _REPORT,
     "desktop.removed": _REPORT,
-    "desktop.claim": IslandRule(record=_claimed, settle=settle_desktop),
+    "desktop.claim": IslandRule(refuse=_not_pooled, record=_claimed, settle=settle_desktop),
     "desktop.release": _ORDER,
     "desktop.retire": _ORDER,
 }

@@ -100,6 +100,22 @@ class LibvirtDriver:
 
         await self._call(start)
 
+    async def suspend(self, desktop: DesktopId) -> None:
+        """Halt the domain if it runs."""
+
+        def halt(connection: Any) -> None:
+            domain = self._find(connection, desktop)
+            if domain is None or _state(domain.state()[0]) is not DomainState.RUNNING:
+                return
+            try:
+                domain.suspend()
+            except libvirt.libvirtError:
+                # It may have gone off, or been halted, at the same moment.
+                if _state(domain.state()[0]) is DomainState.RUNNING:
+                    raise
+
+        await self._call(halt)
+
     async def remove(self, desktop: DesktopId) -> None:
         """Destroy and undefine the domain, if it is ours."""
 
@@ -149,6 +165,10 @@ class LibvirtDriver:
 
         return await self._call(shoot)
 
+    async def with_domain(self, desktop: DesktopId, work: Callable[[Any], T]) -> T:
+        """Return what `work` makes of a desktop's domain, on a thread; raise `NotFound` if there is none."""
+        return await self._call(lambda connection: work(self._one(connection, desktop)))
+
     async def close(self) -> None:
         """Close the connection; domains run on."""
         connection, self._connection = self._connection, None
@@ -194,13 +214,14 @@ class LibvirtDriver:
 
     def _status(self, domain: Any) -> DomainStatus | None:
         try:
-            known = domainxml.ours(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), grid=self._grid)
+            xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            known = domainxml.ours(xml, grid=self._grid)
             state = domain.state()[0]
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None  # it went between being listed and being looked at
             raise
-        return None if known is None else DomainStatus(known[0], known[1], _state(state))
+        return None if known is None else DomainStatus(known[0], known[1], _state(state), domainxml.personal(xml))
 
     def _find(self, connection: Any, desktop: DesktopId) -> Any:
         """Return a desktop's domain, or None; somebody else's of that name is none."""
@@ -257,12 +278,23 @@ def _lookup(connection: Any, desktop: DesktopId) -> Any:
 
 
 def _undefine(domain: Any) -> None:
-    for step in (domain.destroy, lambda: domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE)):
+    for step in (domain.destroy, lambda: _forget(domain)):
         try:
             step()
         except libvirt.libvirtError as error:
             if error.get_error_code() not in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN):
                 raise
+
+
+def _forget(domain: Any) -> None:
+    saved = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    try:
+        # The points that copies of its disk are counted from belong to the domain: libvirt keeps it for their sake.
+        domain.undefineFlags(saved | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_INVALID_ARG:
+            raise
+        domain.undefineFlags(saved)  # a driver that knows no checkpoints
 
 
 def _alive(connection: Any) -> bool:

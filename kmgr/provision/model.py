@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId, VersionId
+from kmgr.templates.model import Kind
 
 
 class DesktopState(StrEnum):
@@ -45,6 +46,61 @@ class Desktop:
     created_at: int
     changed_at: int
     ready_at: int | None
+    kind: Kind = Kind.POOLED
+
+    @property
+    def personal(self) -> bool:
+        """True for one that is, or will be, kept for its user: it runs only under a lease."""
+        return self.kind is Kind.PERSONAL
+
+    @property
+    def owned(self) -> bool:
+        """True once a personal desktop is somebody's: its disk is theirs and never thrown away by itself."""
+        return self.personal and self.user is not None and self.state is not DesktopState.RETIRED
+
+
+class CopyState(StrEnum):
+    """What a server has of a personal desktop that does not run there."""
+
+    WANTED = "wanted"  # it is to hold the safe copy; no complete one is there yet
+    READY = "ready"  # a complete safe copy, as of some moment
+    STARTING = "starting"  # its server was lost: the copy becomes the desktop's disk
+    SUPERSEDED = "superseded"  # the desktop goes on elsewhere; its former disk is kept for the administrator
+    DROPPING = "dropping"  # to be deleted; the row goes when that is done
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A disk of a personal desktop on a server that does not run it.
+
+    `generation` is the desktop's when that disk was its own or was copied. Of a
+    copy, all that the guest had saved before `as_of` (ms) is in it; None: not known.
+    """
+
+    desktop: DesktopId
+    server: ServerId
+    generation: int
+    state: CopyState
+    as_of: int | None
+    bytes: int
+    changed_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOver:
+    """A personal desktop that was started from its safe copy: what its last one left out.
+
+    The work between `as_of` (None: not known yet) and the loss is not in it; the
+    grid had last heard from the server at about `heard_at`. Stamps are ms since 1970.
+    """
+
+    desktop: DesktopId
+    generation: int
+    source: ServerId
+    target: ServerId
+    heard_at: int
+    at: int
+    as_of: int | None
 
 
 @dataclass(frozen=True, slots=True)

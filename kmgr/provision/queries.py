@@ -4,7 +4,8 @@ from sqlite_utils import Database
 
 from kmgr.grid.rows import Row, one, rows
 from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId
-from kmgr.provision.model import Ask, Desktop, DesktopState, Failure
+from kmgr.provision.model import Ask, Copy, CopyState, Desktop, DesktopState, Failure, TakeOver
+from kmgr.templates.model import Kind
 
 
 def desktops(
@@ -46,6 +47,21 @@ def failures(db: Database) -> tuple[Failure, ...]:
     return tuple(Failure(**row) for row in rows(db, "select * from failures order by template, version"))
 
 
+def copies(db: Database, *, desktop: DesktopId | None = None, server: ServerId | None = None) -> tuple[Copy, ...]:
+    """Return the disks of personal desktops elsewhere: all, or one desktop's, or one server's."""
+    wanted = {"desktop": desktop, "server": server}
+    given = [(column, value) for column, value in wanted.items() if value is not None]
+    where = " and ".join(f"{column} = ?" for column, _ in given) or "1"
+    sql = f"select * from copies where {where} order by desktop, server, generation"  # noqa: S608 - own names
+    return tuple(Copy(**{**row, "state": CopyState(row["state"])}) for row in rows(db, sql, [v for _, v in given]))
+
+
+def take_overs(db: Database, desktop: DesktopId | None = None) -> tuple[TakeOver, ...]:
+    """Return the last start from a safe copy of every desktop that had one, or of one desktop."""
+    found = rows(db, "select * from take_overs where ? is null or desktop = ? order by desktop", [desktop, desktop])
+    return tuple(TakeOver(**row) for row in found)
+
+
 def record(row: Row) -> Desktop:
     """Make a record from a row."""
-    return Desktop(**{**row, "state": DesktopState(row["state"])})
+    return Desktop(**{**row, "state": DesktopState(row["state"]), "kind": Kind(row["kind"])})

@@ -44,6 +44,13 @@ class Restart:
 
 
 @dataclass(frozen=True, slots=True)
+class Revive:
+    """Define a personal desktop's domain on the disk that it has, or on its safe copy, and power it on."""
+
+    desktop: Desktop
+
+
+@dataclass(frozen=True, slots=True)
 class BootAgain:
     """Report that a standby is off and has to boot: nobody is given it until its guest answers; a `Build` follows."""
 
@@ -59,7 +66,7 @@ class Fail:
     cause: str
 
 
-Action: TypeAlias = Remove | RemoveStray | Build | Restart | BootAgain | Fail
+Action: TypeAlias = Remove | RemoveStray | Build | Restart | Revive | BootAgain | Fail
 
 _BEING_MADE = (DesktopState.PLACED, DesktopState.BUILDING)
 _RUNNING = (DesktopState.READY, DesktopState.IN_USE)
@@ -82,16 +89,20 @@ def reconcile(
     room: int = 1,
     absent: Collection[VersionId] = (),
     power_offs: Mapping[DesktopId, int] | None = None,
+    leased: bool = True,
 ) -> Iterator[Action]:
     """Yield what to do.
 
     `busy` desktops are being worked on, at most `room` more may begin to be
     built. Desktops of `absent` versions wait for their golden image and take no
     room. `power_offs` counts how often desktops went off by themselves of late.
+    Unless this server is `leased`, nothing is done for personal desktops but removals.
     """
     records = {d.id: d for d in wanted}
     domains = {d.desktop: d for d in observed}
     yield from _removals(records, domains, busy)
+    if not leased:
+        wanted = [record for record in wanted if not record.personal]
     for record in being_made(wanted):
         if record.id in busy or record.version in absent or _another(record, domains) or room <= 0:
             continue
@@ -103,7 +114,9 @@ def reconcile(
 
 
 def _kept_running(record: Desktop, domain: DomainStatus | None, power_offs: int) -> Iterator[Action]:
-    if domain is None:
+    if domain is None and record.owned:
+        yield Revive(record)
+    elif domain is None:
         yield Fail(record, "run", "its domain is gone from the hypervisor: somebody removed it by hand")
     elif domain.state is DomainState.PAUSED:
         yield Restart(record)

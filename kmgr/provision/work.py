@@ -9,22 +9,26 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kmgr.clock import Clock
-from kmgr.errors import KmgrError, Refused
+from kmgr.errors import KmgrError, Refused, Unavailable
 from kmgr.grid.envelope import Applied, Rejected
 from kmgr.grid.port import Grid
 from kmgr.grid.queries import settings
 from kmgr.ids import DesktopId, VersionId
 from kmgr.provision import disks
 from kmgr.provision.hypervisor import DomainSpec, DomainState, Hypervisor
+from kmgr.provision.lease import MARGIN_S, Lease
 from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.personal_disks import PersonalDisks
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.timely import Blocking
 from kmgr.templates.queries import template
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 POLL_S = 0.5
 # A guest that went off while it was booting is looked for less often than its agent.
@@ -48,15 +52,33 @@ class Shape:
     max_builds: int = 1
 
 
-class Work:
-    """The steps on one server's desktops. `blocking` runs what touches a disk."""
+@dataclass(frozen=True, slots=True)
+class Personal:
+    """What personal desktops need besides: the right to run, and their disks that went elsewhere or came here."""
 
-    def __init__(self, grid: Grid, hypervisor: Hypervisor, *, clock: Clock, shape: Shape, blocking: Blocking) -> None:
+    lease: Lease
+    disks: PersonalDisks
+
+
+class Work:
+    """The steps on one server's desktops. `blocking` runs what touches a disk. No `personal`: none of those run."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        hypervisor: Hypervisor,
+        *,
+        clock: Clock,
+        shape: Shape,
+        blocking: Blocking,
+        personal: Personal | None = None,
+    ) -> None:
         self._grid = grid
         self._hypervisor = hypervisor
         self._clock = clock
         self._shape = shape
         self._blocking = blocking
+        self._personal = personal
 
     async def build(self, desktop: Desktop) -> None:
         """Make the linked clone and the domain, start it, wait for its guest, and report how that ended."""
@@ -85,16 +107,35 @@ class Work:
             await self.fail(desktop, "run", "its disk is gone from this server: somebody removed it by hand")
             return
         try:
-            await self._hypervisor.start(desktop.id)
+            await self._start(desktop)
         except Refused as error:
             await self.fail(desktop, "start", error.message)
             return
         logger.info("a desktop was powered on again", extra={"desktop": desktop.name})
 
+    async def revive(self, desktop: Desktop) -> None:
+        """Define a personal desktop's domain anew and start it: on its own disk, or on its safe copy that is here."""
+        if self._personal is None:
+            raise Unavailable("this server cannot run personal desktops")
+        self._check_lease(desktop)
+        try:
+            as_of = await _step("safe copy", self._personal.disks.bring(desktop))
+            if not await self._blocking(self._disk(desktop.id).exists):
+                await self.fail(desktop, "run", "its disk is gone from this server: somebody removed it by hand")
+                return
+            await _step("domain", self._hypervisor.define(self._spec(desktop)))
+            await _step("start", self._start(desktop))
+        except (Refused, OSError) as error:
+            await self.fail(desktop, getattr(error, "step", "run"), _words(error))
+            return
+        logger.info("a personal desktop goes on here", extra={"desktop": desktop.name, "as_of": as_of})
+        if as_of is not None:
+            await self._personal.disks.tell(desktop, as_of)
+
     async def remove(self, desktop: DesktopId, why: str, retired: Desktop | None = None) -> None:
         """Remove domain, clone and what lies around them; of a retired one this is reported."""
         await self._hypervisor.remove(desktop)
-        await self._blocking(lambda: self._clean(desktop))
+        await self._blocking(lambda: self._clean(desktop, retired=retired is not None))
         logger.info("a desktop was removed", extra={"desktop": desktop, "why": why})
         if retired is not None:
             await self._report("desktop.removed", retired)
@@ -121,7 +162,18 @@ class Work:
         if not kept or not await self._blocking(disk.exists):
             await _step("linked clone", self._blocking(lambda: self._clone(desktop, disk)))
         await _step("domain", self._hypervisor.define(self._spec(desktop)))
-        await _step("start", self._hypervisor.start(desktop.id))
+        await _step("start", self._start(desktop))
+
+    async def _start(self, desktop: Desktop) -> None:
+        self._check_lease(desktop)
+        await self._hypervisor.start(desktop.id)
+
+    def _check_lease(self, desktop: Desktop) -> None:
+        """Raise `Unavailable` unless this server may run it, and for long enough to have it started."""
+        if not desktop.personal:
+            return
+        if self._personal is None or not self._personal.lease.holds(MARGIN_S):
+            raise Unavailable(self._personal.lease.why_not if self._personal else "no personal desktops run here")
 
     def _clone(self, desktop: Desktop, disk: Path) -> None:
         backing = self._shape.backing(desktop.version)
@@ -167,7 +219,9 @@ class Work:
             and now.state is not DesktopState.RETIRED
         )
 
-    def _clean(self, desktop: DesktopId) -> None:
+    def _clean(self, desktop: DesktopId, *, retired: bool) -> None:
+        if self._personal is not None and (retired or not self._personal.disks.set_aside(desktop)):
+            self._personal.disks.forget(desktop)
         disks.remove_overlay(self._disk(desktop))
         for leftover in (self._shape.display(desktop), self._log(desktop)):
             leftover.unlink(missing_ok=True)
@@ -201,6 +255,7 @@ class Work:
             log=str(self._log(desktop.id)),
             accelerator=self._shape.accelerator,
             network=self._shape.network,
+            personal=desktop.personal,
         )
 
     def _disk(self, desktop: DesktopId) -> Path:
@@ -218,9 +273,9 @@ class _Step(Refused):
         self.step = step
 
 
-async def _step(name: str, work: Awaitable[None]) -> None:
+async def _step(name: str, work: Awaitable[T]) -> T:
     try:
-        await work
+        return await work
     except (Refused, OSError) as error:
         raise _Step(name, _words(error)) from error
 

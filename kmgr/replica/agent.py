@@ -1,71 +1,120 @@
-"""The loop that brings every version of every image to this server, and keeps the record of what is here true.
+"""The loop that brings the versions this server should have to it, and keeps the record of what is here true.
 
 Each round compares the state with the files: a held version whose file is missing
-is reported gone, a whole file that the state doesn't know to be here is reported
-here, files of deleted versions are removed, and what is lacking is copied, one
-version after the other, oldest first. A failure is a sentence in `problems()` and
-is tried again in a later round.
+or not what it was is reported gone with the reason, a whole file that the state
+doesn't know to be here is reported here, files of deleted versions and copies too
+many (`copies`) are removed, and what is lacking is copied, one version after the
+other, the most urgent first. A failure is a sentence in `problems()` and is tried
+again in a later round.
 
 A file whose version the state has never known is kept for a while: an import may
-just be bringing it into the log, or this server may not have caught up yet.
+just be bringing it into the log, or this server may not have caught up yet. While
+the disk of images is not mounted (`disk`), nothing is concluded and nothing copied.
 
 Runs in the daemon's loop; files are touched in threads.
 """
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from sqlite_utils import Database
 
 from kmgr.clock import Clock
-from kmgr.errors import KmgrError
+from kmgr.errors import KmgrError, Unavailable
 from kmgr.grid import queries as grid_queries
-from kmgr.grid.envelope import Rejected
+from kmgr.grid.model import RUNNING, Vitals
 from kmgr.grid.port import Grid, Requests
 from kmgr.ids import ServerId, VersionId
-from kmgr.replica import queries
+from kmgr.replica import disk, queries
+from kmgr.replica.budget import Budget
+from kmgr.replica.copies import urgency
+from kmgr.replica.footprint import Footprint
 from kmgr.replica.images import Images
-from kmgr.replica.model import Version, VersionState
+from kmgr.replica.mend import warn
+from kmgr.replica.model import Uses, Version
 from kmgr.replica.pace import PACE, Pace
 from kmgr.replica.part import Part
 from kmgr.replica.pull import Deleted, Pull
+from kmgr.replica.report import Report
+from kmgr.replica.scrub import Rules, Scrub
+from kmgr.replica.seen import Seen, look
 from kmgr.replica.transfer import Source
 
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 5.0
 ORPHAN_S = 600.0
+# A server that was lost for so long is not counted on any more: others copy what it kept.
+AWAY_S = 600.0
+# While a copy goes on, every server hears of it so often (`grid.vitals`).
+HURRY_MS = 400
+
+UsesOf: TypeAlias = Callable[[Database], Uses]
+Board: TypeAlias = Callable[[], Mapping[ServerId, Vitals]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """One reading of the state."""
+def _no_uses(_db: Database) -> Uses:
+    return Uses()
 
-    applied: int
-    versions: Mapping[VersionId, Version]
-    names: Mapping[VersionId, str]
-    held: frozenset[VersionId]
-    majority: bool
+
+def _nobody() -> Mapping[ServerId, Vitals]:
+    return {}
 
 
 class ReplicaAgent:
-    """This server's keeper of images. `run()` is the loop, `run_once()` one round of it."""
+    """This server's keeper of images. `run()` is the loop, `run_once()` one round of it; `scrub` has its own loop."""
 
-    def __init__(self, grid: Grid, requests: Requests, clock: Clock, images: Images, *, pace: Pace = PACE) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        requests: Requests,
+        clock: Clock,
+        images: Images,
+        *,
+        pace: Pace = PACE,
+        uses: UsesOf = _no_uses,
+        board: Board = _nobody,
+    ) -> None:
         self._grid = grid
         self._requests = requests
         self._clock = clock
         self._images = images
         self._pace = pace
+        self._uses = uses
+        self._board = board
+        self._report = Report(grid, images)
+        self._footprint = Footprint(images, clock)
         self._pull: Pull | None = None
         self._problems: dict[VersionId, str] = {}
         self._round_problem = ""
+        images.absent = disk.absence(images.data_dir)
         self._checked: set[VersionId] = set()
         self._ever_known: set[VersionId] = set()
         self._orphans: dict[VersionId, float] = {}
+        self._lost: dict[ServerId, float] = {}
         self._here: set[VersionId] = set()
-        Source(requests, images, part_of=self._part_of)
+        self._seen: Seen | None = None
+        self._accused: set[tuple[VersionId, ServerId]] = set()
+        self._sending, self._receiving = Budget(), Budget()
+        self._source = Source(requests, images, part_of=self._part_of, clock=clock, budget=self._sending)
+        self.scrub = Scrub(
+            images,
+            requests,
+            clock,
+            here=self.here,
+            sources=self._sources,
+            told=self._report,
+            rules=lambda: self._seen.rules if self._seen else Rules(days=0, mib_s=1),
+            busy=lambda: self._pull is not None or bool(images.absent),
+        )
+
+    def here(self) -> Sequence[Version]:
+        """Return the versions that were whole here at the last look."""
+        known: Mapping[VersionId, Version] = self._seen.versions if self._seen else {}
+        return [known[version] for version in sorted(self._here) if version in known]
 
     def progress(self) -> Mapping[VersionId, tuple[int, int]]:
         """Return (blocks here, blocks in all) of every version, for the console's lights."""
@@ -74,13 +123,27 @@ class ReplicaAgent:
         return {version.id: self._progress(version) for version in versions}
 
     def problems(self) -> tuple[str, ...]:
-        """Return what keeps versions from this server, one sentence each."""
+        """Return what keeps versions from this server, or has spoilt them, one sentence each."""
         found = [self._problems[version] for version in sorted(self._problems)]
+        if self._seen is not None:
+            servers = {one.id: one.name for one in self._seen.servers.values()}
+            found += self.scrub.problems(self._seen.names, servers)
         return tuple([self._round_problem, *found] if self._round_problem else found)
 
     def vitals(self) -> Mapping[str, Any]:
-        """Return both for this server's heartbeat."""
-        return {"images": self.progress(), "problems": self.problems()}
+        """Return it for this server's heartbeat: progress, problems, room, and how each version stands here."""
+        told: dict[str, Any] = {"images": self.progress(), "problems": self.problems()}
+        told["extra"] = {"kept": self._kept(), "copying": self._copying()}
+        if self._pull is not None:
+            told["extra"]["hurry_ms"] = HURRY_MS
+        if self._images.absent:
+            told["can_run_desktops"] = False
+            return told
+        try:
+            told["extra"]["images_spare_bytes"] = self._images.room().spare_bytes
+        except (OSError, KmgrError) as error:
+            told["problems"] = (*told["problems"], f"the disk of golden images cannot be measured: {error}")
+        return told
 
     async def run(self) -> None:
         """Do rounds until cancelled, at each change of the state and every few seconds."""
@@ -104,56 +167,93 @@ class ReplicaAgent:
     async def run_once(self) -> str:
         """Do one round and return what it changed, in words; nothing is an empty text."""
         done: list[str] = []
-        seen = self._look()
+        seen = self._seen = self._look()
+        self._images.absent = await asyncio.to_thread(disk.absence, self._images.data_dir)
+        if self._images.absent:
+            self._here = set()
+            raise Unavailable(self._images.absent)
+        await asyncio.to_thread(self._images.make_folders)
         done += await self._tell_gone(seen)
         done += await self._tell_here(seen)
         done += await self._remove_strangers(seen)
+        done += await self._drop_superfluous(seen)
         self._problems = {v: text for v, text in self._problems.items() if v in seen.versions}
-        for version in seen.versions.values():
-            if version.id not in self._here and version.state is VersionState.READY:
-                done += await self._copy(version, seen)
+        await self._footprint.measure(self._here)
+        tried: set[VersionId] = set()
+        while version := next((v for v in seen.lacking(self._here) if v.id not in tried), None):
+            tried.add(version.id)
+            done += await self._copy(version, seen)
+            seen = self._seen = self._look()  # what is most urgent may have changed meanwhile
         return "; ".join(done)
 
-    def _look(self) -> _Seen:
+    def _look(self) -> Seen:
         status = self._grid.status()
         with self._grid.view() as db:
-            versions = {version.id: version for version in queries.versions(db)}
-            images = {image.id: image.name for image in queries.images(db)}
-            held = frozenset(holding.version for holding in queries.holdings(db, self._grid.server))
-        names = {v.id: f"version {v.number} of {images.get(v.image, v.image)!r}" for v in versions.values()}
-        self._ever_known |= versions.keys()
-        return _Seen(status.applied, versions, names, held, status.majority)
+            lost = [s.id for s in grid_queries.servers(db) if s.state not in RUNNING and s.id != self._grid.server]
+            seen = look(
+                db,
+                server=self._grid.server,
+                applied=status.applied,
+                majority=status.majority,
+                uses=self._uses(db),
+                away=self._away(lost),
+                board=self._board(),
+            )
+        self._ever_known |= seen.versions.keys()
+        for budget in (self._sending, self._receiving):
+            budget.set_rate(seen.bytes_per_s)
+        return seen
 
-    async def _tell_gone(self, seen: _Seen) -> list[str]:
-        """Report held versions whose files are no longer here or no longer right."""
+    def _away(self, lost: Collection[ServerId]) -> frozenset[ServerId]:
+        """Return who was lost for long; a restart of a server must not set copies in motion."""
+        now = self._clock.monotonic()
+        self._lost = {server: self._lost.get(server, now) for server in lost}
+        return frozenset(server for server, since in self._lost.items() if now - since >= AWAY_S)
+
+    async def _tell_gone(self, seen: Seen) -> list[str]:
+        """Report held versions whose files are no longer here or no longer right, and say what is wrong with them."""
         here, said = set(), []
         for version in seen.versions.values():
-            if await self._is_here(version):
+            found = await self._fault(version)
+            if found is None:
                 here.add(version.id)
             elif version.id in seen.held and version.id not in self._images.claimed:
-                await asyncio.to_thread(self._images.set_aside, version.id)
-                if await self._propose("version.gone", version.id):
-                    said.append(f"{seen.names[version.id]} is missing here and is copied again")
+                logger.error("an image is not what it was", extra={"version": version.id, "cause": found.why})
+                if found.useless:
+                    await asyncio.to_thread(self._images.set_aside, version.id)
+                if await self._report.gone(version.id, found.why):
+                    said.append(f"{seen.name(version.id)} is missing here and is copied again: {found.why}")
         self._here = here
         return said
 
-    async def _is_here(self, version: Version) -> bool:
-        """Tell whether a version is whole here; its manifest is compared once per start, the rest at every round."""
-        if version.id in self._checked and await asyncio.to_thread(self._images.present, version):
-            return True
+    async def _fault(self, version: Version) -> disk.Fault | None:
+        """Return what a version lacks here, None if nothing; its manifest is compared once per start."""
+        found = await asyncio.to_thread(disk.fault, self._images, version)
+        if version.id in self._checked and found is None:
+            return None
         self._checked.discard(version.id)
-        if await asyncio.to_thread(self._images.intact, version) or await asyncio.to_thread(
-            self._images.mend, version
-        ):
+        if found is None or found.curable:
+            found = await asyncio.to_thread(disk.cured, self._images, version, found)
+        if found is None:
             self._checked.add(version.id)
-            return True
-        return False
+        return found
 
-    async def _tell_here(self, seen: _Seen) -> list[str]:
+    async def _tell_here(self, seen: Seen) -> list[str]:
         unsaid = sorted(self._here - seen.held)
-        return [f"{seen.names[v]} is here" for v in unsaid if await self._propose("version.here", v)]
+        return [f"{seen.name(v)} is here" for v in unsaid if await self._report.here(v)]
 
-    async def _remove_strangers(self, seen: _Seen) -> list[str]:
+    async def _drop_superfluous(self, seen: Seen) -> list[str]:
+        """Give up copies of which enough other servers have one, if the log agrees."""
+        done = []
+        for version in seen.superfluous(self._here & seen.held):
+            if await self._report.drop(version.id):
+                self._here.discard(version.id)
+                self._checked.discard(version.id)
+                await asyncio.to_thread(self._images.remove, version.id)
+                done.append(f"{seen.name(version.id)} removed: enough other servers have it")
+        return done
+
+    async def _remove_strangers(self, seen: Seen) -> list[str]:
         """Delete files of versions that were deleted, and of unknown ones after a time of grace."""
         now = self._clock.monotonic()
         strangers = set(await asyncio.to_thread(self._images.known)) - seen.versions.keys() - self._images.claimed
@@ -167,8 +267,8 @@ class ReplicaAgent:
                 removed.append(f"{version} removed")
         return removed
 
-    async def _copy(self, version: Version, seen: _Seen) -> list[str]:
-        name = seen.names[version.id]
+    async def _copy(self, version: Version, seen: Seen) -> list[str]:
+        name = seen.name(version.id)
         relatives = [v.id for v in seen.versions.values() if v.image == version.image and v.id in self._here]
         pull = Pull(
             version,
@@ -179,22 +279,73 @@ class ReplicaAgent:
             relatives=relatives,
             place=self._place(),
             pace=self._pace,
+            budget=self._receiving,
         )
         began = self._clock.monotonic()
         self._pull = pull
         try:
-            await pull.run()
+            finished = await self._unless_overtaken(pull, seen)
         except Deleted:
             return []
         except KmgrError as error:
             return self._not_copied(version.id, name, error)
         finally:
             self._pull = None
-        self._note_liars(pull, name)
+            await self._note_liars(pull)
+        if not finished:
+            return [f"{name} waits for a more urgent one"]
+        if pull.liars:
+            self._problems[version.id] = self._lied(pull, name)
+        else:
+            self._problems.pop(version.id, None)
         self._here.add(version.id)
         self._checked.add(version.id)
-        await self._propose("version.here", version.id)
+        await self._report.here(version.id)
         return [f"{name} copied in {self._clock.monotonic() - began:.1f} s"]
+
+    async def _unless_overtaken(self, pull: Pull, seen: Seen) -> bool:
+        """Copy, but let a version that a desktop here waits for overtake one that none waits for; False if it did.
+
+        Desktops need the room more than an unfinished copy does: when the disk fills up under it, it goes.
+        """
+        copying = asyncio.ensure_future(pull.run())
+        waiting = asyncio.ensure_future(self._something_urgent(pull.version.id, seen))
+        try:
+            await asyncio.wait({copying, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if copying.done():
+                await copying
+                return True
+            await waiting
+            return False
+        except Unavailable as error:
+            if error.code == "disk_full":
+                copying.cancel()
+                await asyncio.gather(copying, return_exceptions=True)
+                await asyncio.to_thread(self._images.give_up, pull.version.id)
+            raise
+        finally:
+            for task in (copying, waiting):
+                task.cancel()
+            await asyncio.gather(copying, waiting, return_exceptions=True)
+
+    async def _something_urgent(self, current: VersionId, seen: Seen) -> None:
+        """Return when something more urgent than `current` is lacking; raise `Unavailable` if the disk fills up."""
+        while True:
+            applied = await self._grid.changed(seen.applied, timeout_s=self._pace.look_s)
+            left = await asyncio.to_thread(self._images.room)
+            if not left.spare_bytes:
+                raise Unavailable(
+                    f"the disk fills up: only {left.free_bytes >> 20} MiB are free, which are left to the desktops."
+                    " Make room on this server",
+                    code="disk_full",
+                )
+            if applied == seen.applied or urgency(current, seen.uses, seen.server) == 0:
+                seen = replace(seen, applied=applied)
+                continue
+            seen = self._look()
+            first = next(iter(seen.lacking(self._here)), None)
+            if first is not None and first.id != current and urgency(first.id, seen.uses, seen.server) == 0:
+                return
 
     def _not_copied(self, version: VersionId, name: str, error: KmgrError) -> list[str]:
         if version not in self._problems:  # once is enough for the log; it is tried again every few seconds
@@ -202,12 +353,25 @@ class ReplicaAgent:
         self._problems[version] = f"{name} cannot be copied to this server: {error.message}"
         return []
 
-    def _note_liars(self, pull: Pull, name: str) -> None:
-        if pull.liars:
-            servers = ", ".join(sorted(pull.liars))
-            self._problems[pull.version.id] = f"{name}: wrong bytes came from {servers}; its disk may be failing"
-        else:
-            self._problems.pop(pull.version.id, None)
+    def _lied(self, pull: Pull, name: str) -> str:
+        servers = ", ".join(sorted(self._server_name(one) for one in pull.liars))
+        return f"{name}: wrong bytes came from {servers}; its disk may be failing"
+
+    async def _note_liars(self, pull: Pull) -> None:
+        """Name who sent wrong bytes: in the grid's history, and to itself, so that it looks at its disk."""
+        version = pull.version
+        for liar in sorted(pull.liars):
+            if (version.id, liar) not in self._accused:
+                self._accused.add((version.id, liar))
+                await warn(self._requests, liar, version.id)
+                try:
+                    await self._report.lied(version, liar)
+                except KmgrError as error:
+                    logger.info("the grid was not told of a liar", extra={"cause": error.message})
+
+    def _server_name(self, server: ServerId) -> str:
+        known = self._seen.servers.get(server) if self._seen else None
+        return known.name if known else server
 
     def _sources(self, version: VersionId) -> Sequence[ServerId] | None:
         """Return the other servers, holders first; None once the version is deleted."""
@@ -238,11 +402,19 @@ class ReplicaAgent:
             return self._pull.progress()
         return 0, blocks
 
-    async def _propose(self, type: str, version: VersionId) -> bool:
-        body = {"version": version, "server": self._grid.server}
-        match await self._grid.propose(type, body, by=self._grid.server):
-            case Rejected(_, detail):
-                logger.info("the grid refused a report about an image", extra={"type": type, "cause": detail})
-                return False
-            case _:
-                return True
+    def _kept(self) -> Mapping[str, Any]:
+        return {
+            version.id: {
+                **self._footprint.of(version.id),
+                **self.scrub.state(version.id, -(-version.used_bytes // version.block_bytes)),
+            }
+            for version in self.here()
+        }
+
+    def _copying(self) -> Mapping[str, Any]:
+        if self._pull is None:
+            return {}
+        now = self._pull.status()
+        return {
+            now.version: {"rate": now.rate, "remaining_s": now.remaining_s, "sources": list(now.sources)},
+        }

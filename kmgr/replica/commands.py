@@ -14,7 +14,7 @@ from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.model import ServerState
 from kmgr.grid.rows import Row, one, scalar
-from kmgr.replica.model import VersionState, name_problem
+from kmgr.replica.model import ALL_SERVERS, FEWEST_COPIES, MOST_COPIES, VersionState, name_problem
 
 _HEX = frozenset("0123456789abcdef")
 
@@ -89,16 +89,127 @@ def version_here(db: Database, command: Command) -> Outcome:
 
 
 def version_gone(db: Database, command: Command) -> Outcome:
-    """Note that a server lost a version's file. body: version, server."""
+    """Note that a server lost a version's file. body: version, server, why? (a clause)."""
     found = _version_and_server(db, command)
     if isinstance(found, Rejected):
         return found
     version, server = found
     if not _held(db, version["id"], server["id"]):
         return Applied()
-    db.execute("delete from holdings where version = ? and server = ?", [version["id"], server["id"]])
-    note(db, command, "image", version["image"], f"{_described(version)} is no longer on {server['name']}")
+    forget_holding(db, version["id"], server["id"])
+    why = f": {command.body['why']}" if command.body.get("why") else ""
+    note(db, command, "image", version["image"], f"{_described(version)} is no longer on {server['name']}{why}")
     return Applied()
+
+
+def set_copies(db: Database, command: Command) -> Outcome:
+    """Let so many servers keep each version of an image; 0 is all servers. body: image, copies."""
+    copies = command.body["copies"]
+    if not isinstance(copies, int) or isinstance(copies, bool):
+        return Rejected("refused", "copies must be a whole number; 0 means all servers")
+    if copies != ALL_SERVERS and not FEWEST_COPIES <= copies <= MOST_COPIES:
+        return Rejected(
+            "refused",
+            f"{copies} copies cannot be: choose 0 for all servers, or {FEWEST_COPIES} to {MOST_COPIES}, so that one "
+            "server may be lost",
+        )
+    image = one(db, "select id, name from images where id = ?", [command.body["image"]])
+    if image is None:
+        return Rejected("not_found", f"there is no image {command.body['image']}")
+    before = int(scalar(db, "select copies from image_copies where image = ?", [image["id"]], default=ALL_SERVERS))
+    if copies != before:
+        db.execute(
+            "insert into image_copies (image, copies) values (?, ?)"
+            " on conflict (image) do update set copies = excluded.copies",
+            [image["id"], copies],
+        )
+        where = "all servers" if copies == ALL_SERVERS else f"{copies} servers"
+        note(db, command, "image", image["id"], f"image {image['name']!r} is kept on {where}")
+    return Applied()
+
+
+def version_repaired(db: Database, command: Command) -> Outcome:
+    """Note that a server's disk returned wrong bytes which were put right.
+
+    body: version, server, file, offset, blocks, sources (server ids)
+    """
+    found = _version_and_server(db, command)
+    if isinstance(found, Rejected):
+        return found
+    version, server = found
+    body = command.body
+    told = [one(db, "select name from servers where id = ?", [source]) for source in body["sources"]]
+    names = ", ".join(row["name"] for row in told if row is not None) or "its own other versions"
+    note(
+        db, command, "alarm", version["image"],
+        f"{server['name']}: {_blocks(body['blocks'])} of {_described(version)} went bad on its disk, the first at "
+        f"byte {body['offset']} of {body['file']}, and came anew from {names}. Its disk may be failing",
+    )  # fmt: skip
+    return Applied()
+
+
+def version_damaged(db: Database, command: Command) -> Outcome:
+    """Note how many blocks of a held version are wrong and cannot be put right now; 0: none any more.
+
+    body: version, server, file, offset, blocks
+    """
+    found = _version_and_server(db, command)
+    if isinstance(found, Rejected):
+        return found
+    version, server = found
+    body = command.body
+    if not isinstance(body["blocks"], int) or not isinstance(body["offset"], int):
+        return Rejected("refused", "blocks and offset of a damage must be whole numbers")
+    if not _held(db, version["id"], server["id"]):
+        return Rejected("conflict", f"{server['name']} does not hold {_described(version)}")
+    key = [version["id"], server["id"]]
+    before = int(scalar(db, "select blocks from damages where version = ? and server = ?", key, default=0))
+    if body["blocks"] == before:
+        return Applied()
+    db.execute("delete from damages where version = ? and server = ?", key)
+    if body["blocks"] < 1:
+        note(db, command, "image", version["image"], f"{_described(version)} is whole again on {server['name']}")
+        return Applied()
+    db.execute(
+        "insert into damages (version, server, blocks, first_byte, at) values (?, ?, ?, ?, ?)",
+        [*key, body["blocks"], body["offset"], command.at],
+    )
+    note(
+        db, command, "alarm", version["image"],
+        f"{server['name']}: {_blocks(body['blocks'])} of {_described(version)} went bad on its disk, the first at "
+        f"byte {body['offset']} of {body['file']}, and no other server could give the right bytes. Its disk may be "
+        "failing",
+    )  # fmt: skip
+    return Applied()
+
+
+def version_lied(db: Database, command: Command) -> Outcome:
+    """Note that a server sent wrong bytes of a version to another one. body: version, server (who says so), liar."""
+    found = _version_and_server(db, command)
+    if isinstance(found, Rejected):
+        return found
+    version, server = found
+    liar = _server(db, command.body["liar"])
+    if isinstance(liar, Rejected):
+        return liar
+    note(
+        db, command, "alarm", version["image"],
+        f"{liar['name']} sent wrong bytes of {_described(version)} to {server['name']}, which kept none of them. "
+        f"The disk or memory of {liar['name']} may be failing",
+    )  # fmt: skip
+    return Applied()
+
+
+def forget_holding(db: Database, version: str, server: str) -> None:
+    """Drop the record that a server has a version."""
+    db.execute("delete from holdings where version = ? and server = ?", [version, server])
+    db.execute("delete from damages where version = ? and server = ?", [version, server])
+
+
+def forget_version(db: Database, version: str) -> None:
+    """Drop a version and every record of where it is; its files are removed by the servers' agents."""
+    for table, column in (("holdings", "version"), ("damages", "version"), ("versions", "id")):
+        db.execute(f"delete from {table} where {column} = ?", [version])  # noqa: S608 - own names
 
 
 APPLIERS: Mapping[str, Applier] = {
@@ -106,6 +217,10 @@ APPLIERS: Mapping[str, Applier] = {
     "version.add": add_version,
     "version.here": version_here,
     "version.gone": version_gone,
+    "image.copies": set_copies,
+    "version.repaired": version_repaired,
+    "version.damaged": version_damaged,
+    "version.lied": version_lied,
 }
 
 
@@ -147,6 +262,10 @@ def _held(db: Database, version: str, server: str) -> bool:
 
 def _hold(db: Database, command: Command, version: str, server: str) -> None:
     db.execute("insert into holdings (version, server, at) values (?, ?, ?)", [version, server, command.at])
+
+
+def _blocks(count: object) -> str:
+    return "one block" if count == 1 else f"{count} blocks"
 
 
 def _described(version: Row) -> str:

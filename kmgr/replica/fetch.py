@@ -2,23 +2,36 @@
 
 * A piece is asked of one source at a time. It is asked again only if its
   source failed, or kept it waiting for `patience_s` while another had nothing to do.
-* Rarest first: what only one source has comes before what many have, so that
-  the one is soon free to go. Among equals the disk's order counts, beginning at
-  `start`: receivers that begin at different places soon serve each other.
+* What a source gave to other receivers is not asked of it before everything else: they will
+  give it on. So a single source sends each piece about once. The rest is *insisted* on:
+  what others have too, and what none of them got within `wait_s`.
+* Rarest first: what few have comes before what many have, so that the few are soon free to go.
+  Among equals the disk's order counts, beginning at `start`; where the way is barred by what others
+  took, the next place is a leap away, so that two receivers don't go on side by side.
 * A source that lied or broke is dropped; what it owed is asked of the others.
 
 Sets of pieces are whole numbers, bit k for piece k: a hundred thousand pieces
 are compared in microseconds. Pure: no I/O, the time is an argument.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from kmgr.ids import ServerId
+from kmgr.replica.manifest import PIECE_BYTES
 
-# Pieces that one source is asked for at a time: enough to keep a wire busy, few enough to take back.
-IN_FLIGHT = 4
+# Bytes that one source is asked for at a time: enough to keep a wire busy, few enough to take back.
+# With few sources each must fill the wire alone; with many, what is queued at each delays the end.
+IN_FLIGHT = 4 * PIECE_BYTES
+IN_FLIGHT_OF_MANY = 2 * PIECE_BYTES
+MANY = 3
+MOST_ASKS = 48
 PATIENCE_S = 5.0
+WAIT_S = 2.0
+
+_LEVELS = 4
+# The golden section: leaps of it fall into the largest gaps left by the leaps before.
+_LEAP = 0.6180339887498949
 
 
 def all_pieces(count: int) -> int:
@@ -34,12 +47,38 @@ def pieces_of(pieces: Iterable[int]) -> int:
     return found
 
 
+def listed(pieces: int) -> list[int]:
+    """Return the members of a set of pieces, ascending."""
+    found = []
+    while pieces:
+        lowest = pieces & -pieces
+        found.append(lowest.bit_length() - 1)
+        pieces ^= lowest
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A piece to ask a source for; `insist`ed on although it gave it to another receiver."""
+
+    piece: int
+    insist: bool = False
+
+
 @dataclass(slots=True)
 class _Source:
-    """What a source has, and what it owes since when."""
+    """What a source has, what of it went to others (and since when), what it owes since when."""
 
     has: int
+    given: int = 0
+    late: int = 0
+    news: list[tuple[float, int]] = field(default_factory=list)
     owes: dict[int, float] = field(default_factory=dict)
+    weight: int = 0
+
+
+def _whole(_piece: int) -> int:
+    return PIECE_BYTES
 
 
 class Fetch:
@@ -51,15 +90,18 @@ class Fetch:
         *,
         have: int = 0,
         start: int = 0,
-        in_flight: int = IN_FLIGHT,
+        cost: Callable[[int], int] = _whole,
         patience_s: float = PATIENCE_S,
+        wait_s: float = WAIT_S,
     ) -> None:
+        self._count = count
         self._all = all_pieces(count)
         self._have = have & self._all
         self._asked = 0
-        self._start = all_pieces(start % count) if count else 0
-        self._in_flight = in_flight
+        self._at = start % count if count else 0
+        self._cost = cost
         self._patience_s = patience_s
+        self._wait_s = wait_s
         self._sources: dict[ServerId, _Source] = {}
         self._levels: list[int] = []
 
@@ -86,11 +128,30 @@ class Fetch:
         """The servers that are being asked, in id order."""
         return tuple(sorted(self._sources))
 
+    def useful(self, server: ServerId) -> bool:
+        """Tell whether a source has anything that is missing here."""
+        source = self._sources.get(server)
+        return source is not None and bool(source.has & ~self._have)
+
     def offer(self, server: ServerId, has: int) -> None:
-        """Take a server as a source, or learn what it has by now."""
+        """Take a server as a source, or learn all that it has by now."""
         source = self._sources.setdefault(server, _Source(0))
         source.has = has & self._all
         self._levels = []
+
+    def gained(self, server: ServerId, pieces: int) -> None:
+        """Learn what a source has got since."""
+        source = self._sources.get(server)
+        if source is not None:
+            source.has |= pieces & self._all
+            self._levels = []
+
+    def given(self, server: ServerId, pieces: int, *, now: float) -> None:
+        """Learn what a source gave to other receivers."""
+        source = self._sources.get(server)
+        if source is not None:
+            source.given |= pieces & self._all
+            source.news.append((now, pieces & self._all))
 
     def drop(self, server: ServerId) -> None:
         """Ask this server for nothing more; what it owed is missing again."""
@@ -99,22 +160,27 @@ class Fetch:
             self._levels = []
             self._recount()
 
-    def next(self, server: ServerId, *, now: float) -> int | None:
+    def next(self, server: ServerId, *, now: float) -> Ask | None:
         """Return the piece to ask this source for now, or None if there is nothing (yet) to ask it for."""
         source = self._sources.get(server)
-        if source is None or len(source.owes) >= self._in_flight:
+        if source is None or not self._room(source):
             return None
         free = source.has & ~self._have & ~self._asked
-        piece = self._rarest(free) if free else self._overdue(source, now)
-        if piece is not None:
-            source.owes[piece] = now
-            self._asked |= 1 << piece
-        return piece
+        fresh = free & ~source.given
+        if fresh:
+            return self._ask(source, Ask(self._rarest(fresh)), now)
+        again = free & (self._elsewhere(source) | self._late(source, now)) if free else 0
+        if again:
+            return self._ask(source, Ask(self._rarest(again), insist=True), now)
+        overdue = self._overdue(source, now)
+        return None if overdue is None else self._ask(source, Ask(overdue, insist=True), now)
 
-    def arrived(self, server: ServerId, piece: int) -> None:
-        """Note that a piece came from a source, was right, and is kept."""
+    def arrived(self, server: ServerId, piece: int) -> bool:
+        """Note that a piece came from a source, was right, and is kept; False if it was here already."""
         self._forget(server, piece)
+        fresh = not self._have >> piece & 1
         self._have |= 1 << piece
+        return fresh
 
     def lacking(self, server: ServerId, piece: int) -> None:
         """Note that a source doesn't have a piece after all."""
@@ -124,23 +190,59 @@ class Fetch:
             source.has &= ~(1 << piece)
             self._levels = []
 
+    def declined(self, server: ServerId, piece: int, *, now: float) -> None:
+        """Note that a source gave the piece to another receiver and wants to give others first."""
+        self._forget(server, piece)
+        self.given(server, 1 << piece, now=now)
+
+    def _room(self, source: _Source) -> bool:
+        limit = IN_FLIGHT if len(self._sources) < MANY else IN_FLIGHT_OF_MANY
+        return source.weight < limit and len(source.owes) < MOST_ASKS
+
+    def _ask(self, source: _Source, ask: Ask, now: float) -> Ask:
+        source.owes[ask.piece] = now
+        source.weight += self._cost(ask.piece)
+        self._asked |= 1 << ask.piece
+        return ask
+
+    def _elsewhere(self, source: _Source) -> int:
+        """Return what other sources have, too."""
+        found = 0
+        for other in self._sources.values():
+            if other is not source:
+                found |= other.has
+        return found
+
+    def _late(self, source: _Source, now: float) -> int:
+        """Return what a source gave to others so long ago that one of them should have told of it."""
+        while source.news and now - source.news[0][0] >= self._wait_s:
+            source.late |= source.news.pop(0)[1]
+        return source.late
+
     def _rarest(self, free: int) -> int:
         for level in self._rarity():
-            rare = free & level
-            if rare:
-                later = rare & ~self._start
-                return _lowest(later or rare)
-        return _lowest(free)
+            if rare := free & level:
+                return self._along(rare)
+        return self._along(free)
+
+    def _along(self, free: int) -> int:
+        """Return the piece at which this receiver is, or the first one after its next leap."""
+        if not free >> self._at & 1:
+            self._at = int(self._at + self._count * _LEAP) % self._count
+            self._at = _lowest(free >> self._at << self._at or free)
+        piece = self._at
+        self._at = (piece + 1) % self._count
+        return piece
 
     def _rarity(self) -> list[int]:
-        """Return the pieces that exactly 1, 2, … sources have."""
+        """Return the pieces that 0, 1, 2, 3 and more sources have, apart from those sources that have all."""
         if not self._levels:
-            at_least = [0] * (len(self._sources) + 2)
+            at_least = [self._all] + [0] * _LEVELS
             for source in self._sources.values():
-                for times in range(len(self._sources), 1, -1):
-                    at_least[times] |= at_least[times - 1] & source.has
-                at_least[1] |= source.has
-            self._levels = [at_least[n] & ~at_least[n + 1] for n in range(1, len(self._sources) + 1)]
+                if source.has != self._all:
+                    for times in range(_LEVELS, 0, -1):
+                        at_least[times] |= at_least[times - 1] & source.has
+            self._levels = [at_least[n] & ~at_least[n + 1] for n in range(_LEVELS)] + [at_least[_LEVELS]]
         return self._levels
 
     def _overdue(self, source: _Source, now: float) -> int | None:
@@ -164,6 +266,7 @@ class Fetch:
     def _forget(self, server: ServerId, piece: int) -> None:
         source = self._sources.get(server)
         if source is not None and source.owes.pop(piece, None) is not None:
+            source.weight = sum(self._cost(owed) for owed in source.owes)
             self._recount()
 
     def _recount(self) -> None:

@@ -3,14 +3,15 @@
 `images/<version>.raw` is the disk itself, sparse and read-only: the backing file
 of linked clones and the store that other servers copy from. It gets this name only
 once every block was verified and synced, so a file of this name is whole.
-`<version>.manifest` says what is in it; `<version>.part` and `<version>.have` are
-a copy under way (see `part`). Imports and uploads grow in `images/tmp/`: `images/` may
-be a disk of its own, and a finished file is renamed, never copied.
+`<version>.manifest` says what is in it; `<version>.part` is a copy under way (see
+`part`). Imports and uploads grow in `images/tmp/`: `images/` may be a disk of its own,
+and a finished file is renamed, never copied.
 
 All of it blocks: the loop calls these in threads. An `Images` is shared by the
 agent and the importer of one daemon.
 """
 
+import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -28,7 +29,8 @@ _GOOD_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _KEPT_MANIFESTS = 8
 # Left free by imports and copies: 5 % of the disk, or 1 GiB where that is less. Desktops grow into the rest.
 _RESERVE_BYTES = 1 << 30
-_DISK_FULL = {28, 122}  # ENOSPC, EDQUOT
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_ZEROS = bytes(m.BLOCK_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,12 @@ class Room:
     @property
     def spare_bytes(self) -> int:
         """What may be filled with images."""
-        return max(0, self.free_bytes - min(self.total_bytes // 20, _RESERVE_BYTES))
+        return max(0, self.free_bytes - self.reserve_bytes)
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What is left free for desktops."""
+        return min(self.total_bytes // 20, _RESERVE_BYTES)
 
 
 Measure: TypeAlias = Callable[[Path], Room]
@@ -78,13 +85,20 @@ class Images:
         self.folder = data_dir / "images"
         self.tmp = growing(data_dir)
         self.claimed: set[VersionId] = set()
+        self.absent = ""  # why the folder is not the one this server knows; the agent looks
         self._measure = measure
         self._manifests: dict[VersionId, m.Manifest] = {}
-        for folder in (self.folder, self.tmp):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.make_folders()
+
+    def make_folders(self) -> None:
+        """Make what is missing, but nothing in place of a disk that a link leads to and that is not there."""
+        if self.folder.exists() or not self.folder.is_symlink():
+            self.tmp.mkdir(parents=True, exist_ok=True)
 
     def room(self) -> Room:
-        """Measure the disk that the images are on."""
+        """Measure the disk that the images are on; raise `Unavailable` if it is not there."""
+        if self.absent:
+            raise Unavailable(self.absent, code="disk_absent")
         return self._measure(self.folder)
 
     def path(self, version: VersionId) -> Path:
@@ -170,10 +184,14 @@ class Images:
         except OSError as error:
             raise disk_error(error, doing=f"keeping version {version}") from error
 
+    def give_up(self, version: VersionId) -> None:
+        """Delete what an unfinished copy left."""
+        self.side(version, "part").unlink(missing_ok=True)
+
     def remove(self, version: VersionId) -> None:
         """Delete every file of a version; linked clones that run keep it until they end."""
         self._manifests.pop(version, None)
-        for kind in ("raw", "have", "part", "damaged", "manifest", "manifest-new"):
+        for kind in ("raw", "part", "damaged", "manifest", "manifest-new"):
             self.side(version, kind).unlink(missing_ok=True)
 
 
@@ -219,34 +237,44 @@ def _named(data_dir: Path, version: VersionId, kind: str) -> Path:
 def _digests(
     opened: int, size: int, *, on_bytes: Callable[[int], None], stop: Callable[[], bool]
 ) -> Iterator[tuple[int, bytes]]:
-    buffer = bytearray(m.BLOCK_BYTES)
+    """Yield (number, digest) of the blocks that are not zeros; the file is read in stretches of many blocks."""
+    buffer = bytearray(m.PIECE_BYTES)
     view = memoryview(buffer)
-    for number in _blocks_with_data(opened, size):
-        offset = number * m.BLOCK_BYTES
+    for start, end in _stretches(opened, size):
         if stop():
             raise Unavailable("reading the image was stopped")
-        length = min(m.BLOCK_BYTES, size - offset)
-        filled = 0
-        while filled < length:
-            got = os.preadv(opened, [view[filled:length]], offset + filled)
-            if not got:
-                raise Refused("the file became shorter while it was read")
-            filled += got
-        yield number, m.digest(view[:length])
-        on_bytes(offset + length)
+        _read_all(opened, view[: end - start], start)
+        for at in range(0, end - start, m.BLOCK_BYTES):
+            length = min(m.BLOCK_BYTES, end - start - at)
+            if not buffer.startswith(_ZEROS[:length], at):
+                yield (start + at) // m.BLOCK_BYTES, m.digest(view[at : at + length])
+        on_bytes(end)
 
 
-def _blocks_with_data(opened: int, size: int) -> Iterator[int]:
-    """Yield the numbers of blocks that the file system says may hold something."""
-    offset = 0
-    while offset < size:
+def _read_all(opened: int, view: memoryview, offset: int) -> None:
+    filled = 0
+    while filled < len(view):
+        got = os.preadv(opened, [view[filled:]], offset + filled)
+        if not got:
+            raise Refused("the file became shorter while it was read")
+        filled += got
+
+
+def _stretches(opened: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of what the file system says may hold something, whole blocks, at most a piece each."""
+    end = 0
+    while end < size:
         try:
-            start = os.lseek(opened, offset, os.SEEK_DATA)
+            start = os.lseek(opened, end, os.SEEK_DATA)
         except OSError as error:
-            if error.errno == 6:  # ENXIO: nothing but a hole from here on
+            if error.errno == errno.ENXIO:  # nothing but a hole from here on
                 return
             raise
-        end = os.lseek(opened, start, os.SEEK_HOLE)
-        first, last = max(start, offset) // m.BLOCK_BYTES, -(-min(end, size) // m.BLOCK_BYTES)
-        yield from range(first, last)
-        offset = last * m.BLOCK_BYTES
+        hole = os.lseek(opened, start, os.SEEK_HOLE)
+        start = max(end, start // m.BLOCK_BYTES * m.BLOCK_BYTES)
+        last = min(size, -(-hole // m.BLOCK_BYTES) * m.BLOCK_BYTES)
+        for end in range(start + m.PIECE_BYTES, last, m.PIECE_BYTES):
+            yield end - m.PIECE_BYTES, end
+            start = end
+        yield start, last
+        end = last

@@ -3,12 +3,17 @@
 Pure: no I/O, no clock.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kmgr.ids import ImageId, ServerId, VersionId
 
 LONGEST_NAME = 63
+# How many servers keep a version: all of them, or so many. One would make every loss of a server a loss of the image.
+ALL_SERVERS = 0
+FEWEST_COPIES = 2
+MOST_COPIES = 1000
 
 
 def name_problem(name: str) -> str:
@@ -27,13 +32,14 @@ class VersionState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A golden image: a name for a line of versions."""
+    """A golden image: a name for a line of versions. `copies` servers keep each of them; 0 is all servers."""
 
     id: ImageId
     name: str
     notes: str
     created_at: int
     created_by: str
+    copies: int = ALL_SERVERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +61,25 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """A server has all blocks of a version, verified, on its own disks since `at` (ms)."""
+    """A server has all blocks of a version, verified, on its own disks since `at` (ms).
+
+    `damaged` of them have gone bad since, and no other server could give the right ones.
+    """
 
     version: VersionId
     server: ServerId
     at: int
+    damaged: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Uses:
+    """Who needs versions: the names of templates that publish it, where how many desktops of it are, and what else.
+
+    Desktops count until they are removed from their server: their disks are overlays on the version's file.
+    `others` are words for a person ("a copy of desktop …").
+    """
+
+    published: Mapping[VersionId, tuple[str, ...]] = field(default_factory=dict)
+    desktops: Mapping[VersionId, Mapping[ServerId, int]] = field(default_factory=dict)
+    others: Mapping[VersionId, tuple[str, ...]] = field(default_factory=dict)

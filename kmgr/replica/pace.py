@@ -8,16 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How patient a copy is, in seconds, and how much of it (in pieces) a kill may cost.
+    """How patient a copy is, in seconds, and how much of it (in pieces) a power cut may cost.
 
-    Every `look_s` the sources are asked what they have by now; one that broke is
-    tried again after `pause_s`; after `patience_s` without any source for what is
-    missing the copy rests, so that other versions get their turn.
+    Every `look_s` other sources are looked for; one that broke is tried again soon,
+    later each time, at most `pause_s`; one that owes something and is silent for `silence_s`
+    counts as broken; after `patience_s` without any source for what is missing the
+    copy rests, so that other versions get their turn.
     """
 
     look_s: float = 1.0
     pause_s: float = 5.0
     patience_s: float = 15.0
+    silence_s: float = 20.0
     flush_pieces: int = 64
 
 

@@ -1,25 +1,24 @@
-"""A version that is being copied to this server: `<version>.part` and what of it is sure, `<version>.have`.
+"""A version that is being copied to this server: `<version>.part`.
 
-* A piece is verified before it is written; it is flagged in `.have` only after
-  the bytes it stands for were synced. A power cut can therefore cost pieces,
-  never leave a flag without its bytes.
-* On resume every flagged piece is read and verified again: disks lie, and
-  reading is far quicker than copying.
-* `.have` begins with the manifest's hash; one that belongs to another content is ignored.
+* Blocks are verified before they are written in place.
+* On resume every block of which the file system has something is read and verified: what a kill left is kept to
+  the last block, what a power cut lost shows, and nothing is believed. Reading is far quicker than copying.
+* It is synced now and then, so that a power cut costs little, and once more before it gets the version's name.
 
-Blocking: called in threads. Pieces may be written by several threads at once;
-`have` itself is changed by the loop alone. A thread that outlives its cancelled
+Blocking: called in threads. Blocks may be written by several threads at once; which
+are `here` is changed by the loop alone. A thread that outlives its cancelled
 task meets a closed part, never somebody else's file under the same number.
 """
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from kmgr.errors import NotFound, Unavailable
 from kmgr.ids import VersionId
 from kmgr.replica import manifest as m
+from kmgr.replica.blocks import Data, Stretch, read_blocks, right, share, side_by_side, together, write_all
 from kmgr.replica.images import Images, disk_error, seal
 
 
@@ -34,10 +33,10 @@ class Part:
         self._images = images
         self._version = version
         self._path = images.side(version, "part")
-        self._have_path = images.side(version, "have")
         self._manifest = manifest
-        self._hash = bytes.fromhex(m.manifest_hash(m.encode(manifest)))
+        self._partly: dict[int, int] = {}
         self.have = 0
+        self.listeners: set[Callable[[int], None]] = set()
         self._lock = threading.Lock()
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -52,55 +51,80 @@ class Part:
 
     def resume(self) -> None:
         """Find out what an earlier, interrupted copy left here that is right."""
-        for piece in self._flagged():
-            data = self._read(piece)
-            if _right(self._manifest.piece(piece), data):
-                self.have |= 1 << piece
+        with self._open() as opened:
+            data = Stretch(opened)
+            for piece in range(self._manifest.pieces):
+                found = 0
+                for k, block in enumerate(self._manifest.piece(piece)):
+                    if data.reaches(block.offset, block.length) and right((block,), read_blocks(opened, (block,))):
+                        found |= 1 << k
+                if found:
+                    self.here(piece, found)
 
     def allocated_bytes(self) -> int:
         """Return what the file takes on disk already."""
         with self._open() as opened:
             return os.fstat(opened).st_blocks * 512
 
-    def write(self, piece: int, data: bytes) -> None:
-        """Keep a piece if it is right; raise `WrongBytes` if it is not, `Unavailable` if the disk refuses."""
-        blocks = self._manifest.piece(piece)
-        if not _right(blocks, data):
+    def missing(self, piece: int) -> int:
+        """Return the set of blocks that a piece lacks (bit k: its block k)."""
+        return 0 if self.have >> piece & 1 else self._manifest.whole_piece(piece) & ~self._partly.get(piece, 0)
+
+    def here(self, piece: int, blocks: int) -> None:
+        """Note that some blocks of a piece are here and right; whoever listens hears of each piece that is complete.
+
+        Only in the loop, like every change of `have`.
+        """
+        left = self.missing(piece) & ~blocks
+        if left:
+            self._partly[piece] = self._manifest.whole_piece(piece) & ~left
+        elif not self.have >> piece & 1:
+            self._partly.pop(piece, None)
+            self.have |= 1 << piece
+            for listener in tuple(self.listeners):
+                listener(piece)
+
+    def missing_bytes(self) -> int:
+        """Return how many bytes are still to come."""
+        whole = self._manifest.used_bytes - self.have.bit_count() * m.PIECE_BYTES
+        return max(
+            0, whole - sum(blocks.bit_count() for blocks in self._partly.values()) * self._manifest.block_bytes
+        )
+
+    def write(self, piece: int, wanted: int, data: Data) -> None:
+        """Write blocks of a piece if they are right; raise `WrongBytes` if not, `Unavailable` if the disk refuses."""
+        blocks = self._manifest.some(piece, wanted)
+        if not right(blocks, data):
             raise WrongBytes(f"piece {piece} of version {self._version} is not what its manifest says")
         view = memoryview(data)
-        try:
-            with self._open() as opened:
-                for offset, length in _together(blocks):
-                    _write_all(opened, view[:length], offset)
-                    view = view[length:]
-        except OSError as error:
-            raise disk_error(error, doing=f"copying version {self._version}") from error
+        with self._writing() as opened:
+            for offset, length in together(blocks):
+                write_all(opened, view[:length], offset)
+                view = view[length:]
 
-    def read(self, piece: int) -> bytes:
-        """Return a piece for another server, or nothing if it is not here yet."""
-        return self._read(piece) if self.have >> piece & 1 else b""
+    def clone(self, source: int, blocks: Sequence[tuple[m.Block, m.Block]]) -> None:
+        """Take blocks (theirs, ours) of another file, already verified; share them where the file system can."""
+        with self._writing() as opened:
+            for theirs, ours, length in side_by_side(blocks):
+                share(source, opened, theirs, ours, length)
 
-    def flush(self, have: int) -> None:
-        """Sync what was written, then flag `have` (as it was before this call)."""
-        flags = have.to_bytes(-(-self._manifest.pieces // 8), "little")
-        try:
-            self._sync()
-            opened = os.open(self._have_path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                _write_all(opened, memoryview(self._hash + flags), 0)
-                os.fdatasync(opened)
-            finally:
-                os.close(opened)
-        except OSError as error:
-            raise disk_error(error, doing=f"copying version {self._version}") from error
+    def read(self, piece: int, wanted: int) -> bytes:
+        """Return some blocks of a piece for another server, or nothing if the piece is not here yet."""
+        return self._read(self._manifest.some(piece, wanted)) if self.have >> piece & 1 else b""
+
+    def flush(self) -> None:
+        """Sync what was written."""
+        self._check_not_removed()
+        with self._writing() as opened:
+            os.fdatasync(opened)
 
     def finish(self) -> None:
         """Make the whole copy the version's raw file."""
         if self.have != (1 << self._manifest.pieces) - 1:
             raise Unavailable(f"version {self._version} is not complete")
+        self._check_not_removed()
         try:
             seal(self._path, self._images.path(self._version))
-            self._have_path.unlink(missing_ok=True)
             self._images.side(self._version, "damaged").unlink(missing_ok=True)
         except OSError as error:
             raise disk_error(error, doing=f"keeping version {self._version}") from error
@@ -109,43 +133,49 @@ class Part:
         """Give up the copy and the room it took."""
         self.close()
         self._path.unlink(missing_ok=True)
-        self._have_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Close the file; what was not flagged is copied again next time. Safe to call twice."""
+        """Close the file; what is in it is found again next time. Safe to call twice."""
         with self._lock:
             if self._file >= 0:
                 os.close(self._file)
                 self._file = -1
 
-    def _read(self, piece: int) -> bytes:
+    def _read(self, blocks: tuple[m.Block, ...]) -> bytes:
         with self._open() as opened:
-            return _read_blocks(opened, self._manifest.piece(piece))
+            return read_blocks(opened, blocks)
 
     @contextmanager
     def _open(self) -> Iterator[int]:
+        """Lend the file under a number of its own: it stays this file, whoever closes the part meanwhile."""
         with self._lock:
             if self._file < 0:
                 raise Unavailable(f"copying version {self._version} was stopped")
-            yield self._file
-
-    def _sync(self) -> None:
-        with self._open() as opened:
-            own = os.dup(opened)
+            own = os.dup(self._file)
         try:
-            os.fdatasync(own)
+            yield own
         finally:
             os.close(own)
 
-    def _flagged(self) -> list[int]:
+    @contextmanager
+    def _writing(self) -> Iterator[int]:
         try:
-            data = self._have_path.read_bytes()
+            with self._open() as opened:
+                yield opened
+        except OSError as error:
+            raise disk_error(error, doing=f"copying version {self._version}") from error
+
+    def _check_not_removed(self) -> None:
+        with self._open() as opened:
+            own = os.fstat(opened)
+        try:
+            kept = os.path.samestat(own, self._path.stat())
         except FileNotFoundError:
-            return []
-        if data[:32] != self._hash:
-            return []
-        flags = int.from_bytes(data[32:], "little")
-        return [piece for piece in range(self._manifest.pieces) if flags >> piece & 1]
+            kept = False
+        if not kept:
+            raise Unavailable(
+                f"the unfinished copy {self._path} was removed while it was written: it is begun anew", code="removed"
+            )
 
 
 class Whole:
@@ -159,49 +189,21 @@ class Whole:
         except FileNotFoundError:
             raise NotFound(f"version {version} is not on this server") from None
 
-    def read(self, piece: int) -> bytes:
-        """Return the bytes of a piece, unverified: the receiver does that."""
-        return self.read_blocks(self._manifest.piece(piece))
+    def read(self, piece: int, wanted: int) -> bytes:
+        """Return some blocks of a piece, unverified: the receiver does that."""
+        return self.read_blocks(self._manifest.some(piece, wanted))
 
     def read_blocks(self, blocks: tuple[m.Block, ...]) -> bytes:
         """Return the bytes of some blocks of this version, in the given order."""
         with self._lock:
-            return _read_blocks(self._file, blocks) if self._file >= 0 else b""
+            return read_blocks(self._file, blocks) if self._file >= 0 else b""
+
+    def fileno(self) -> int:
+        """Return the open file's number, for sharing its blocks."""
+        return self._file
 
     def close(self) -> None:
         """Close the file; a read that comes later finds nothing."""
         with self._lock:
             os.close(self._file)
             self._file = -1
-
-
-def _read_blocks(opened: int, blocks: tuple[m.Block, ...]) -> bytes:
-    return b"".join(os.pread(opened, length, offset) for offset, length in _together(blocks))
-
-
-def _right(blocks: tuple[m.Block, ...], data: bytes) -> bool:
-    if len(data) != sum(block.length for block in blocks):
-        return False
-    view, at = memoryview(data), 0
-    for block in blocks:
-        if m.digest(view[at : at + block.length]) != block.digest:
-            return False
-        at += block.length
-    return True
-
-
-def _together(blocks: tuple[m.Block, ...]) -> list[tuple[int, int]]:
-    """Return (offset, length) with neighbouring blocks joined: fewer, larger reads and writes."""
-    joined: list[tuple[int, int]] = []
-    for block in blocks:
-        if joined and sum(joined[-1]) == block.offset:
-            joined[-1] = (joined[-1][0], joined[-1][1] + block.length)
-        else:
-            joined.append((block.offset, block.length))
-    return joined
-
-
-def _write_all(opened: int, data: memoryview, offset: int) -> None:
-    while data:
-        written = os.pwrite(opened, data, offset)
-        data, offset = data[written:], offset + written

@@ -1,10 +1,10 @@
 """Copy one version to this server from all servers that have something of it.
 
 What an older version on this server has in common with it is taken from there; the rest comes by wire.
-One lane per source: it asks ahead, verifies and writes in a thread, asks again.
-`fetch` decides what; a lane whose source breaks or lies ends, and the others do
-its work. A source that broke is tried again after a pause, one that lied is not.
-What is here is synced and flagged about every 64 MiB, so a kill costs that much.
+`choose` decides from which servers, `fetch` what from whom. One lane per source takes
+what comes, verifies and writes it in a thread; a lane whose source breaks or lies ends, and
+the others do its work. A source that broke is tried again after a pause, one that lied is not.
+What is here is synced about every 64 MiB, so a power cut costs that much and a kill nothing.
 
 Runs in the daemon's loop.
 """
@@ -13,18 +13,23 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from kmgr.clock import Clock
-from kmgr.errors import KmgrError, NotFound, Refused, Unavailable
-from kmgr.grid.port import Requests, Stream
+from kmgr.errors import NotFound, Refused, Unavailable
+from kmgr.grid.port import Requests
 from kmgr.ids import ServerId, VersionId
+from kmgr.replica import choose, frames, transfer
 from kmgr.replica import manifest as m
-from kmgr.replica import transfer
-from kmgr.replica.fetch import Fetch
+from kmgr.replica.background import background
+from kmgr.replica.budget import Budget
+from kmgr.replica.fetch import Ask, Fetch, all_pieces
+from kmgr.replica.frames import Frame, Inlet, Kind
 from kmgr.replica.images import Images
 from kmgr.replica.model import Version
 from kmgr.replica.pace import PACE, Pace
 from kmgr.replica.part import Part, WrongBytes
+from kmgr.replica.progress import CopyStatus, Rate, remaining_s
 from kmgr.replica.reuse import reuse
 
 logger = logging.getLogger(__name__)
@@ -33,8 +38,22 @@ logger = logging.getLogger(__name__)
 Sources = Callable[[], Sequence[ServerId] | None]
 
 
+class _Busy(Exception):
+    """The source serves as many as it may."""
+
+
 class Deleted(Exception):
     """The version was deleted from the grid while it was copied."""
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """One source: its stream once it stands, what it owes in the order of asking, and when it was last heard."""
+
+    task: asyncio.Task[None] | None = None
+    inlet: Inlet | None = None
+    owed: deque[tuple[int, int]] = field(default_factory=deque)
+    heard: float = 0.0
 
 
 class Pull:
@@ -51,6 +70,7 @@ class Pull:
         relatives: Sequence[VersionId] = (),
         place: float = 0.0,
         pace: Pace = PACE,
+        budget: Budget | None = None,
     ) -> None:
         self.version = version
         self.part: Part | None = None
@@ -63,72 +83,84 @@ class Pull:
         self._place = place
         self._pace = pace
         self._fetch = Fetch(0)
-        self._lanes: dict[ServerId, asyncio.Task[None]] = {}
+        self._budget = budget or Budget()
+        self._lanes: dict[ServerId, _Lane] = {}
         self._paused: dict[ServerId, float] = {}
+        self._tries: dict[ServerId, int] = {}
         self._moved = asyncio.Event()
         self._unsynced = 0
+        self._flushing: asyncio.Task[None] | None = None
+        self._rate = Rate()
+        self._received = self._twice = self._reused = 0
 
     def progress(self) -> tuple[int, int]:
         """Return (blocks here, blocks in all)."""
-        if self.part is None:
-            return 0, -(-self.version.used_bytes // self.version.block_bytes)
-        blocks = self.part.manifest.blocks
-        return min(self.part.have.bit_count() * m.PIECE_BLOCKS, blocks), blocks
+        size = self.version.block_bytes
+        blocks = -(-self.version.used_bytes // size)
+        return (0 if self.part is None else blocks - -(-self.part.missing_bytes() // size)), blocks
+
+    def status(self) -> CopyStatus:
+        """Return how far this copy is, how fast it goes and where it comes from."""
+        total = self.version.used_bytes
+        missing = total if self.part is None else self.part.missing_bytes()
+        rate = self._rate.now(self._clock.monotonic())
+        sources = tuple(server for server in self._fetch.sources if self._lanes.get(server, _Lane()).owed)
+        return CopyStatus(
+            self.version.id, total - missing, total, rate, remaining_s(missing, rate), sources,
+            self._received, self._twice, self._reused,
+        )  # fmt: skip
 
     async def run(self) -> None:
         """Return once the version's file is whole and in place; raise what prevented it."""
         manifest = await self._manifest()
-        part = await asyncio.to_thread(Part, self._images, self.version.id, manifest)
+        part = await background(Part, self._images, self.version.id, manifest)
         try:
-            await asyncio.to_thread(part.resume)
+            await background(part.resume)
             self._check_room(part)
             self.part = part
             await self._reuse(part)
-            self._fetch = Fetch(manifest.pieces, have=part.have, start=int(self._place * manifest.pieces))
+            self._fetch = Fetch(
+                manifest.pieces,
+                have=part.have,
+                start=int(self._place * manifest.pieces),
+                cost=lambda piece: part.missing(piece).bit_count() * manifest.block_bytes,
+            )
             try:
                 await self._fill()
             finally:
                 await self._end_lanes()
-            await self._flush(part)
-            await asyncio.to_thread(part.finish)
+            await background(part.finish)
         except BaseException as error:
             if isinstance(error, Unavailable) and error.code == "disk_full":
                 # Desktops need the room more than an unfinished copy does.
-                await asyncio.to_thread(part.discard)
-            else:
-                await self._keep(part)
+                await background(part.discard)
             raise
         finally:
             self.part = None
+            if self._flushing is not None:
+                self._flushing.cancel()
             part.close()
 
     async def _reuse(self, part: Part) -> None:
         """Take what an older version on this server has already."""
         for relative in reversed(self._relatives):
             taken = await reuse(self._images, part, relative)
-            self._unsynced += taken
+            self._reused += taken
+            self._unsynced += taken // m.PIECE_BYTES
             if taken:
-                logger.info("an older version was reused", extra={"version": self.version.id, "pieces": taken})
-
-    async def _keep(self, part: Part) -> None:
-        """Flag what came since the last sync, as well as may be: the cause of the end is told anyway."""
-        if self._unsynced:
-            try:
-                await self._flush(part)
-            except KmgrError as error:
-                logger.info("an unfinished copy could not be flagged", extra={"cause": error.message})
+                logger.info("an older version was reused", extra={"version": self.version.id, "bytes": taken})
 
     async def _manifest(self) -> m.Manifest:
         here = self._images.side(self.version.id, "manifest")
         if here.exists():
-            data = await asyncio.to_thread(here.read_bytes)
+            data = await background(here.read_bytes)
             if m.manifest_hash(data) == self.version.manifest_hash:
-                return await asyncio.to_thread(self._parsed, data)
+                return await background(self._parsed, data)
         causes = []
         for server in self._wanted_sources():
             try:
                 data = await transfer.fetch_manifest(self._requests, server, self.version)
-                manifest = await asyncio.to_thread(self._parsed, data)
+                manifest = await background(self._parsed, data)
             except NotFound:
                 continue
             except Unavailable as error:
@@ -137,7 +169,7 @@ class Pull:
             except Refused as error:
                 self._accuse(server, error.message)
                 continue
-            await asyncio.to_thread(self._images.save_manifest, self.version.id, data)
+            await background(self._images.save_manifest, self.version.id, data)
             return manifest
         raise Unavailable("; ".join(causes) or "no server that has it can be reached")
 
@@ -163,11 +195,12 @@ class Pull:
         looking = asyncio.create_task(self._keep_looking())
         try:
             while not self._fetch.done:
+                now = self._clock.monotonic()
                 if self._fetch.reachable:
-                    seen = self._clock.monotonic()
-                elif self._clock.monotonic() - seen > self._pace.patience_s:
+                    seen = now
+                elif now - seen > self._pace.patience_s:
                     raise Unavailable("no server that has the rest of it can be reached")
-                await self._moves(self._pace.look_s)
+                await self._moves(min(self._pace.look_s, self._ask_all(now) or self._pace.look_s))
                 self._collect()
                 if looking.done():
                     looking.result()
@@ -175,31 +208,47 @@ class Pull:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
 
+    def _ask_all(self, now: float) -> float:
+        """Ask every source for as much as it may owe; return how long to wait if the budget is spent."""
+        for server, lane in self._lanes.items():
+            if lane.inlet is None:
+                continue
+            if lane.owed and now - lane.heard > self._pace.silence_s:
+                lane.inlet.close(f"no block came for {self._pace.silence_s:g} s")
+                continue
+            while not (wait_s := self._budget.wait_s(now=now)):
+                ask = self._fetch.next(server, now=now)
+                if ask is None:
+                    break
+                self._send(lane, lane.inlet, ask, now)
+            if wait_s:
+                return wait_s
+        return 0.0
+
+    def _send(self, lane: _Lane, inlet: Inlet, ask: Ask, now: float) -> None:
+        assert self.part is not None  # noqa: S101 - lanes live within run()
+        wanted = self.part.missing(ask.piece)
+        if not lane.owed:
+            lane.heard = now
+        lane.owed.append((ask.piece, wanted))
+        inlet.ask(ask, wanted)
+        self._budget.spend(wanted.bit_count() * self.part.manifest.block_bytes, now=now)
+
     async def _keep_looking(self) -> None:
-        """Ask all possible sources again and again what they have, and give each that has something a lane."""
+        """Give sources that may have something a lane, and take it from those that have nothing (left)."""
         while True:
             now = self._clock.monotonic()
             self._paused = {server: until for server, until in self._paused.items() if until > now}
             able = [server for server in self._wanted_sources() if server not in self._paused]
-            await asyncio.gather(*(self._ask_pieces(server) for server in able))
-            await self._clock.sleep(self._pace.look_s)
-
-    async def _ask_pieces(self, server: ServerId) -> None:
-        try:
-            has = await transfer.fetch_pieces(self._requests, server, self.version.id, count=self._fetch_count())
-        except NotFound:
-            return
-        except KmgrError as error:
-            self._pause(server, error.message)
-            return
-        self._fetch.offer(server, has)
-        self._wake()
-        if server not in self._lanes:
-            self._lanes[server] = asyncio.create_task(self._lane(server))
-
-    def _fetch_count(self) -> int:
-        assert self.part is not None  # noqa: S101 - set before the first look
-        return self.part.manifest.pieces
+            useless = [server for server in self._lanes if not self._fetch.useful(server)]
+            for server in choose.to_leave(able, self._lanes, useless):
+                if (inlet := self._lanes[server].inlet) is not None:
+                    inlet.close("others may have more")
+            for server in choose.to_open(str(self._place), able, self._lanes):
+                self._lanes[server] = lane = _Lane()
+                lane.task = asyncio.create_task(self._lane(server, lane))
+            until = min([now + self._pace.look_s, *self._paused.values()])
+            await self._clock.sleep(max(self._pace.look_s / 20, until - now))
 
     def _wanted_sources(self) -> list[ServerId]:
         servers = self._sources()
@@ -207,86 +256,126 @@ class Pull:
             raise Deleted
         return [server for server in servers if server not in self.liars]
 
-    async def _lane(self, server: ServerId) -> None:
-        """Draw pieces from one source until nothing is missing or the source fails."""
+    async def _lane(self, server: ServerId, lane: _Lane) -> None:
+        """Take what one source sends until the copy is done or the source fails."""
         try:
-            stream = await transfer.open_blocks(self._requests, server, self.version)
-            try:
-                await self._draw(server, stream)
-            finally:
-                stream.writer.close()
+            lane.inlet = await self._open(server)
+            while True:
+                frame = await lane.inlet.next()
+                lane.heard = self._clock.monotonic()
+                await self._take(server, lane, frame)
+                lane.inlet.done_with(frame)
+                self._wake()
         except WrongBytes as error:
             self._accuse(server, str(error))
+        except (NotFound, _Busy):
+            self._retry_soon(server)
         except (Unavailable, Refused, OSError) as error:
             if getattr(error, "code", "").startswith("disk"):
                 raise
             self._pause(server, str(error))
         finally:
+            if lane.inlet is not None:
+                lane.inlet.close("the copy ended")
             self._fetch.drop(server)
             self._wake()
 
-    async def _draw(self, server: ServerId, stream: Stream) -> None:
-        part = self.part
-        assert part is not None  # noqa: S101 - lanes live within run()
-        owed: deque[int] = deque()
-        while not self._fetch.done:
-            while (piece := self._fetch.next(server, now=self._clock.monotonic())) is not None:
-                transfer.ask(stream, piece)
-                owed.append(piece)
-            if not owed:
-                await self._moves(self._pace.look_s)
-                if server not in self._fetch.sources:
-                    return
-                continue
-            piece = owed.popleft()
-            data = await transfer.answered(stream)
-            if not data:
-                self._fetch.lacking(server, piece)
-                continue
-            await asyncio.to_thread(part.write, piece, data)
-            part.have |= 1 << piece
-            self._fetch.arrived(server, piece)
-            self._wake()
-            await self._flush_sometimes(part)
+    async def _open(self, server: ServerId) -> Inlet:
+        assert self.part is not None  # noqa: S101 - lanes live within run()
+        try:
+            return await transfer.open_blocks(self._requests, server, self.version, pieces=self.part.manifest.pieces)
+        except Unavailable as error:
+            raise (_Busy() if error.code == "busy" else error) from error
 
-    async def _flush_sometimes(self, part: Part) -> None:
+    async def _take(self, server: ServerId, lane: _Lane, frame: Frame) -> None:
+        """Do what a frame calls for."""
+        part, fetch = self.part, self._fetch
+        assert part is not None  # noqa: S101 - lanes live within run()
+        now = self._clock.monotonic()
+        match frame.kind:
+            case Kind.HAVE:
+                have = int.from_bytes(frame.data, "little") if frame.data else all_pieces(part.manifest.pieces)
+                fetch.offer(server, have)
+                return
+            case Kind.NEWS:
+                fetch.gained(server, frames.numbers(frame.data, below=part.manifest.pieces))
+                return
+            case Kind.GIVEN:
+                fetch.given(server, frames.numbers(frame.data, below=part.manifest.pieces), now=now)
+                return
+        piece, wanted = lane.owed.popleft() if lane.owed else (-1, 0)
+        if piece != frame.piece:
+            raise Unavailable(f"an answer came that was not asked for (piece {frame.piece})")
+        match frame.kind:
+            case Kind.LACKING:
+                fetch.lacking(server, piece)
+            case Kind.DECLINED:
+                fetch.declined(server, piece, now=now)
+            case _:
+                await self._keep_blocks(server, part, piece, wanted, frame)
+
+    async def _keep_blocks(self, server: ServerId, part: Part, piece: int, wanted: int, frame: Frame) -> None:
+        self._received += len(frame.data)
+        if not part.missing(piece):
+            self._twice += len(frame.data)
+            self._fetch.arrived(server, piece)
+            return
+        await background(part.write, piece, wanted, frame.data)
+        part.here(piece, wanted)
+        self._fetch.arrived(server, piece)
+        self._tries.pop(server, None)
+        self._rate.note(self._received - self._twice, now=self._clock.monotonic())
         self._unsynced += 1
-        if self._unsynced >= self._pace.flush_pieces:
-            await self._flush(part)
+        if self._unsynced >= self._pace.flush_pieces and self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush(part))
 
     async def _flush(self, part: Part) -> None:
         count = self._unsynced
-        await asyncio.to_thread(part.flush, part.have)
+        await background(part.flush)
         self._unsynced -= count
 
     def _collect(self) -> None:
         """Forget lanes that ended; raise what only they could know (our own disk failed)."""
         for server, lane in list(self._lanes.items()):
-            if lane.done():
+            if lane.task is not None and lane.task.done():
                 del self._lanes[server]
-                lane.result()
+                lane.task.result()
+        if self._flushing is not None and self._flushing.done():
+            flushing, self._flushing = self._flushing, None
+            flushing.result()
 
     async def _end_lanes(self) -> None:
-        for lane in self._lanes.values():
-            lane.cancel()
-        await asyncio.gather(*self._lanes.values(), return_exceptions=True)
+        tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._lanes.clear()
 
     async def _moves(self, timeout_s: float) -> None:
         """Wait until something arrived or a source appeared, at most `timeout_s`."""
-        moved = self._moved
         try:
             async with asyncio.timeout(timeout_s):
-                await moved.wait()
+                await self._moved.wait()
         except TimeoutError:
             pass
+        self._moved.clear()
 
     def _wake(self) -> None:
         self._moved.set()
-        self._moved = asyncio.Event()
+
+    def _retry_soon(self, server: ServerId) -> None:
+        """Let a source that has nothing yet, or no hand free, rest a little, each time longer."""
+        self._rest(server, self._pace.look_s)
+
+    def _rest(self, server: ServerId, longest_s: float) -> None:
+        """Try a source again soon, but later each time it fails in a row."""
+        tries = self._tries.get(server, 0)
+        self._tries[server] = tries + 1
+        rest_s = min(longest_s, self._pace.look_s / 20 * 2.0 ** min(tries, 10))
+        self._paused[server] = self._clock.monotonic() + rest_s
 
     def _pause(self, server: ServerId, cause: str) -> None:
-        self._paused[server] = self._clock.monotonic() + self._pace.pause_s
+        self._rest(server, self._pace.pause_s)
         self._fetch.drop(server)
         logger.info(
             "a source of an image broke off",

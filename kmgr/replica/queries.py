@@ -4,28 +4,30 @@ from sqlite_utils import Database
 
 from kmgr.grid.rows import Row, one, rows
 from kmgr.ids import ImageId, ServerId, VersionId
-from kmgr.replica.model import Holding, Image, Version, VersionState
+from kmgr.replica.model import ALL_SERVERS, Holding, Image, Version, VersionState
 
 # A removed server's disks are nobody's: its holdings don't count, whatever the table remembers.
 _HOLDINGS = (
-    "select h.version, h.server, h.at from holdings h join servers s on s.id = h.server where s.state <> 'removed'"
+    "select h.version, h.server, h.at, coalesce(d.blocks, 0) as damaged from holdings h join servers s on s.id ="
+    " h.server left join damages d on d.version = h.version and d.server = h.server where s.state <> 'removed'"
 )
+_IMAGES = "select i.*, coalesce(c.copies, 0) as copies from images i left join image_copies c on c.image = i.id"
 
 
 def images(db: Database) -> tuple[Image, ...]:
     """Return all images by name."""
-    return tuple(Image(**row) for row in rows(db, "select * from images order by name"))
+    return tuple(Image(**row) for row in rows(db, f"{_IMAGES} order by i.name"))
 
 
 def image(db: Database, image: ImageId) -> Image | None:
     """Return one image, or None."""
-    row = one(db, "select * from images where id = ?", [image])
+    row = one(db, f"{_IMAGES} where i.id = ?", [image])
     return None if row is None else Image(**row)
 
 
 def image_by_name(db: Database, name: str) -> Image | None:
     """Return the image of that name, or None."""
-    row = one(db, "select * from images where name = ?", [name])
+    row = one(db, f"{_IMAGES} where i.name = ?", [name])
     return None if row is None else Image(**row)
 
 
@@ -45,8 +47,10 @@ def version(db: Database, version: VersionId) -> Version | None:
 
 
 def ready_mib(db: Database) -> int:
-    """Return how much room the versions in use need on a server that holds all of them."""
-    return sum(-(-one.used_bytes >> 20) for one in versions(db) if one.state is VersionState.READY)
+    """Return how much room a new server needs for the versions that all servers keep."""
+    everywhere = {one.id for one in images(db) if one.copies == ALL_SERVERS}
+    found = [one for one in versions(db) if one.state is VersionState.READY and one.image in everywhere]
+    return sum(-(-one.used_bytes >> 20) for one in found)
 
 
 def holdings(db: Database, server: ServerId | None = None) -> tuple[Holding, ...]:

@@ -2,53 +2,90 @@
 
 Two versions of an image mostly differ in little, and guests write in place, so
 equal blocks are found by their hash, wherever they lie. What is taken is verified
-like everything that comes by wire: an older file may have rotted.
+like everything that comes by wire: an older file may have rotted. Where the file system
+can (XFS, btrfs), both files then share the block: it costs no room.
 
 Runs in the daemon's loop; files are touched in threads.
 """
 
-import asyncio
+from collections.abc import Iterator, Sequence
 
 from kmgr.errors import NotFound, Refused
 from kmgr.ids import VersionId
 from kmgr.replica import manifest as m
+from kmgr.replica.background import background
 from kmgr.replica.images import Images
-from kmgr.replica.part import Part, Whole, WrongBytes
+from kmgr.replica.part import Part, Whole
+
+# Pieces that are verified and taken in one go.
+_AT_ONCE = 16
 
 
 async def reuse(images: Images, part: Part, relative: VersionId) -> int:
-    """Fill the missing pieces of which `relative` has every block, and return how many that were."""
+    """Fill the missing blocks that `relative` has, and return how many bytes that were."""
     try:
-        manifest = await asyncio.to_thread(images.manifest, relative)
-        whole = await asyncio.to_thread(Whole, images, relative, manifest)
+        manifest = await background(images.manifest, relative)
+        whole = await background(Whole, images, relative, manifest)
     except (NotFound, Refused):  # it went away, or is damaged: the wire will do
         return 0
     taken = 0
     try:
-        for piece, blocks in await asyncio.to_thread(_common, part, manifest):
-            try:
-                await asyncio.to_thread(_take, part, piece, whole, blocks)
-            except WrongBytes:
-                continue
-            part.have |= 1 << piece
-            taken += 1
+        if manifest.block_bytes == part.manifest.block_bytes:
+            moved = await background(_moved, part, manifest)
+            for first in range(0, part.manifest.pieces, _AT_ONCE):
+                pieces = range(first, min(first + _AT_ONCE, part.manifest.pieces))
+                for piece, blocks, size in await background(_take, part, whole, manifest, moved, pieces):
+                    part.here(piece, blocks)
+                    taken += size
     finally:
         whole.close()
     return taken
 
 
-def _common(part: Part, manifest: m.Manifest) -> list[tuple[int, tuple[m.Block, ...]]]:
-    """Return the missing pieces that can be had here, each with the places of its blocks."""
-    known = {(block.digest, block.length): block for block in manifest.all_blocks()}
-    pieces = []
-    for piece in range(part.manifest.pieces):
-        if not part.have >> piece & 1:
-            found = [known.get((block.digest, block.length)) for block in part.manifest.piece(piece)]
-            blocks = tuple(block for block in found if block is not None)
-            if len(blocks) == len(found):
-                pieces.append((piece, blocks))
-    return pieces
+def _moved(part: Part, theirs: m.Manifest) -> dict[bytes, int]:
+    """Return where they have those missing contents that are elsewhere there: few, so little is kept in memory."""
+    wanted = {
+        ours.digest
+        for piece in range(part.manifest.pieces)
+        for ours in part.manifest.some(piece, part.missing(piece))
+        if _same_place(theirs, ours) is None
+    }
+    return {digest: index for index in range(theirs.blocks) if (digest := theirs.digest(index)) in wanted}
 
 
-def _take(part: Part, piece: int, whole: Whole, blocks: tuple[m.Block, ...]) -> None:
-    part.write(piece, whole.read_blocks(blocks))
+def _same_place(theirs: m.Manifest, ours: m.Block) -> int | None:
+    """Return the index of the same content at the same place."""
+    index = theirs.index_at(ours.offset)
+    return index if index is not None and theirs.digest(index) == ours.digest else None
+
+
+def _take(
+    part: Part, whole: Whole, theirs: m.Manifest, moved: dict[bytes, int], pieces: Sequence[int]
+) -> list[tuple[int, int, int]]:
+    """Take what can be had of some pieces; return (piece, set of its blocks, bytes)."""
+    taken: list[tuple[int, int, int]] = []
+    pairs: list[tuple[m.Block, m.Block]] = []
+    for piece in pieces:
+        blocks = size = 0
+        for k, pair in _found(part, theirs, moved, piece):
+            if m.digest(whole.read_blocks((pair[0],))) == pair[1].digest:
+                pairs.append(pair)
+                blocks |= 1 << k
+                size += pair[1].length
+        if blocks:
+            taken.append((piece, blocks, size))
+    if pairs:
+        part.clone(whole.fileno(), pairs)
+    return taken
+
+
+def _found(
+    part: Part, theirs: m.Manifest, moved: dict[bytes, int], piece: int
+) -> Iterator[tuple[int, tuple[m.Block, m.Block]]]:
+    missing = part.missing(piece)
+    for k, ours in enumerate(part.manifest.piece(piece)):
+        if missing >> k & 1:
+            index = _same_place(theirs, ours)
+            index = moved.get(ours.digest) if index is None else index
+            if index is not None and (block := theirs.block(index)).length == ours.length:
+                yield k, (block, ours)

@@ -14,4 +14,9 @@ create table if not exists versions (
 create table if not exists holdings (
     version text not null, server text not null, at integer not null, primary key (version, server)
 );
+create table if not exists image_copies (image text primary key, copies integer not null);
+create table if not exists damages (
+    version text not null, server text not null, blocks integer not null, first_byte integer not null,
+    at integer not null, primary key (version, server)
+);
 """

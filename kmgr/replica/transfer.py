@@ -1,34 +1,45 @@
-"""How blocks go from server to server, on the `Requests` port: both ends.
+"""How blocks go from server to server, on the `Requests` port: the source's end, and the questions of the other.
 
 * call `manifest` {version, offset}: a stretch of the encoded manifest, base64, and its whole length.
-* call `pieces` {version}: which pieces this server can give; `null` means all.
-* stream `blocks` {version, manifest_hash}: the receiver sends piece numbers (u32),
-  the source answers each with a length (u32) and that many bytes; length 0 says
-  "not here". Several may be asked for ahead. The receiver ends it by closing.
+* stream `blocks` {version, manifest_hash}: see `frames`.
 
-Numbers are big-endian. A source serves what it is still copying as well. Nothing
-a source says is believed: a manifest must have the hash in the log, blocks
-theirs in the manifest. Runs in the daemon's loop; files are touched in threads.
+A source serves what it is still copying as well, and tells at once what it got. Of what it has all of, it gives
+each piece to one receiver before any to two (`deal`). It serves a bounded number at a time: the others will have
+it from those. Nothing a source says is believed: a manifest must have the hash in the log, blocks theirs in the
+manifest. Runs in the daemon's loop; files are touched in threads.
 """
 
 import asyncio
 import base64
+import logging
+import socket
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from kmgr.errors import NotFound, Refused, Unavailable
+from kmgr.clock import Clock
+from kmgr.errors import Refused, Unavailable
 from kmgr.grid.port import Accept, Requests, Stream
 from kmgr.ids import ServerId, VersionId
+from kmgr.replica import frames
 from kmgr.replica import manifest as m
+from kmgr.replica.background import background
+from kmgr.replica.budget import Budget
+from kmgr.replica.choose import SERVED
+from kmgr.replica.deal import Deal
+from kmgr.replica.fetch import MOST_ASKS, listed
+from kmgr.replica.frames import Inlet, Kind
 from kmgr.replica.images import Images
 from kmgr.replica.model import Version
 from kmgr.replica.part import Part, Whole
 
+logger = logging.getLogger(__name__)
+
 # As base64 this stays below the 1 MiB that an answer may have.
 _STRETCH = 640 * 1024
-_MOST_PIECE = m.PIECE_BLOCKS << 20
-# A piece takes milliseconds; a source silent for this long is as good as dead.
-SILENCE_S = 20.0
+# Handed to the connection at a time; what is queued there delays news and costs memory.
+_SLICE = 256 * 1024
+_UNSENT = 128 * 1024
 
 PartOf: TypeAlias = Callable[[VersionId], Part | None]
 
@@ -36,49 +47,204 @@ PartOf: TypeAlias = Callable[[VersionId], Part | None]
 class Source:
     """Gives other servers what this one has; `part_of` finds the copies that are still under way."""
 
-    def __init__(self, requests: Requests, images: Images, *, part_of: PartOf) -> None:
+    def __init__(
+        self,
+        requests: Requests,
+        images: Images,
+        *,
+        part_of: PartOf,
+        clock: Clock | None = None,
+        budget: Budget | None = None,
+    ) -> None:
         self._images = images
         self._part_of = part_of
+        self._clock = clock
+        self._budget = budget or Budget()
+        self._deals: dict[VersionId, Deal] = {}
+        self._servings: dict[VersionId, list[_Serving]] = {}
+        self._sent: dict[VersionId, int] = {}
         requests.serve("manifest", self._manifest)
-        requests.serve("pieces", self._pieces)
         requests.serve_stream("blocks", self._blocks)
+
+    def sent(self) -> Mapping[VersionId, int]:
+        """Return how many bytes of each version went to other servers since this daemon started."""
+        return dict(self._sent)
 
     async def _manifest(self, _peer: ServerId, body: Mapping[str, Any]) -> Mapping[str, Any]:
         version, offset = _version(body), body.get("offset", 0)
         if not isinstance(offset, int) or offset < 0:
             raise Refused("offset must be a whole number from 0")
-        data = await asyncio.to_thread(self._images.manifest_bytes, version)
+        data = await background(self._images.manifest_bytes, version)
         return {"total": len(data), "data": base64.b64encode(data[offset : offset + _STRETCH]).decode()}
 
-    async def _pieces(self, _peer: ServerId, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def _blocks(self, peer: ServerId, body: Mapping[str, Any], accept: Accept) -> None:
         version = _version(body)
-        part = self._part_of(version)
-        if part is not None:
-            have = part.have
-            return {"pieces": base64.b64encode(have.to_bytes(-(-have.bit_length() // 8), "little")).decode()}
-        if await asyncio.to_thread(self._images.path(version).exists):
-            return {"pieces": None}
-        raise NotFound(f"version {version} is not on this server")
-
-    async def _blocks(self, _peer: ServerId, body: Mapping[str, Any], accept: Accept) -> None:
-        version = _version(body)
-        manifest = await asyncio.to_thread(self._images.manifest, version)
-        reader: Part | Whole | None = self._part_of(version)
-        if reader is None:
-            reader = await asyncio.to_thread(Whole, self._images, version, manifest)
+        servings = self._servings.setdefault(version, [])
+        if len(servings) >= SERVED:
+            raise Unavailable(f"version {version} is given to {SERVED} servers already", code="busy")
+        serving = _Serving(self, peer, version)
+        servings.append(serving)
         try:
-            stream = await accept()
-            while number := await _number(stream.reader):
-                piece = int.from_bytes(number)
-                if piece >= manifest.pieces:
-                    raise Refused(f"version {version} has no piece {piece}")
-                data = await asyncio.to_thread(reader.read, piece)
-                stream.writer.write(len(data).to_bytes(4))
-                stream.writer.write(data)
-                await stream.writer.drain()
+            await serving.prepare()
+            await serving.serve(await accept())
         finally:
-            if isinstance(reader, Whole):
-                reader.close()
+            servings.remove(serving)
+            serving.close()
+
+    def _deal(self, version: VersionId) -> Deal:
+        return self._deals.setdefault(version, Deal())
+
+
+class _Serving:
+    """One receiver that draws one version from this server."""
+
+    def __init__(self, source: Source, peer: ServerId, version: VersionId) -> None:
+        self._source = source
+        self._images = source._images
+        self._peer = peer
+        self._version = version
+        self._deal: Deal | None = None
+        self._part: Part | None = None
+        self._whole: Whole | None = None
+        self._news: list[int] = []
+        self._asked: deque[tuple[int, int, int]] = deque()
+        self._something = asyncio.Event()
+        self._hung_up = False
+
+    async def prepare(self) -> None:
+        """Find what there is to give; raise `NotFound` if nothing is."""
+        self._manifest = await background(self._images.manifest, self._version)
+        self._part = self._source._part_of(self._version)
+        if self._part is None:
+            await self._open_whole()
+        else:
+            self._part.listeners.add(self._gained)
+
+    async def _open_whole(self) -> None:
+        self._whole = await background(Whole, self._images, self._version, self._manifest)
+        self._deal = self._source._deal(self._version)
+        self._deal.joins(self._peer)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._part is not None:
+            self._part.listeners.discard(self._gained)
+        if self._whole is not None:
+            self._whole.close()
+        if self._deal is not None:
+            self._deal.leaves(self._peer)
+            if not self._deal.receivers:
+                self._source._deals.pop(self._version, None)
+
+    async def serve(self, stream: Stream) -> None:
+        """Answer until the receiver hangs up."""
+        _keep_short(stream)
+        await stream.reader.readexactly(len(frames.HELLO))
+        self._have(stream)
+        listening = asyncio.create_task(self._listen(stream.reader))
+        try:
+            while not self._hung_up:
+                self._something.clear()
+                self._tell(stream)
+                if self._asked:
+                    await self._answer(stream, *self._asked.popleft())
+                else:
+                    await self._something.wait()
+            await stream.writer.drain()
+            if listening.done():
+                listening.result()
+        finally:
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while True:
+                question = await reader.readexactly(frames.QUESTION.size)
+                if len(self._asked) > 2 * MOST_ASKS:
+                    raise Refused(f"more than {2 * MOST_ASKS} questions at once")
+                piece, wanted, flags = frames.QUESTION.unpack(question)
+                if piece >= self._manifest.pieces:
+                    raise Refused(f"version {self._version} has no piece {piece}")
+                self._asked.append((piece, wanted, flags))
+                self._something.set()
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            self._hung_up = True
+            self._something.set()
+
+    def _gained(self, piece: int) -> None:
+        self._news.append(piece)
+        self._something.set()
+
+    def _have(self, stream: Stream) -> None:
+        have = b""
+        if self._part is not None:
+            have = self._part.have.to_bytes(-(-self._manifest.pieces // 8), "little")
+        _frame(stream, Kind.HAVE, data=have)
+
+    def _tell(self, stream: Stream) -> None:
+        """Send the news, if there are any."""
+        if self._news:
+            news, self._news = self._news, []
+            _frame(stream, Kind.NEWS, data=frames.spelled(news))
+        if self._deal is not None and (given := self._deal.news(self._peer)):
+            _frame(stream, Kind.GIVEN, data=frames.spelled(listed(given)))
+
+    async def _answer(self, stream: Stream, piece: int, wanted: int, flags: int) -> None:
+        if self._deal is not None:
+            if not self._deal.asked(self._peer, piece, insist=bool(flags & frames.INSIST)):
+                _frame(stream, Kind.DECLINED, piece=piece)
+                return
+            for other in self._source._servings.get(self._version, ()):
+                if other is not self and other._deal is not None:
+                    other._something.set()
+        data = await self._read(piece, wanted)
+        expected = sum(block.length for block in self._manifest.some(piece, wanted))
+        if not expected or len(data) != expected:
+            if data:
+                logger.warning("an image's file is shorter than it should be", extra={"version": self._version})
+            _frame(stream, Kind.LACKING, piece=piece)
+            return
+        await self._send(stream, piece, data)
+
+    async def _read(self, piece: int, wanted: int) -> bytes:
+        if self._part is not None:
+            try:
+                return await background(self._part.read, piece, wanted)
+            except Unavailable:  # the copy ended: well, or it is begun anew
+                self._part.listeners.discard(self._gained)
+                self._part = None
+                await self._open_whole()
+        assert self._whole is not None  # noqa: S101 - there is always one of the two
+        return await background(self._whole.read, piece, wanted)
+
+    async def _send(self, stream: Stream, piece: int, data: bytes) -> None:
+        stream.writer.write(frames.HEAD.pack(Kind.BLOCKS, piece, len(data)))
+        view = memoryview(data)
+        source = self._source
+        for at in range(0, len(data), _SLICE):
+            part = view[at : at + _SLICE]
+            if source._clock is not None:
+                wait_s = source._budget.spend(len(part), now=source._clock.monotonic())
+                if wait_s:
+                    await source._clock.sleep(wait_s)
+            stream.writer.write(part)
+            await stream.writer.drain()
+            source._sent[self._version] = source._sent.get(self._version, 0) + len(part)
+
+
+def _frame(stream: Stream, kind: Kind, *, piece: int = 0, data: bytes = b"") -> None:
+    stream.writer.write(frames.HEAD.pack(kind, piece, len(data)) + data)
+
+
+def _keep_short(stream: Stream) -> None:
+    """Let little wait in this connection: news overtakes nothing, and many connections add up."""
+    stream.writer.transport.set_write_buffer_limits(high=_SLICE)
+    sock = stream.writer.get_extra_info("socket")
+    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
 
 
 async def fetch_manifest(requests: Requests, server: ServerId, version: Version) -> bytes:
@@ -97,43 +263,11 @@ async def fetch_manifest(requests: Requests, server: ServerId, version: Version)
     return data
 
 
-async def fetch_pieces(requests: Requests, server: ServerId, version: VersionId, *, count: int) -> int:
-    """Return the set of pieces that another server can give."""
-    answer = await requests.call(server, "pieces", {"version": version}, timeout_s=5.0)
-    told = answer.get("pieces")
-    everything = (1 << count) - 1
-    return everything if told is None else int.from_bytes(_unpacked(told), "little") & everything
-
-
-async def open_blocks(requests: Requests, server: ServerId, version: Version) -> Stream:
+async def open_blocks(requests: Requests, server: ServerId, version: Version, *, pieces: int) -> Inlet:
     """Open the stream on which pieces are asked for."""
-    return await requests.open(server, "blocks", {"version": version.id, "manifest_hash": version.manifest_hash})
-
-
-def ask(stream: Stream, piece: int) -> None:
-    """Ask for a piece; answers come in the order of asking."""
-    stream.writer.write(piece.to_bytes(4))
-
-
-async def answered(stream: Stream) -> bytes:
-    """Return the next answer, empty if the source hasn't that piece; raise `Unavailable` if none comes."""
-    try:
-        async with asyncio.timeout(SILENCE_S):
-            length = int.from_bytes(await stream.reader.readexactly(4))
-            if length > _MOST_PIECE:
-                raise Unavailable(f"a piece of {length} bytes was announced; no piece is that large")
-            return await stream.reader.readexactly(length)
-    except TimeoutError:
-        raise Unavailable(f"no block came for {SILENCE_S:g} s") from None
-    except (OSError, EOFError) as error:
-        raise Unavailable(f"the stream of blocks broke: {error}") from error
-
-
-async def _number(reader: asyncio.StreamReader) -> bytes:
-    try:
-        return await reader.readexactly(4)
-    except asyncio.IncompleteReadError:
-        return b""
+    body = {"version": version.id, "manifest_hash": version.manifest_hash}
+    stream = await requests.open(server, "blocks", body)
+    return Inlet(stream, pieces=pieces, largest=m.PIECE_BYTES)
 
 
 def _version(body: Mapping[str, Any]) -> VersionId:

@@ -10,8 +10,9 @@ from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.rows import Row, one, rows
+from kmgr.replica.commands import forget_version
 from kmgr.replica.model import VersionState
-from kmgr.templates.model import Refresh
+from kmgr.templates.model import Kind, Refresh
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
@@ -28,7 +29,7 @@ _CHANGEABLE = (*LIMITS, "notes", "refresh", "enabled")
 def create_template(db: Database, command: Command) -> Outcome:
     """Add a template.
 
-    body: template, name, notes, image, version, vcpus, memory_mib, standby, maximum, refresh
+    body: template, name, notes, image, version, vcpus, memory_mib, standby, maximum, refresh, kind? (pooled)
     """
     body = command.body
     if not _NAME.fullmatch(str(body["name"])):
@@ -46,13 +47,14 @@ def create_template(db: Database, command: Command) -> Outcome:
         return Rejected("refused", problem)
     db.execute(
         "insert into templates (id, name, notes, image, version, vcpus, memory_mib, standby, maximum, refresh,"
-        " enabled, broken_cause, next_number, created_at, changed_at)"
-        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, '', 1, ?, ?)",
+        " enabled, broken_cause, next_number, created_at, changed_at, kind)"
+        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, '', 1, ?, ?, ?)",
         [
             *(body[name] for name in ("template", "name", "notes", "image", "version", "vcpus", "memory_mib")),
             *(body[name] for name in ("standby", "maximum", "refresh")),
             command.at,
             command.at,
+            body.get("kind", Kind.POOLED),
         ],
     )
     note(db, command, "template", body["template"], f"template {body['name']} created")
@@ -66,6 +68,11 @@ def update_template(db: Database, command: Command) -> Outcome:
         return row
     changes = {name: value for name, value in command.body.items() if name != "template"}
     unknown = sorted(set(changes) - set(_CHANGEABLE))
+    if "kind" in unknown:
+        return Rejected(
+            "refused",
+            "whether desktops are pooled or personal is chosen once: make another template for the other kind",
+        )
     if unknown:
         return Rejected("refused", f"a template has no {', '.join(unknown)} that could be changed")
     merged = {**row, **changes}
@@ -139,9 +146,9 @@ def delete_image(db: Database, command: Command) -> Outcome:
     if users:
         names = ", ".join(row["name"] for row in users)
         return Rejected("conflict", f"golden image {image['name']} is used by {names}: delete these templates first")
-    versions = "select id from versions where image = ?"
-    db.execute(f"delete from holdings where version in ({versions})", [image["id"]])  # noqa: S608 - constant text
-    db.execute("delete from versions where image = ?", [image["id"]])
+    for version in rows(db, "select id from versions where image = ? order by number", [image["id"]]):
+        forget_version(db, version["id"])
+    db.execute("delete from image_copies where image = ?", [image["id"]])
     db.execute("delete from images where id = ?", [image["id"]])
     note(db, command, "image", image["id"], f"golden image {image['name']} deleted")
     return Applied()
@@ -161,6 +168,8 @@ def _shape_problem(body: Mapping[str, Any]) -> str:
         return f"{body['standby']} standby desktops are more than the maximum of {body['maximum']}"
     if body["refresh"] not in list(Refresh):
         return f"{body['refresh']!r} is no refresh policy: choose {' or '.join(Refresh)}"
+    if body.get("kind", Kind.POOLED) not in list(Kind):
+        return f"{body['kind']!r} is no kind of desktop: choose {' or '.join(Kind)}"
     if not isinstance(body["notes"], str) or body.get("enabled", True) not in (True, False):
         return "notes are a text, and a template is enabled or not: true or false"
     return ""

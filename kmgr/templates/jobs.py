@@ -3,6 +3,7 @@
 Memory only. Runs in the daemon's loop.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -13,12 +14,17 @@ from kmgr.errors import KmgrError, NotFound
 # How long a failed import is told, unless somebody dismisses it or imports that image again.
 TOLD_S = 3600.0
 _MOST_FAILED = 50
+# Over how long a rate is measured.
+_RATE_S = 10.0
 _BROKE_OFF = "it broke off before it was complete; this server's log may say more. Import it again"
 
 
 @dataclass(frozen=True, slots=True)
 class ImportProgress:
-    """How far an import is: `step` in words, `percent` of the whole; `error` says why it failed, if it did."""
+    """How far an import is: `step` in words, `percent` of the whole; `error` says why it failed, if it did.
+
+    Of what arrives or is worked on `done_bytes` of `total_bytes` (0: not known) are done, at `rate_bytes_s`.
+    """
 
     id: str
     image_name: str
@@ -27,9 +33,39 @@ class ImportProgress:
     step: str = "waiting"
     percent: int = 0
     error: str = ""
+    source: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
+    rate_bytes_s: int = 0
+
+    @property
+    def remaining_s(self) -> int | None:
+        """How long this step takes yet, None if that cannot be said."""
+        if not self.rate_bytes_s or not self.total_bytes:
+            return None
+        return (self.total_bytes - self.done_bytes) // self.rate_bytes_s
 
 
 OnProgress: TypeAlias = Callable[[ImportProgress], None]
+
+
+class Rate:
+    """How fast something goes, over the last seconds."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def note(self, done: int) -> int:
+        """Note how much is done; returns bytes per second, 0 while that cannot be said."""
+        now = self._clock.monotonic()
+        if self._seen and done < self._seen[-1][1]:
+            self._seen.clear()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[0][0] > _RATE_S:
+            self._seen.popleft()
+        begin, had = self._seen[0]
+        return int((done - had) / (now - begin)) if now - begin > 0.5 else 0
 
 
 class Imports:
@@ -64,10 +100,14 @@ class Imports:
 class Job:
     """One import's line in the list; entered and left once."""
 
-    def __init__(self, progress: ImportProgress, imports: Imports, on_progress: OnProgress | None) -> None:
+    def __init__(
+        self, progress: ImportProgress, imports: Imports, on_progress: OnProgress | None, *, clock: Clock
+    ) -> None:
         self.progress = progress
         self._imports = imports
         self._on_progress = on_progress
+        self._clock = clock
+        self._rate = Rate(clock)
 
     def __enter__(self) -> "Job":
         self._imports.forget(self.progress.image_name)
@@ -83,12 +123,17 @@ class Job:
             told = error.message if isinstance(error, KmgrError) else _BROKE_OFF
             self._imports.note_failure(replace(self.progress, error=told))
 
-    def tell(self, step: str, percent: int) -> None:
-        """Note how far it is; steps never go back."""
+    def tell(self, step: str, percent: int, *, done: int = 0, total: int = 0) -> None:
+        """Note how far it is; the whole's percents never go back."""
         if self.progress.id not in self._imports.under_way or percent < self.progress.percent:
             return
-        if (step, percent) != (self.progress.step, self.progress.percent):
-            self.progress = replace(self.progress, step=step, percent=percent)
-            self._imports.under_way[self.progress.id] = self.progress
+        if step != self.progress.step:
+            self._rate = Rate(self._clock)
+        rate = self._rate.note(done) if total else 0
+        told = replace(
+            self.progress, step=step, percent=percent, done_bytes=done, total_bytes=total, rate_bytes_s=rate
+        )
+        if told != self.progress:
+            self.progress = self._imports.under_way[self.progress.id] = told
             if self._on_progress is not None:
-                self._on_progress(self.progress)
+                self._on_progress(told)

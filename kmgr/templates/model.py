@@ -9,6 +9,13 @@ from enum import StrEnum
 from kmgr.ids import ImageId, TemplateId, VersionId
 
 
+class Kind(StrEnum):
+    """Whose a desktop is: made anew after use, or kept for the one user who got it first."""
+
+    POOLED = "pooled"
+    PERSONAL = "personal"
+
+
 class Refresh(StrEnum):
     """When a pooled desktop is thrown away and made anew."""
 
@@ -24,6 +31,7 @@ class Template:
     `standby` desktops are kept ready and unclaimed, never more than `maximum`
     exist in all. `name` is also the stem of desktop names, so it is a host name.
     `broken_cause` is set when refilling was stopped after repeated failures.
+    `kind` never changes: what its desktops are to their users must not change under them.
     """
 
     id: TemplateId
@@ -40,3 +48,4 @@ class Template:
     broken_cause: str
     created_at: int
     changed_at: int
+    kind: Kind = Kind.POOLED

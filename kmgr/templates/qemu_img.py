@@ -1,15 +1,14 @@
-"""qemu-img, the only program that reads disks people offer: kept on a short leash.
+"""qemu-img, the only program that reads disks people offer: always in a cell (`sandbox`).
 
-* It is run under limits of memory, processor time and open files (prlimit), and a
-  time-out; what it prints is read up to a limit. A file made to harm costs that much.
-* The format is always given, never guessed, and paths are absolute: a name like
-  `nbd:…` or `json:…` stays a name.
-* What it may be given was looked at before (`signatures`): nothing that names other files.
+* The format is always given, never guessed; the file has a fixed name inside, so
+  a name like `nbd:…` or `json:…` cannot be meant otherwise.
+* What it may be given was looked at before (`signatures`): nothing that names other files. Should one slip through,
+  there are no other files in the cell.
+* Raw disks need no program: kmgr reads them itself (`absorb`).
 
 Runs in the daemon's loop; the program is a child process that ends with its task.
 """
 
-import asyncio
 import json
 import re
 from collections.abc import Callable
@@ -18,14 +17,19 @@ from pathlib import Path
 from typing import Any
 
 from kmgr.errors import Refused, Unavailable
+from kmgr.templates import sandbox
+from kmgr.templates.sandbox import INPUT, OUTPUT, Ended, Job
 
-_MEMORY_BYTES = 2 << 30
-_OUTPUT_BYTES = 1 << 20
-_ERRORS_BYTES = 8 << 10
 _LOOK_S = 30
+_CHECK_S = 3600
 # A disk of 16 TiB at 100 MB/s takes two days; nothing takes longer than that.
 _WORK_S = 48 * 3600
 _PERCENT = re.compile(rb"\((\d+)[.\d]*/100%\)")
+_EXTENT = re.compile(rb'"length": (\d+),[^}]*"zero": false, "data": true')
+# What `check` answers for formats that it cannot check.
+_NO_CHECK = 63
+_LEAKS = 3
+_NOT_COMPRESSED = ("vdi", "vhdx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,94 +41,71 @@ class Disk:
     data_bytes: int
 
 
-async def inspect(path: Path, *, format: str, size: int) -> Disk:
-    """Look into an image file of `size` bytes and check it for damage; raise `Refused` with what is wrong."""
-    raw = _json(await _run(["info", "-U", "--output=json", "-f", format, str(path)], limit_s=_LOOK_S))
+async def inspect(path: Path, *, format: str, size: int, judge: Callable[[int], None]) -> Disk:
+    """Look into an image file of `size` bytes and check it for damage; raise `Refused` with what is wrong.
+
+    `judge` hears the size of the disk before anything else is done that takes longer the larger it is.
+    """
+    told = await _qemu_img(["info", "-U", "--output=json", "-f", format, INPUT], Job(path, _LOOK_S))
+    if told.code:
+        raise _failure(told, format)
+    raw = _json(told.out)
     specific = raw.get("format-specific", {}).get("data", {})
     if "backing-filename" in raw or "data-file" in specific or raw.get("encrypted"):
         raise Refused("it needs another file, or is encrypted")
-    virtual = int(raw["virtual-size"])
-    if format == "raw":
-        return Disk(format, virtual, min(virtual, int(raw["actual-size"])))
-    code, text = await _run_any(["check", "--output=json", "-f", format, str(path)], limit_s=3600)
-    if code not in (0, 3):  # 3: clusters that nobody uses, harmless
-        raise Refused(_damage(code, text, path))
-    told = _json(text.out)
-    if int(told.get("image-end-offset", 0)) - int(raw["cluster-size"]) >= size:
-        raise Refused("it is a truncated qcow2 image: some of its data lies beyond its end")
-    return Disk(format, virtual, int(told.get("allocated-clusters", 0)) * int(raw["cluster-size"]))
+    judge(int(raw["virtual-size"]))
+    await _check(path, format, size=size, cluster_bytes=int(raw.get("cluster-size", 0)))
+    data = await _data_bytes(path, format)
+    # Some drivers call everything data; without compression there cannot be more than the file is long.
+    return Disk(format, int(raw["virtual-size"]), min(data, size) if format in _NOT_COMPRESSED else data)
 
 
-async def convert(source: Path, target: Path, *, format: str, on_percent: Callable[[int], None]) -> None:
-    """Copy an image to a sparse raw file; raise `Unavailable` if the disk is full, `Refused` if it can't be read."""
-    arguments = ["convert", "-p", "-f", format, "-O", "raw", str(source), str(target)]
+async def convert(source: Path, target: Path, *, disk: Disk, on_percent: Callable[[int], None]) -> None:
+    """Copy an image into a fresh, empty sparse file; raise `Unavailable` if the disk is full, `Refused` if it's bad.
 
-    def heard(line: bytes) -> None:
-        found = _PERCENT.search(line)
-        if found:
+    It is written from the beginning to the end, as qemu-img does unless told otherwise: `absorb.follow` reads behind.
+    """
+
+    def heard(data: bytes) -> None:
+        for found in _PERCENT.finditer(data):
             on_percent(int(found[1]))
 
-    code, text = await _run_any(arguments, limit_s=_WORK_S, on_output=heard)
-    if code:
-        raise _failure(code, text.errors)
+    arguments = ["convert", "-p", "-n", "--target-is-zero", "-f", disk.format, "-O", "raw", INPUT, OUTPUT]
+    job = Job(source, _WORK_S, target=target, write_bytes=disk.virtual_bytes, keep_bytes=0)
+    told = await _qemu_img(arguments, job, on_output=heard)
+    if told.code:
+        raise _failure(told, disk.format)
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
-    out: bytes
-    errors: str
+async def _qemu_img(arguments: list[str], job: Job, *, on_output: sandbox.OnOutput | None = None) -> Ended:
+    return await sandbox.run(("qemu-img", *arguments), job, on_output=on_output)
 
 
-async def _run(arguments: list[str], *, limit_s: int) -> bytes:
-    code, text = await _run_any(arguments, limit_s=limit_s)
-    if code:
-        raise _failure(code, text.errors)
-    return text.out
+async def _check(path: Path, format: str, *, size: int, cluster_bytes: int) -> None:
+    told = await _qemu_img(["check", "--output=json", "-f", format, INPUT], Job(path, _CHECK_S))
+    if told.code == _NO_CHECK:
+        return
+    if told.code not in (0, _LEAKS):  # clusters that nobody uses are harmless
+        raise Refused(_damage(told, format))
+    if format == "qcow2" and int(_json(told.out).get("image-end-offset", 0)) - cluster_bytes >= size:
+        raise Refused(f"it is a truncated {format} image: some of its data lies beyond its end")
 
 
-async def _run_any(
-    arguments: list[str], *, limit_s: int, on_output: Callable[[bytes], None] | None = None
-) -> tuple[int, _Text]:
-    limits = [f"--as={_MEMORY_BYTES}", f"--cpu={limit_s}", "--nofile=64", "--core=0"]
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *("prlimit", *limits, "--", "qemu-img", *arguments),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={"PATH": "/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C"},
-        )
-    except FileNotFoundError as error:
-        raise Unavailable("prlimit is missing on this server: install the package util-linux") from error
-    assert process.stdout is not None  # noqa: S101 - both are pipes
-    assert process.stderr is not None  # noqa: S101
-    try:
-        async with asyncio.timeout(limit_s):
-            out, errors, _ = await asyncio.gather(
-                _read(process.stdout, most=_OUTPUT_BYTES, on_output=on_output),
-                _read(process.stderr, most=_ERRORS_BYTES),
-                process.wait(),
-            )
-    except TimeoutError:
-        raise Refused(f"looking at it took longer than {limit_s} s") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode is not None  # noqa: S101 - waited for
-    return process.returncode, _Text(out, errors.decode(errors="replace"))
+async def _data_bytes(path: Path, format: str) -> int:
+    """Return how much of the disk may hold something; read as it comes, an image may have millions of extents."""
+    total, kept = 0, b""
 
+    def heard(data: bytes) -> None:
+        nonlocal total, kept
+        whole, _, kept = (kept + data).rpartition(b"\n")
+        kept = kept[-4096:]
+        total += sum(int(found[1]) for found in _EXTENT.finditer(whole))
 
-async def _read(
-    reader: asyncio.StreamReader, *, most: int, on_output: Callable[[bytes], None] | None = None
-) -> bytes:
-    """Read to the end, keep the first `most` bytes."""
-    kept = bytearray()
-    while data := await reader.read(64 * 1024):
-        if on_output is not None:
-            on_output(data[data.rfind(b"(") :])
-        kept += data[: most - len(kept)]
-    return bytes(kept)
+    job = Job(path, _CHECK_S, keep_bytes=0)
+    told = await _qemu_img(["map", "-U", "--output=json", "-f", format, INPUT], job, on_output=heard)
+    if told.code:
+        raise _failure(told, format)
+    return total + sum(int(found[1]) for found in _EXTENT.finditer(kept))
 
 
 def _json(text: bytes) -> dict[str, Any]:
@@ -137,33 +118,34 @@ def _json(text: bytes) -> dict[str, Any]:
     return found
 
 
-def _damage(code: int, text: _Text, path: Path) -> str:
-    if "beyond" in text.errors or "exceeding the end of the file" in text.errors:
-        return "it is a truncated qcow2 image: some of its data lies beyond its end"
-    if "lock" in text.errors:
+def _damage(told: Ended, format: str) -> str:
+    if "beyond" in told.errors or "exceeding the end of the file" in told.errors:
+        return f"it is a truncated {format} image: some of its data lies beyond its end"
+    if "lock" in told.errors:
         return _IN_USE
-    return f"it is damaged: {_first_line(text.errors) or 'qemu-img check found errors'} (code {code})".replace(
-        str(path), "the image"
-    )
+    return f"it is damaged: {_first_line(told.errors) or 'qemu-img check found errors'} (code {told.code})"
 
 
 _IN_USE = "it is in use by a running machine: shut that down first"
 
 
-def _failure(code: int, errors: str) -> Refused | Unavailable:
+def _failure(told: Ended, format: str) -> Refused | Unavailable:
+    code, errors = told.code, told.errors
     if "No space left" in errors or "Disk quota" in errors:
         return Unavailable(
             "the disk is full: the import was stopped and removed. Make room on this server", code="disk_full"
         )
-    if code == 127 or "failed to execute" in errors:
-        return Unavailable("qemu-img is missing on this server: install the package qemu-utils")
-    if code < 0:
-        return Refused(f"reading it took more memory or time than an image should (signal {-code})")
+    if code < 0 or code > 128:
+        return Refused(
+            f"reading it took more memory or time than an image should (signal {-code if code < 0 else code - 128})"
+        )
     if "lock" in errors:
         return Refused(_IN_USE)
+    if "Input/output error" in errors or "End of file" in errors or "beyond" in errors:
+        return Refused(f"it is a truncated or damaged {format} image: {_first_line(errors)}")
     return Refused(f"qemu-img cannot read it: {_first_line(errors)}")
 
 
 def _first_line(errors: str) -> str:
     lines = [line.strip().removeprefix("qemu-img: ") for line in errors.splitlines() if line.strip()]
-    return lines[0][:300] if lines else ""
+    return lines[0][:300].replace(INPUT, "the image").replace(OUTPUT, "the copy") if lines else ""

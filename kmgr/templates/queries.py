@@ -4,7 +4,7 @@ from sqlite_utils import Database
 
 from kmgr.grid.rows import Row, one, rows
 from kmgr.ids import TemplateId
-from kmgr.templates.model import Refresh, Template
+from kmgr.templates.model import Kind, Refresh, Template
 
 
 def templates(db: Database) -> tuple[Template, ...]:
@@ -26,4 +26,6 @@ def template_by_name(db: Database, name: str) -> Template | None:
 
 def _template(row: Row) -> Template:
     kept = {name: value for name, value in row.items() if name != "next_number"}
-    return Template(**{**kept, "refresh": Refresh(row["refresh"]), "enabled": bool(row["enabled"])})
+    return Template(
+        **{**kept, "refresh": Refresh(row["refresh"]), "enabled": bool(row["enabled"]), "kind": Kind(row["kind"])}
+    )

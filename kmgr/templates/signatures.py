@@ -1,13 +1,15 @@
 """Tell what an offered disk image is from its first bytes, before any other program opens it.
 
 A qcow2 may name other files (a backing file, an external data file) that whoever
-opens it would read too, so those are found here, in the header itself. A raw
+opens it would read too, a VMDK may be spread over several, a VDI may be the
+difference to another: those are found here, in the header itself. A raw
 disk has no mark of its own: it must at least begin like a disk, with a boot
 sector, a partition table or a file system. Whatever is something else is named.
 
 Pure: bytes in, findings out.
 """
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -19,15 +21,19 @@ SECTOR = 512
 _QCOW2 = struct.Struct(">4sIQIIQIIQQI")
 _QCOW2_MAGIC = b"QFI\xfb"
 _DIRTY, _CORRUPT, _DATA_FILE = 1, 2, 4
+_VMDK = struct.Struct("<4sIIQQQQ")
+_VMDK_MAGIC = b"KDMV"
+_VMDK_EXTENT = re.compile(rb"^\s*(?:RW|RDONLY|NOACCESS)\s+\d+\s+(\w+)", re.MULTILINE)
+_VMDK_KINDS = (b"monolithicSparse", b"streamOptimized")
+_VDI_MAGIC = b"\x7f\x10\xda\xbe"
+_VDI_KINDS = (1, 2)  # dynamic, fixed; the others are differences to another disk
+_VHDX_MAGIC = b"vhdxfile"
 
 # offset, bytes there, what it is: things that people try and that must be something else first.
 _OTHERS = (
-    (0, b"KDMV", "a VMware disk (VMDK)"),
-    (0, b"COWD", "a VMware disk (VMDK)"),
-    (0, b"# Disk DescriptorFile", "the description of a VMware disk (VMDK)"),
-    (0x40, b"\x7f\x10\xda\xbe", "a VirtualBox disk (VDI)"),
-    (0, b"vhdxfile", "a Hyper-V disk (VHDX)"),
-    (0, b"conectix", "a Hyper-V disk (VHD)"),
+    (0, b"COWD", "an old VMware disk (VMDK version 3)"),
+    (0, b"# Disk DescriptorFile", "the description of a VMware disk (VMDK) whose data lie in other files"),
+    (0, b"conectix", "an old Hyper-V disk (VHD)"),
     (0x8001, b"CD001", "a CD or DVD (ISO 9660), not an installed disk"),
     (0, b"\x1f\x8b", "compressed with gzip"),
     (0, b"\xfd7zXZ\0", "compressed with xz"),
@@ -52,9 +58,13 @@ _DISKS = (
 )
 
 
+_SECTORS_OF_DESCRIPTOR = 21
+_WHOLE = "Make it whole with: qemu-img convert -f {} -O qcow2 OLD NEW"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a file is: `format` is `qcow2` or `raw`, or empty with the reason why it can't be taken."""
+    """What a file is: `format` as qemu-img calls it, or empty with the reason why it can't be taken."""
 
     format: str
     text: str
@@ -67,6 +77,9 @@ def recognise(head: bytes, size: int) -> Finding:
     if head.startswith(_QCOW2_MAGIC):
         problem = _qcow2_problem(head, size)
         return Finding("", problem) if problem else Finding("qcow2", "a qcow2 image")
+    for mine in (_vmdk, _vdi, _vhdx):
+        if (found := mine(head, size)) is not None:
+            return found
     for offset, mark, text in _OTHERS:
         if head[offset : offset + len(mark)] == mark:
             advice = "" if "CD" in text or "PDF" in text else ". Make a qcow2 or raw image of it first"
@@ -77,7 +90,50 @@ def recognise(head: bytes, size: int) -> Finding:
             return Finding("", problem) if problem else Finding("raw", f"a raw disk with {text}")
     if _is_text(head):
         return Finding("", "it is a text file")
-    return Finding("", "it is neither qcow2 nor a raw disk: it begins with no boot sector and no file system")
+    return Finding(
+        "",
+        "it is neither qcow2, VMDK, VDI or VHDX nor a raw disk: it begins with no boot sector and no file system",
+    )
+
+
+def _vmdk(head: bytes, _: int) -> Finding | None:
+    if not head.startswith(_VMDK_MAGIC):
+        return None
+    if len(head) < _SECTORS_OF_DESCRIPTOR * SECTOR:
+        return Finding("", "it is a truncated VMware disk (VMDK)")
+    _, _, _, capacity, _, descriptor_at, descriptor_sectors = _VMDK.unpack_from(head)
+    begin = descriptor_at * SECTOR
+    text = head[begin : begin + min(descriptor_sectors, 64) * SECTOR] if descriptor_at else b""
+    extents = _VMDK_EXTENT.findall(text)
+    if not capacity or len(extents) > 1 or any(kind != b"SPARSE" for kind in extents):
+        return Finding("", f"it is a VMware disk (VMDK) whose data lie in other files. {_WHOLE.format('vmdk')}")
+    if not any(b'"' + kind + b'"' in text for kind in _VMDK_KINDS):
+        return Finding("", f"it is one part of a VMware disk (VMDK). {_WHOLE.format('vmdk')}")
+    if b"parentFileNameHint" in text or re.search(rb"parentCID=(?!ffffffff)", text, re.IGNORECASE):
+        return Finding("", f"it is a snapshot of a VMware disk (VMDK) and needs its parent. {_WHOLE.format('vmdk')}")
+    return Finding("vmdk", "a VMware disk (VMDK)")
+
+
+def _vdi(head: bytes, size: int) -> Finding | None:
+    if head[0x40:0x44] != _VDI_MAGIC:
+        return None
+    if len(head) < SECTOR:
+        return Finding("", "it is a truncated VirtualBox disk (VDI)")
+    (kind,) = struct.unpack_from("<I", head, 0x4C)
+    if kind not in _VDI_KINDS or any(head[0x1A8:0x1B8]):
+        return Finding(
+            "", f"it is a snapshot of a VirtualBox disk (VDI) and needs its parent. {_WHOLE.format('vdi')}"
+        )
+    _, data_at = struct.unpack_from("<II", head, 0x154)
+    block_bytes, extra_bytes, _, allocated = struct.unpack_from("<IIII", head, 0x178)
+    # Where such a file ends too early qemu-img would read zeros.
+    if data_at + allocated * (block_bytes + extra_bytes) > size:
+        return Finding("", "it is a truncated VirtualBox disk (VDI): some of its data lies beyond its end")
+    return Finding("vdi", "a VirtualBox disk (VDI)")
+
+
+def _vhdx(head: bytes, _: int) -> Finding | None:
+    return Finding("vhdx", "a Hyper-V disk (VHDX)") if head.startswith(_VHDX_MAGIC) else None
 
 
 def _raw_problem(size: int) -> str:

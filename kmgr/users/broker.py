@@ -112,18 +112,28 @@ class Broker:
             outcome = await self._grid.propose("desktop.claim", body, by=person.name)
         except Unavailable:
             # Without a majority nobody gets anything new, but what one has can be opened.
-            if own is None:
+            if own is None or own.personal:
                 raise
             return Ready(own, new=False)
         if isinstance(outcome, Rejected) and outcome.code == "none_ready":
             await self._ask(person, template)
             return self._wait(person, template)
+        if isinstance(outcome, Rejected) and outcome.code == "away":
+            return Wait(None, outcome.detail)
         values = applied(outcome)
         with self._grid.view() as db:
             desktop = find_desktop(db, DesktopId(values["desktop"]))
         if desktop is None:
             return self._wait(person, template)
         return Ready(desktop, bool(values["new"]))
+
+    async def delete(self, person: Person, desktop: DesktopId, *, lose: str) -> None:
+        """Delete a personal desktop with its user's work; `lose` is that user's name, as a confirmation."""
+        verdict = access.may_administer(person)
+        if not verdict.allowed:
+            raise NotAllowed(f"A personal desktop is deleted by an administrator: {verdict.reason}.")
+        body = {"desktop": desktop, "why": f"{person.name} ordered it", "lose": lose}
+        applied(await self._grid.propose("desktop.retire", body, by=person.name))
 
     def see(self, person: Person, desktop: DesktopId) -> Desktop:
         """Return a desktop that a person may see; others do not exist for them."""
@@ -198,11 +208,11 @@ class Broker:
 
 
 def _own(db: Database, person: Person, template: Template) -> Desktop | None:
-    """Return the desktop that a claim would find again."""
+    """Return the desktop that a claim would find again; a personal one also while its server is lost."""
     alive = {server.id for server in servers(db) if server.state in RUNNING}
     found = [
         d
         for d in desktops(db, template=template.id, user=person.name)
-        if d.state is DesktopState.IN_USE and d.server in alive
+        if d.owned or (d.state is DesktopState.IN_USE and d.server in alive)
     ]
     return min(found, key=lambda d: (d.claimed_at or 0, d.id), default=None)

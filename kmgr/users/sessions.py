@@ -144,7 +144,7 @@ class Sessions:
             here = {session.person.name for session in queries.sessions(db) if session.expires_at > now}
             kept = {t.id for t in templates(db) if t.refresh not in ENDS_AT_LOGOUT}
             every = desktops(db)
-        claimed = (d for d in every if d.state is DesktopState.IN_USE and d.user is not None)
+        claimed = (d for d in every if d.state is DesktopState.IN_USE and d.user is not None and not d.owned)
         return [d for d in claimed if d.user not in here and d.template not in kept and d.server in running]
 
     async def _release(self, desktop: Desktop, *, by: str) -> None:

@@ -19,11 +19,13 @@ from kmgr.entropy import new_id
 from kmgr.errors import Conflict, NotAllowed, NotFound, Refused
 from kmgr.grid.outcomes import applied
 from kmgr.ids import AccountName, DesktopId, ImageId, ServerId, VersionId
-from kmgr.provision.model import DesktopState
+from kmgr.provision.model import CopyState, DesktopState
+from kmgr.provision.queries import copies
 from kmgr.replica.model import Image, Version, VersionState
 from kmgr.settings import check as check_setting
 from kmgr.settings import problems as setting_problems
-from kmgr.templates.model import Refresh
+from kmgr.templates.addresses import check_url
+from kmgr.templates.model import Kind, Refresh
 from kmgr.users.access import may_look
 from kmgr.users.broker import Answer
 from kmgr.users.model import DirectoryConfig, Session
@@ -50,6 +52,7 @@ async def create_template(services: Services, by: str, values: Values) -> Item:
         "image": image.id,
         "version": version,
         "refresh": values.get("refresh", Refresh.ON_LOGOUT),
+        "kind": values.get("kind", Kind.POOLED),
         **{name: values[name] for name in ("vcpus", "memory_mib", "standby", "maximum")},
     }
     await _change(services, by, "template.create", body)
@@ -116,9 +119,46 @@ def dismiss_import(services: Services, import_id: str) -> None:
     services.importer.dismiss(import_id)
 
 
+async def fetch_image(
+    services: Services, by: str, name: str, url: str, *, notes: str = "", sha256: str = "", sums: str = ""
+) -> Item:
+    """Have this server download a disk; `sums` is the address of a file of checksums. Returns how far it is."""
+    check_url(url)
+    if sums and not sha256:
+        check_url(sums)
+        sha256 = await services.fetch_sum(sums, url.partition("?")[0].rpartition("/")[2])
+    made = await services.reception.fetch(by=by, image_name=name, url=url, notes=notes, sha256=sha256)
+    return present.importing(services, made.id)
+
+
+async def retry_import(services: Services, import_id: str) -> None:
+    """Try an import again that stopped for want of room or of a majority."""
+    await services.reception.retry(import_id)
+
+
+async def cancel_import(services: Services, import_id: str) -> None:
+    """Stop an upload or a download and forget what came, or show a failed import no more."""
+    if import_id in {one.id for one in services.reception.arrivals.all()}:
+        await services.reception.cancel(import_id)
+    else:
+        services.importer.dismiss(import_id)
+
+
 async def delete_image(services: Services, by: str, image: str) -> None:
     """Delete a golden image with all its versions; refused while a template uses it."""
     await _change(services, by, "image.delete", {"image": image})
+
+
+async def delete_version(services: Services, by: str, image: str, number: str) -> None:
+    """Delete one version of a golden image; refused while a template or a desktop uses it."""
+    _, version = present.version_of(services, image, number)
+    await _change(services, by, "version.delete", {"version": version["id"]})
+
+
+async def set_copies(services: Services, by: str, image: str, copies: int) -> Item:
+    """Let so many servers keep each version of a golden image; 0 is all of them."""
+    await _change(services, by, "image.copies", {"image": image, "copies": copies})
+    return present.image_of(services, image)
 
 
 # ── accounts, sessions, directories ──
@@ -249,14 +289,31 @@ async def open_desktop(services: Services, session: Session, template: str) -> A
     return await services.broker.open(session.person, template)
 
 
-async def release_desktop(services: Services, session: Session, desktop: str) -> None:
-    """Give one's desktop back, or as an administrator have anybody's removed."""
+async def release_desktop(services: Services, session: Session, desktop: str, *, lose: str = "") -> None:
+    """Give one's desktop back, or as an administrator have anybody's removed.
+
+    A personal one is deleted only with `lose`, its user's name, by an administrator.
+    """
+    if lose:
+        await services.broker.delete(session.person, DesktopId(desktop), lose=lose)
+        return
     await services.broker.release(session.person, DesktopId(desktop))
 
 
-async def retire_desktop(services: Services, by: str, desktop: str) -> None:
-    """Have a desktop removed, whoever uses it."""
-    await _change(services, by, "desktop.retire", {"desktop": desktop, "why": f"{by} ordered it"})
+async def retire_desktop(services: Services, by: str, desktop: str, *, lose: str = "") -> None:
+    """Have a desktop removed, whoever uses it; a personal one needs its user's name in `lose`."""
+    why = {"desktop": desktop, "why": f"{by} ordered it"}
+    await _change(services, by, "desktop.retire", {**why, "lose": lose} if lose else why)
+
+
+async def drop_superseded(services: Services, by: str, desktop: str, server: str, generation: int) -> None:
+    """Delete a personal desktop's former disk on a server."""
+    found = DesktopId(desktop)
+    with services.grid.view() as db:
+        kept = copies(db, desktop=found, server=ServerId(server))
+    if not any(copy.generation == generation and copy.state is CopyState.SUPERSEDED for copy in kept):
+        raise NotFound("there is no such former disk (any more)")
+    await _change(services, by, "copy.drop", {"desktop": found, "server": server, "generation": generation})
 
 
 async def retry_desktop(services: Services, by: str, desktop: str) -> None:

@@ -19,7 +19,7 @@ from kmgr.web.services import SERVICES, Services
 logger = logging.getLogger(__name__)
 
 LEAST_GAP_S = 0.25
-VITALS_S = 1.0
+VITALS_S = 0.5
 COMMENT_S = 15.0
 WAIT_S = 30.0
 WRITE_S = 10.0
@@ -107,7 +107,7 @@ class Hub:
     def _seen(self) -> object:
         heard = {server: vitals.heard_at for server, vitals in self._services.board.all().items()}
         importer = self._services.importer
-        return heard, importer.running(), importer.failed()
+        return heard, importer.running(), importer.failed(), self._services.reception.progress()
 
     def _tell(self, event: str, data: str) -> None:
         for listener in self._listeners:

@@ -4,7 +4,7 @@ Each function reads one `grid.view()` and returns dicts made by `records`.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import kmgr.balancer.queries as balancer_queries
 import kmgr.grid.queries as grid_queries
@@ -16,14 +16,18 @@ from kmgr.balancer.maintenance import weigh
 from kmgr.balancer.redundancy import Maintenance
 from kmgr.errors import NotFound
 from kmgr.grid.island_rules import limits
-from kmgr.grid.model import Server, ServerState, Vitals
-from kmgr.ids import DesktopId, ImageId, ServerId, TemplateId, VersionId
-from kmgr.provision.model import DesktopState
-from kmgr.replica.model import Version
+from kmgr.grid.model import Server, ServerState
+from kmgr.ids import DesktopId, TemplateId
+from kmgr.provision.model import Desktop, DesktopState
 from kmgr.settings import SETTINGS
+from kmgr.templates.jobs import ImportProgress
 from kmgr.users.access import may_administer
+from kmgr.users.broker import Offer
 from kmgr.users.model import Session
-from kmgr.web import records
+from kmgr.web import present_copies, records
+from kmgr.web.present_images import image_of as image_of
+from kmgr.web.present_images import images as images
+from kmgr.web.present_images import version_of as version_of
 from kmgr.web.records import Item, ServerNames
 from kmgr.web.services import Services
 
@@ -80,31 +84,6 @@ def servers(services: Services) -> list[Item]:
     ]
 
 
-def images(services: Services) -> list[Item]:
-    """Return the golden images by name, each with its versions and where they are."""
-    with services.grid.view() as db:
-        found = replica_queries.images(db)
-        by_image: dict[ImageId, list[Version]] = {one.id: [] for one in found}
-        for one in replica_queries.versions(db):
-            by_image.setdefault(one.image, []).append(one)
-        holders: dict[VersionId, list[ServerId]] = {}
-        for holding in replica_queries.holdings(db):
-            holders.setdefault(holding.version, []).append(holding.server)
-        known = [one.id for one in grid_queries.servers(db)]
-    heard = {one: vitals for one, vitals in services.board.all().items() if one in known}
-
-    def shown(record: Version) -> Item:
-        here = holders.get(record.id, [])
-        return records.version(record, holders=here, progress=_progress(record.id, here, heard))
-
-    return [records.image(one, map(shown, sorted(by_image[one.id], key=lambda v: v.number))) for one in found]
-
-
-def image_of(services: Services, image_id: str) -> Item:
-    """Return one golden image."""
-    return _found(images(services), "id", image_id, "golden image")
-
-
 def templates(services: Services) -> list[Item]:
     """Return the templates by name, with the counts of their desktops."""
     with services.grid.view() as db:
@@ -153,8 +132,8 @@ def desktops(services: Services, session: Session, *, own: bool = False) -> list
     with services.grid.view() as db:
         found = provision_queries.desktops(db, user=None if every else person.name)
         template_names = {one.id: one.name for one in template_queries.templates(db)}
-        server_names = _server_names(grid_queries.servers(db, removed=True))
-    return [records.desktop(one, templates=template_names, servers=server_names) for one in found]
+        sight = present_copies.look(services, db)
+    return [_desktop(one, template_names, sight) for one in found]
 
 
 def desktop_of(services: Services, session: Session, desktop_id: str) -> Item:
@@ -162,16 +141,32 @@ def desktop_of(services: Services, session: Session, desktop_id: str) -> Item:
     found = services.broker.see(session.person, DesktopId(desktop_id))
     with services.grid.view() as db:
         template_names = {one.id: one.name for one in template_queries.templates(db)}
-        server_names = _server_names(grid_queries.servers(db, removed=True))
+        sight = present_copies.look(services, db)
     waiting = services.waiting(found.id) if found.server == services.own.server else ""
-    return {**records.desktop(found, templates=template_names, servers=server_names), "waiting": waiting}
+    shown = _desktop(found, template_names, sight)
+    return {**shown, "waiting": waiting, "superseded": sight.superseded(found)}
 
 
 def offers(services: Services, session: Session) -> list[Item]:
     """Return what this person may use, by name."""
     with services.grid.view() as db:
-        names = _server_names(grid_queries.servers(db, removed=True))
-    return [records.offer(one, servers=names) for one in services.broker.offers(session.person)]
+        sight = present_copies.look(services, db)
+
+    def shown(one: Offer) -> Item:
+        names = {one.template.id: one.template.name}
+        return records.offer(one, desktop=_desktop(one.desktop, names, sight) if one.desktop else None)
+
+    return [shown(one) for one in services.broker.offers(session.person)]
+
+
+def _desktop(one: Desktop, names: records.TemplateNames, sight: present_copies.Sight) -> Item:
+    return records.desktop(
+        one,
+        templates=names,
+        servers=sight.names,
+        protection=sight.protection(one),
+        taken_over=sight.taken_over(one),
+    )
 
 
 def sessions(services: Services, asking: Session) -> list[Item]:
@@ -236,9 +231,22 @@ def events(
     return [records.event(one, servers=names) for one in found]
 
 
+def _imports(services: Services) -> tuple[ImportProgress, ...]:
+    importer = services.importer
+    return (*importer.failed(), *services.reception.progress(), *importer.running())
+
+
 def imports(services: Services) -> list[Item]:
     """Return the imports that failed on this server within the last hour, then those that run; each oldest first."""
-    return [records.importing(one) for one in (*services.importer.failed(), *services.importer.running())]
+    return [records.importing(one) for one in _imports(services)]
+
+
+def importing(services: Services, import_id: str) -> Item:
+    """Return one import of this server."""
+    for one in _imports(services):
+        if one.id == import_id:
+            return records.importing(one)
+    raise NotFound(f"there is no import {import_id} on this server: it ended, was cancelled or expired")
 
 
 def redundancy(services: Services) -> Item:
@@ -301,19 +309,6 @@ def _problems(servers: Iterable[Item], templates: Iterable[Item], short: Iterabl
         if text:
             found.append({"kind": "template", "id": one["id"], "name": one["name"], "text": text})
     return found
-
-
-def _progress(
-    version: VersionId, holders: Iterable[ServerId], heard: Mapping[ServerId, Vitals]
-) -> dict[ServerId, int]:
-    done = set(holders)
-    told = dict.fromkeys(sorted(done), 100)
-    for one in sorted(heard):
-        here, whole = heard[one].images.get(version, (0, 0))
-        if one not in done and whole:
-            # The last percent is said by the log: the server has verified and synced everything.
-            told[one] = min(99, 100 * here // whole)
-    return told
 
 
 def _server_names(records: Iterable[Server]) -> ServerNames:

@@ -109,6 +109,7 @@ def template(
         "standby": record.standby,
         "maximum": record.maximum,
         "refresh": str(record.refresh),
+        "kind": str(record.kind),
         "enabled": record.enabled,
         "broken_cause": record.broken_cause,
         "ready": states.get(DesktopState.READY, 0),
@@ -126,7 +127,14 @@ def assignment(record: Assignment) -> Item:
     return {"kind": str(record.kind), "subject": record.subject}
 
 
-def desktop(record: Desktop, *, templates: TemplateNames, servers: ServerNames) -> Item:
+def desktop(
+    record: Desktop,
+    *,
+    templates: TemplateNames,
+    servers: ServerNames,
+    protection: Item | None = None,
+    taken_over: Item | None = None,
+) -> Item:
     """Present a desktop, the same on every server; `templates` and `servers` map ids to names."""
     return {
         "id": record.id,
@@ -145,6 +153,9 @@ def desktop(record: Desktop, *, templates: TemplateNames, servers: ServerNames) 
         "created_at": record.created_at,
         "ready_at": record.ready_at,
         "claimed_at": record.claimed_at,
+        "kind": str(record.kind),
+        "protection": protection,
+        "taken_over": taken_over,
     }
 
 
@@ -215,17 +226,22 @@ def importing(record: ImportProgress) -> Item:
         "step": record.step,
         "percent": record.percent,
         "error": record.error,
+        "source": record.source,
+        "done_bytes": record.done_bytes,
+        "total_bytes": record.total_bytes,
+        "rate_bytes_s": record.rate_bytes_s,
+        "remaining_s": record.remaining_s,
     }
 
 
-def offer(record: Offer, *, servers: ServerNames) -> Item:
+def offer(record: Offer, *, desktop: Item | None) -> Item:
     """Present a template that somebody may use."""
-    known = {record.template.id: record.template.name}
     return {
         "template": record.template.id,
         "name": record.template.name,
         "notes": record.template.notes,
-        "desktop": desktop(record.desktop, templates=known, servers=servers) if record.desktop else None,
+        "kind": str(record.template.kind),
+        "desktop": desktop,
         "standby": record.standby,
         "reason": record.reason,
     }

@@ -18,12 +18,15 @@ from kmgr.grid.port import Grid, Requests, VitalsBoard
 from kmgr.grid.preflight import Finding
 from kmgr.ids import DesktopId
 from kmgr.replica.images import Images
+from kmgr.templates.folder import Folder
 from kmgr.templates.importer import Importer
+from kmgr.templates.reception import Reception
 from kmgr.users.broker import Broker
 from kmgr.users.model import DirectoryConfig
 from kmgr.users.sessions import Sessions
 
 Invite: TypeAlias = Callable[[str], Awaitable[Invitation]]
+FetchSum: TypeAlias = Callable[[str, str], Awaitable[str]]
 TryDirectory: TypeAlias = Callable[[DirectoryConfig, str, str], Awaitable[str]]
 
 
@@ -33,6 +36,7 @@ class Services:
 
     `invite(by)` makes an invitation for one new server. `try_directory(config, name, password)` logs a person in at a
     directory that is not saved yet and returns who that is in words; it raises what the directory says.
+    `fetch_sum(url, name)` reads a file's SHA-256 from a file of checksums.
     `waiting(desktop)` says what a desktop on this server waits for, empty if nothing.
     """
 
@@ -46,6 +50,9 @@ class Services:
     sessions: Sessions
     broker: Broker
     importer: Importer
+    reception: Reception
+    fetch_sum: FetchSum
+    folder: Folder
     images: Images
     invite: Invite
     try_directory: TryDirectory

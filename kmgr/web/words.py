@@ -14,7 +14,7 @@ _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
 _FULL = 90
 _TIGHT = 75
 
-_SETTING_UNITS: Mapping[str, str] = {"ms": "ms", "s": "s", "hours": "hours"}
+_SETTING_UNITS: Mapping[str, str] = {"ms": "ms", "s": "s", "hours": "hours", "days": "days", "mib_s": "MiB/s"}
 
 # What a state is called on pages, and the colour of its badge (Tabler's names).
 STATES: Mapping[str, tuple[str, str]] = {
@@ -115,7 +115,8 @@ def sentence(text: str) -> str:
 
 def unit(name: str) -> str:
     """Return the unit that the name of a setting ends with, empty for a mere count."""
-    return _SETTING_UNITS.get(name.rpartition("_")[2], "")
+    last_two, last = "_".join(name.split("_")[-2:]), name.rpartition("_")[2]
+    return _SETTING_UNITS.get(last_two) or _SETTING_UNITS.get(last, "")
 
 
 def plural(count: int, one: str, many: str = "") -> str:

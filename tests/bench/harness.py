@@ -78,10 +78,13 @@ def report(figures: list[Figure], *, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{k: v for k, v in asdict(f).items() if k != "spread"} for f in figures]
     path.write_text(json.dumps(rows, indent=2) + "\n")
-    print(f"{'':<44} {'median':>10} {'floor':>10} {'ratio':>7} {'n':>4}  min … max", file=sys.stdout)
+    wide = max(44, *(len(f.name) for f in figures))
+    print(f"{'':<{wide}} {'median':>10} {'floor':>10} {'peer':>10} {'ratio':>7} {'n':>4}  min … max", file=sys.stdout)
     for f in figures:
         floor = "-" if f.floor is None else f"{f.floor:.2f}"
+        peer = "-" if f.peer is None else f"{f.peer:.2f}"
         ratio = "-" if f.ratio is None else f"{f.ratio:.2f}"
         low, high = f.spread or (f.value, f.value)
-        print(f"{f.name:<44} {f.value:>10.2f} {floor:>10} {ratio:>7} {f.n:>4}  {low:.2f} … {high:.2f} {f.unit}")
+        numbers = f"{f.value:>10.2f} {floor:>10} {peer:>10} {ratio:>7} {f.n:>4}"
+        print(f"{f.name:<{wide}} {numbers}  {low:.2f} … {high:.2f} {f.unit}")
     print(f"\nwritten to {path}")

@@ -213,6 +213,25 @@ async def test_a_newer_generation_replaces_an_older_one_even_while_it_runs(bench
     assert await domains(it) == [DomainStatus(D1, 2, OFF)]
 
 
+async def test_a_personal_one_is_told_apart_halted_and_goes_on(bench: Bench) -> None:
+    it = bench.hypervisor
+    await it.define(replace(bench.spec(D1), personal=True))
+    await it.suspend(D1)  # off: nothing to halt
+    await it.start(D1)
+    await it.define(bench.spec(D2))
+    for _ in range(2):
+        await it.suspend(D1)
+    assert await domains(it) == [
+        DomainStatus(D1, 1, DomainState.PAUSED, personal=True),
+        DomainStatus(D2, 1, OFF, personal=False),
+    ]
+    await it.suspend(NONE)  # gone: nothing to halt
+    await it.start(D1)
+    assert await domains(it) == [DomainStatus(D1, 1, RUNNING, personal=True), DomainStatus(D2, 1, OFF)]
+    await it.remove(D1)
+    await it.remove(D2)
+
+
 async def test_one_that_went_off_is_started_again(bench: Bench) -> None:
     it = bench.hypervisor
     await it.define(bench.spec(D1))

@@ -78,6 +78,9 @@ def prepared(room: Room, heading: str, machine: str, line: str) -> None:
     if heading == "Replacing a server" and line == "kmgr drain two":
         wait_for("three is up", lambda: states(room.admin("one"))["three"] == "up", timeout_s=WITHIN_S)
         voters(room, "one", "two", "three")
+    if heading == "Moving images to another disk" and line == "systemctl stop kmgr":
+        held = lambda: len(room.admin("one").items("images")[0]["versions"][0]["servers"])  # noqa: E731
+        wait_for("three has the image", lambda: held() == 2, timeout_s=WITHIN_S)
     if heading == "Letting a removed server return" and line == "systemctl stop kmgr":
         wait_for("three is told", lambda: is_told(room, "three"), timeout_s=WITHIN_S)
 
@@ -214,6 +217,29 @@ def moved(room: Room) -> None:
     boss.ask("PATCH", "/settings", {"login_tries": 10}).ok()
     room["w"].start()
     all_up(room, "one", "three", "w")
+
+
+@check("Moving images to another disk")
+def images_moved(room: Room) -> None:
+    boss, three = all_up(room, "one", "three", "w"), room["three"]
+    held = lambda: len(boss.items("images")[0]["versions"][0]["servers"])  # noqa: E731
+    images, big = three.data / "images", room.folder / "three-big"
+    assert images.is_symlink()
+    assert held() == 2
+    # The disk is not mounted: not a loss of images, and it goes on when it is.
+    three.stop()
+    away = big.rename(room.folder / "away")
+    three.start()
+    problems = lambda: " ".join(  # noqa: E731
+        problem for s in boss.items("servers") if s["name"] == "three" for problem in s["problems"]
+    )
+    wait_for("it is told", lambda: "disk of golden images is not there" in problems(), timeout_s=WITHIN_S)
+    assert held() == 2
+    assert not next(s for s in boss.items("servers") if s["name"] == "three")["can_run_desktops"]
+    away.rename(big)
+    wait_for("it goes on", lambda: "not there" not in problems(), timeout_s=WITHIN_S)
+    assert three.log.count("copied in") == 1
+    assert not (three.data / "images-before").exists()
 
 
 @check("Removing a dead server")

@@ -121,6 +121,8 @@ class Room:
             case ["systemctl", "restart", _]:
                 machine.stop()
                 machine.start()
+            case ["cp" | "mv" | "ln" | "rm", *_]:
+                subprocess.run([self._there(machine, word) for word in words], check=True)
             case ["kmgr", *rest]:
                 self._kmgr(machine, rest)
             case _:
@@ -153,6 +155,12 @@ class Room:
         if machine.is_witness:
             for path in (machine.data, *machine.data.rglob("*")):
                 subprocess.run(["chown", f"{NOBODY}:{NOBODY}", path], check=True)
+
+    def _there(self, machine: Machine, word: str) -> str:
+        """Put this machine's folders in place of the page's."""
+        big = self.folder / f"{machine.name}-big"
+        big.mkdir(exist_ok=True, mode=0o711)
+        return word.replace("/var/lib/kmgr", str(machine.data)).replace("/mnt/big", str(big))
 
     def _here(self, word: str) -> str:
         """Put this machine's ports and folders in place of the page's."""

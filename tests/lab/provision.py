@@ -13,6 +13,7 @@ from kmgr.grid.local import LocalGrid, LocalLog
 from kmgr.grid.schema import SCHEMA as GRID_SCHEMA
 from kmgr.ids import DesktopId, ServerId, VersionId
 from kmgr.provision import commands as provision_commands
+from kmgr.provision import copy_commands
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.fake import FakeHypervisor
 from kmgr.provision.model import Desktop
@@ -31,6 +32,7 @@ APPLIERS = {
     **replica_commands.APPLIERS,
     **template_commands.APPLIERS,
     **provision_commands.APPLIERS,
+    **copy_commands.APPLIERS,
 }
 
 

@@ -30,7 +30,11 @@ from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.display import serve_display
 from kmgr.provision.fake import FakeHypervisor
 from kmgr.replica.images import Images
+from kmgr.templates.arrivals import Arrivals
+from kmgr.templates.download import Downloader
+from kmgr.templates.folder import Folder
 from kmgr.templates.importer import Importer
+from kmgr.templates.reception import Reception
 from kmgr.users.broker import Broker
 from kmgr.users.directories import directories_of
 from kmgr.users.directory import WrongPassword
@@ -40,6 +44,7 @@ from kmgr.web import auth
 from kmgr.web.api.openapi import describe
 from kmgr.web.api.routes import ROUTES
 from kmgr.web.app import make_app
+from kmgr.web.outgoing import WebOutgoing
 from kmgr.web.services import Services
 from tests.lab.people import RIGHT, SERVERS, Office
 from tests.lab.schemas import answer_misfits, route_of
@@ -83,6 +88,8 @@ class WebLab:
             await site.close()
         self.office.close()
 
+    own_allowed = False
+
     def grid(self, server: ServerId = SERVERS[0]) -> LocalGrid:
         """Return one server's grid."""
         return self.office.grids[SERVERS.index(server)]
@@ -105,6 +112,9 @@ class WebLab:
         data_dir = self.folder / f"data-{server}"
         data_dir.mkdir(exist_ok=True)
         images = Images(data_dir)
+        importer = Importer(grid, images, self.clock)
+        arrivals = Arrivals(images, self.clock, keep_hours=lambda: 24)
+        downloader = Downloader(WebOutgoing(), self.clock, own_allowed=lambda: self.own_allowed)
 
         async def invite(by: str) -> Invitation:
             return Invitation("word-word-word-word", self.clock.now_ms() + 900_000)
@@ -124,7 +134,10 @@ class WebLab:
             board=self.boards[server],
             sessions=Sessions(grid, directories_of(grid), clock=self.clock),
             broker=Broker(grid, clock=self.clock),
-            importer=Importer(grid, images, self.clock),
+            importer=importer,
+            reception=Reception(importer, arrivals, self.clock, download=downloader),
+            fetch_sum=downloader.checksum,
+            folder=Folder(self.folder / "imports"),
             images=images,
             invite=invite,
             try_directory=try_directory,

@@ -12,6 +12,7 @@ from typing import Any
 
 from kmgr.balancer.agent import Balancer
 from kmgr.clock import ManualClock
+from kmgr.errors import Unavailable
 from kmgr.grid.contacts import Contacts
 from kmgr.grid.envelope import Applied, Outcome
 from kmgr.grid.island import IslandGrid
@@ -23,10 +24,17 @@ from kmgr.grid.vitals import Board, Heart
 from kmgr.ids import AccountName, DesktopId, ServerId, VersionId
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.fake import FakeHypervisor
+from kmgr.provision.halting import Halting
+from kmgr.provision.lease import Lease
 from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.personal_disks import PersonalDisks
+from kmgr.provision.protection import Protection
 from kmgr.provision.queries import asks, desktops
 from kmgr.provision.timely import at_once
+from kmgr.provision.work import Personal
 from kmgr.registry import APPLIERS, ISLAND, SCHEMAS
+from kmgr.replica.mirror import CopyPoint
+from kmgr.replica.mirror_fake import FakeCopyStore, FakeDisks, FakeMirror
 from kmgr.users.broker import Answer, Broker
 from kmgr.users.model import Person, Role
 from kmgr.users.sessions import Sessions
@@ -34,6 +42,48 @@ from tests.lab.people import RIGHT, FakeDirectory
 
 IDS = tuple(ServerId(f"srv-{letter}") for letter in "abc")
 BOOT_S = 3.0
+
+
+class LabMirror(FakeMirror):
+    """A mirror whose copies need a wire between the two servers, and take `takes_s`."""
+
+    def __init__(self, lab: "Lab", server: ServerId) -> None:
+        super().__init__(lab.disks, lab.clock)
+        self._lab = lab
+        self._server = server
+        self.takes_s = 0.0
+
+    async def cycle(
+        self, desktop: DesktopId, generation: int, disk: Path, *, to: ServerId, last: CopyPoint | None
+    ) -> CopyPoint:
+        """Copy, unless a wire is cut before or meanwhile; what is in it is what the disk said in the beginning."""
+        self._lab.network.reach(self._server, to)
+        before, begun = self._lab.disks.content.get(disk, ""), self._lab.clock.now_ms()
+        if self.takes_s:
+            await self._lab.clock.sleep(self.takes_s)
+        self._lab.network.reach(self._server, to)
+        if (to, desktop, generation) in self._lab.promoted:
+            raise Unavailable("this copy has become the desktop's disk")
+        await super().cycle(desktop, generation, disk, to=to, last=last)
+        point = CopyPoint(desktop, generation, begun, 1, full=last is None, frozen=True)
+        self._lab.disks.copies[to, desktop, generation] = (point, before)
+        return point
+
+
+class LabStore(FakeCopyStore):
+    """Copies that become files, since overlays are files here."""
+
+    def __init__(self, lab: "Lab", server: ServerId) -> None:
+        super().__init__(lab.disks, server)
+        self._lab = lab
+        self._here = server
+
+    async def promote(self, desktop: DesktopId, generation: int, target: Path) -> CopyPoint:
+        """Let the copy become a file."""
+        point = await super().promote(desktop, generation, target)
+        target.touch()  # noqa: ASYNC240 - the lab has no threads
+        self._lab.promoted.add((self._here, desktop, generation))
+        return point
 
 
 class Simulated:
@@ -55,6 +105,12 @@ class Simulated:
         self.grid: Grid = self.log
         self.island: IslandGrid | None = None
         self.connected: set[str] = set()
+        self.mirror = LabMirror(lab, server)
+        self.store = LabStore(lab, server)
+        # What the guard reads from the lease's file: it outlives the daemon.
+        self.lease_until = 0.0
+        self.guard = Halting(self.hypervisor, lambda: lab.clock.monotonic() < self.lease_until, clock=lab.clock)
+        self.guarding = asyncio.create_task(self.guard.run())
         self.tasks: list[asyncio.Task[None]] = []
         if not lab.islands:
             self.begin()
@@ -91,7 +147,21 @@ class Simulated:
         shape = Shape(
             self.folder, "grid-1", self._backing, lambda desktop: self.folder / "run" / desktop, max_builds=2
         )
-        self.desktops = ProvisionAgent(grid, self.hypervisor, clock=clock, shape=shape, blocking=at_once)
+        self.lease = Lease(lease_grid(self), clock=clock, told=self._leased)
+        self.halting = Halting(self.hypervisor, self.lease.holds, clock=clock)
+        disks = PersonalDisks(self.log, self.store, data_dir=self.folder, clock=clock, blocking=at_once)
+        self.protection = Protection(
+            self.log, self.mirror, data_dir=self.folder, clock=clock, holds=self.lease.holds, blocking=at_once
+        )
+        self.desktops = ProvisionAgent(
+            grid,
+            self.hypervisor,
+            clock=clock,
+            shape=shape,
+            blocking=at_once,
+            personal=Personal(self.lease, disks),
+        )
+        self.heart.contribute("copies", self.protection.vitals)
         self.heart.contribute("desktops", self.desktops.vitals)
         self.sessions = Sessions(grid, lambda: self.lab.directory, clock=clock)
         self.broker = Broker(grid, clock=clock)
@@ -102,6 +172,7 @@ class Simulated:
         self.keeping.duty("balancer", self.balancer.run)
         self.keeping.duty("sessions", self.sessions.housekeeping)
         loops = [self.heart.run, self.leadership.run, self.keeping.run, self.desktops.run]
+        loops += [self.lease.run, self.halting.run, disks.run, self.protection.run]
         if self.island is not None:
             self.heart.contribute("island", self.island.vitals)
             loops.append(self.island.run)
@@ -132,8 +203,16 @@ class Simulated:
         file = self.image(version)
         return file if file.exists() else None
 
+    def _leased(self, until: float) -> None:
+        self.lease_until = until
+
     async def _measured(self) -> Mapping[str, Any]:
         return self.room
+
+
+def lease_grid(server: Simulated) -> Grid:
+    """Return the log that a server's lease is asked of; a test may put wires of its own before it."""
+    return server.lab.lease_wires(server.log)
 
 
 class Lab:
@@ -147,7 +226,13 @@ class Lab:
         self.log = LocalLog()
         self.network = LocalNetwork()
         self.directory = FakeDirectory()
+        self.disks = FakeDisks()
+        self.promoted: set[tuple[ServerId, DesktopId, int]] = set()
         self.servers = [Simulated(self, server) for server in self.ids]
+
+    def lease_wires(self, log: LocalGrid) -> Grid:
+        """Return the log as a lease sees it."""
+        return log
 
     async def create(self, **template: Any) -> None:
         """Let the servers join, give everyone one template of one image that is everywhere."""
@@ -170,6 +255,8 @@ class Lab:
         """Stop everything."""
         for server in self.servers:
             await server.stop()
+            server.guarding.cancel()
+            await asyncio.gather(server.guarding, return_exceptions=True)
             server.log.close()
 
     async def do(self, type: str, **body: Any) -> Mapping[str, Any]:

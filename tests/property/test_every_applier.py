@@ -26,7 +26,21 @@ TEXTS = ("", "some words", "x" * 300, "naïve\x00", "office")
 # What a field may hold, by its name: mostly the first, else things that are there or not, and what is just odd.
 FIELDS: Mapping[str, tuple[Any, ...]] = {
     "server": SERVERS,
-    "desktop": (*(f"dsk-{n}" for n in range(1, 9)), "dsk-new", "dsk-none"),
+    "desktop": (*(f"dsk-{n}" for n in range(1, 9)), "dsk-new", "dsk-none", *(f"dsk-p{n}" for n in range(1, 5))),
+    "desktops": (["dsk-p1"], [], ["dsk-none", 3], "dsk-p1"),
+    "lose": ("anna", "nobody", None),
+    "lost_at": (0, 7),
+    "target": SERVERS,
+    "as_of": (900, 0, -1, HUGE, None, "1"),
+    "points": (
+        [{"desktop": "dsk-p1", "generation": 1, "server": "srv-b", "as_of": 900, "bytes": 5}],
+        [],
+        [
+            {"desktop": "dsk-p1"},
+            "dsk-p1",
+            {"desktop": "dsk-p3", "generation": 1, "server": [], "as_of": 1, "bytes": 1},
+        ],
+    ),
     "template": ("tpl-office", "tpl-off", "tpl-broken", "tpl-new", "tpl-none"),
     "version": ("ver-1", "ver-2", "ver-9", "ver-none"),
     "image": ("img-1", "img-2", "img-none"),
@@ -61,6 +75,11 @@ FIELDS: Mapping[str, tuple[Any, ...]] = {
     "used_bytes": (0, 4096, -1),
     "block_bytes": (1 << 18, 0),
     "manifest_hash": (HASH, "b" * 64, "c" * 64, "short"),
+    "copies": (2, 0, 1, -1, HUGE, True, "2"),
+    "offset": (0, 4096, HUGE, None),
+    "blocks": (1, 0, 3, -1, "1"),
+    "sources": (["srv-b"], [], ["srv-none"]),
+    "liar": SERVERS,
     "urls": (["ldaps://dc1.corp.example"], [], ["http://x"]),
     "start_tls": (True, False),
     "bind_name": ("{name}@corp", "nobody"),
@@ -102,7 +121,14 @@ BODIES: Mapping[str, str] = {
     "image.delete": "image",
     "version.add": "version image size_bytes used_bytes block_bytes manifest_hash notes server",
     "version.here": "version server",
-    "version.gone": "version server",
+    "version.gone": "version server ?why",
+    "version.repaired": "version server file offset blocks sources",
+    "version.damaged": "version server file offset blocks",
+    "version.lied": "version server liar",
+    "version.delete": "version",
+    "version.collect": "version",
+    "version.drop": "version server",
+    "image.copies": "image copies",
     "template.create": f"template name notes image version {SHAPE}",
     "template.update": "template ?notes ?vcpus ?memory_mib ?standby ?maximum ?refresh ?enabled ?name",
     "template.publish": "template version",
@@ -117,11 +143,18 @@ BODIES: Mapping[str, str] = {
     "desktop.ask": "user template",
     "desktop.unask": "user template at",
     "desktop.release": "desktop user",
-    "desktop.retire": "desktop why ?generation ?state ?server_state",
+    "desktop.retire": "desktop why ?generation ?state ?server_state ?lose",
     "desktop.removed": REPORT,
     "desktop.forget": "desktop",
     "desktop.stray": "desktop server",
     "desktop.retry": "desktop",
+    "desktop.take_over": "desktop generation server lost_at target",
+    "copy.assign": "desktop generation server",
+    "copy.points": "server points",
+    "copy.promoted": "desktop generation server as_of",
+    "copy.drop": "desktop server generation",
+    "copy.dropped": "desktop server generation",
+    "copy.alarm": "server desktops cause over",
     "account.create": "name display_name role groups password_hash",
     "account.update": "name ?display_name ?role ?groups ?disabled ?password_hash",
     "account.password": "name password_hash",
@@ -148,6 +181,16 @@ FITTING = {
     ("desktop.removed", "desktop"): "dsk-6",
     ("desktop.retry", "desktop"): "dsk-5",
     ("desktop.forget", "desktop"): "dsk-7",
+    ("desktop.take_over", "desktop"): "dsk-p2",
+    ("desktop.take_over", "server"): "srv-lost",
+    ("copy.assign", "desktop"): "dsk-p2",
+    ("copy.assign", "server"): "srv-a",
+    ("copy.promoted", "desktop"): "dsk-p3",
+    ("copy.drop", "desktop"): "dsk-p3",
+    ("copy.drop", "server"): "srv-b",
+    ("copy.drop", "generation"): 0,
+    ("copy.dropped", "desktop"): "dsk-none",
+    ("copy.dropped", "server"): "srv-gone",
     ("template.create", "template"): "tpl-new",
     ("template.create", "name"): "fresh",
     ("account.create", "name"): "berta",
@@ -186,6 +229,7 @@ def grid() -> State:
     state.template("off", enabled=0)
     state.template("broken", broken_cause="it does not boot")
     state.template("none-left", version="ver-9")
+    personal(state)
     for n, stands in enumerate(("placed", "building", "ready", "in_use", "broken", "retired", "ready", "in_use"), 1):
         made = state.desktop("tpl-office", "srv-a" if n < 7 else "srv-lost", stands)  # type: ignore[arg-type]
         # Some names of an earlier template of this name are still taken.
@@ -199,6 +243,35 @@ def grid() -> State:
     state.do("invitation.create", invitation="inv-1", sealed="s", expires_at=HUGE, tries=5)
     state.do("desktop.ask", user="berta", template="tpl-broken")
     return state
+
+
+def personal(state: State) -> None:
+    """Add personal desktops and copies of them in every state."""
+    state.template("own", kind="personal")
+    made = (
+        ("p1", "srv-a", "in_use"),
+        ("p2", "srv-lost", "in_use"),
+        ("p3", "srv-a", "broken"),
+        ("p4", "srv-a", "ready"),
+    )
+    for name, server, stands in made:
+        old = state.desktop("tpl-own", server, stands)  # type: ignore[arg-type]
+        values = [f"dsk-{name}", f"own-{name}", "anna" if name != "p4" else None, old]
+        state.db.execute("update desktops set id = ?, name = ?, kind = 'personal', user = ? where id = ?", values)
+    for desktop, server, generation, stands, as_of in (
+        ("dsk-p1", "srv-b", 1, "wanted", None),
+        ("dsk-p2", "srv-a", 1, "ready", 800),
+        ("dsk-p3", "srv-b", 0, "superseded", None),
+        ("dsk-p3", "srv-a", 2, "starting", 700),
+        ("dsk-none", "srv-gone", 1, "dropping", 600),
+    ):
+        state.db.execute(
+            "insert into copies (desktop, server, generation, state, as_of, bytes, changed_at)"
+            " values (?, ?, ?, ?, ?, 0, 0)",
+            [desktop, server, generation, stands, as_of],
+        )
+    taken = ["dsk-p3", 1, "srv-lost", "srv-a", 900, 950]
+    state.db.execute("insert into take_overs values (?, ?, ?, ?, ?, ?, null)", taken)
 
 
 def values(field: str, type: str) -> st.SearchStrategy[Any]:

@@ -17,6 +17,7 @@ MOST_FUNCTION_LINES = 60
 PURE_NAMES = {
     "access", "accept", "envelope", "evacuate", "fetch", "lifecycle", "manifest", "membership", "model", "place",
     "pool", "rebalance", "reconcile", "redundancy", "refresh", "quota", "domainxml", "canary", "protect", "matching",
+    "collect", "copies", "growth",
 }  # fmt: skip
 
 # One word, one thing (docs/vocabulary.md): class names that would name a thing a second time.

@@ -219,3 +219,34 @@ def test_unknown_and_removed_servers_have_no_reasons(state: State) -> None:
     assert against(state, Remove(ServerId("srv-x"))) == ""
     state.become(C, "removed")
     assert against(state, Remove(C), A, B) == ""
+
+
+def personal(state: State, copy_on: ServerId | None) -> None:
+    """Give Anna a personal desktop on server a, with a safe copy or without."""
+    state.template("own", kind="personal", standby=0)
+    made = state.desktop("tpl-own", A, "in_use")
+    state.db.execute("update desktops set kind = 'personal', name = 'own-1' where id = ?", [made])
+    if copy_on is not None:
+        state.do("copy.assign", desktop=made, generation=1, server=copy_on)
+        point = {"desktop": made, "generation": 1, "server": copy_on, "as_of": 5, "bytes": 1}
+        state.do("copy.points", server=A, points=[point])
+
+
+def test_a_personal_desktop_without_a_safe_copy_would_stay_away_with_its_server(state: State) -> None:
+    personal(state, None)
+    found = verdict(state)
+    assert not found.ok
+    assert "The personal desktop own-1 would stay away with its server" in found.sentences[0]
+
+
+def test_with_a_safe_copy_it_may_lose_its_server_but_not_both(state: State) -> None:
+    personal(state, B)
+    assert verdict(state).ok
+    assert "own-1" not in against(state, Remove(A))
+    assert "The personal desktop own-1 would stay away" in against(state, Remove(B)).replace("the per", "The per")
+
+
+def test_removing_a_server_with_the_only_disk_of_somebodys_work_is_refused(state: State) -> None:
+    personal(state, None)
+    state.become(A, "lost")
+    assert "own-1 would be lost for good, with all that was saved" in against(state, Remove(A))

@@ -53,6 +53,39 @@ class Lab:
         await self.clock.advance(0, settle=50)
 
 
+class Beats(Board):
+    """A board that counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard = 0
+
+    def put(self, vitals: Vitals) -> None:
+        """Count and note a heartbeat."""
+        self.heard += 1
+        super().put(vitals)
+
+
+@pytest.mark.parametrize(("others", "expected"), [(1, 6), (30, 3)])
+async def test_while_something_is_watched_a_small_grid_hears_of_it_sooner(
+    tmp_path: Path, others: int, expected: int
+) -> None:
+    lab = Lab(tmp_path)
+    contacts = Contacts({A: "a:1", B: "b:1", **{ServerId(f"srv-{n}"): f"{n}:1" for n in range(1, others)}})
+    heard = Beats()
+    heart = Heart(
+        lab.grid, lab.network.port(A), board=heard, contacts=lambda: contacts, clock=lab.clock, measure=measured
+    )
+    heart.contribute("images", lambda: {"extra": {"hurry_ms": 400}})
+    running = asyncio.create_task(heart.run())
+    await lab.clock.advance(0, settle=100)
+    await lab.clock.advance(2.01, settle=100)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    lab.grid.close()
+    assert heard.heard == expected
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     lab = Lab(tmp_path)

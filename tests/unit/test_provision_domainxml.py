@@ -28,6 +28,7 @@ PLAIN = DomainSpec(
     network="user",
 )
 SPECS = {
+    "personal": replace(PLAIN, personal=True),
     "tcg-user": PLAIN,
     "kvm-bridge": replace(PLAIN, accelerator="kvm", network="bridge:br0"),
     "tcg-network": replace(PLAIN, network="network:default"),

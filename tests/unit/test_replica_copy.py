@@ -16,14 +16,19 @@ from kmgr.grid.envelope import Applied
 from kmgr.grid.local import LocalGrid, LocalLog, LocalNetwork
 from kmgr.ids import ServerId, VersionId
 from kmgr.registry import APPLIERS, SCHEMAS
+from kmgr.replica import fetch, queries, transfer
 from kmgr.replica import manifest as m
-from kmgr.replica import queries
 from kmgr.replica.agent import ReplicaAgent
+from kmgr.replica.frames import HEAD, Kind
 from kmgr.replica.images import Images, Room, room, scan, version_path
+from kmgr.replica.model import Version
 from kmgr.replica.pace import Pace
+from kmgr.replica.progress import CopyStatus
+from kmgr.replica.pull import Pull
 
 MIB = 1 << 20
 V1 = VersionId("ver-1")
+FRAME = 1000
 QUICK = Pace(look_s=0.02, pause_s=0.05, patience_s=0.2, flush_pieces=1)
 
 
@@ -67,6 +72,12 @@ class Site:
         )  # fmt: skip
         return manifest
 
+    def version(self) -> Version:
+        with self.grid.view() as db:
+            found = queries.version(db, V1)
+        assert found is not None
+        return found
+
     def holders(self) -> tuple[ServerId, ...]:
         with self.grid.view() as db:
             return queries.holders(db, V1)
@@ -105,7 +116,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def spoil(site: Site, change: Callable[[bytes], bytes]) -> None:
-    """Let a server's stream of blocks pass through `change`, answer by answer."""
+    """Let a server's stream of blocks pass through `change`: what is longer than `FRAME` are bytes of blocks."""
     handler = site.requests._handlers.stream_handler("blocks")
 
     async def spoiled(peer: ServerId, body: Any, accept: Callable[[], Awaitable[Any]]) -> None:
@@ -144,22 +155,26 @@ async def test_a_copy_that_was_broken_off_is_resumed_not_repeated(sites: list[Si
     sent = []
 
     def three_then_silence(data: bytes) -> bytes:
-        if len(data) > 4:
+        if len(data) > FRAME:
             sent.append(data)
-        return data if len(sent) <= 3 else b""
+        return data if sum(map(len, sent)) <= 3 * m.PIECE_BYTES else b""
 
     spoil(sites[0], three_then_silence)
     running = asyncio.create_task(sites[1].agent.run_once())
-    await until(lambda: sites[1].agent.progress()[V1][0] >= 12)
-    assert len(await sites[2].requests.call(sites[1].id, "pieces", {"version": V1})) == 1
+    await until(lambda: sites[1].agent.progress()[V1][0] >= 48)
+    inlet = await transfer.open_blocks(sites[2].requests, sites[1].id, sites[2].version(), pieces=manifest.pieces)
+    have = await inlet.next()
+    assert (have.kind, int.from_bytes(have.data, "little").bit_count()) == (Kind.HAVE, 3)
+    inlet.close("it was looked at")
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert not sites[1].raw.exists()
 
-    # What was flagged but is no longer right on the disk is not believed either.
-    first = manifest.piece(1)[0]
+    # What was right but is no longer so on the disk is not believed, and only that block is sent again.
+    kept = fetch.listed(int.from_bytes(have.data, "little"))
+    rotten = manifest.piece(kept[1])[0]
     with sites[1].images.side(V1, "part").open("r+b") as part:
-        part.seek(first.offset)
+        part.seek(rotten.offset)
         part.write(b"rot")
     sites[0].start()
     sites[1].start()
@@ -167,7 +182,61 @@ async def test_a_copy_that_was_broken_off_is_resumed_not_repeated(sites: list[Si
     spoil(sites[0], lambda data: (resent.append(len(data)), data)[1])
     assert "copied" in await sites[1].agent.run_once()
     assert filecmp.cmp(sites[0].raw, sites[1].raw, shallow=False)
-    assert len([size for size in resent if size > 4]) == manifest.pieces - 2
+    missing = [block for piece in range(manifest.pieces) if piece not in kept for block in manifest.piece(piece)]
+    assert sum(size for size in resent if size > FRAME) == sum(block.length for block in (*missing, rotten))
+
+
+async def test_an_unfinished_copy_removed_under_its_feet_is_named_and_begun_anew(
+    sites: list[Site], tmp_path: Path
+) -> None:
+    await sites[0].add_version(disk(tmp_path / "disk"))
+    part = sites[1].images.side(V1, "part")
+
+    def removing(data: bytes) -> bytes:
+        part.unlink(missing_ok=True)
+        return data
+
+    spoil(sites[0], removing)
+    assert await sites[1].agent.run_once() == ""
+    assert "was removed while it was written" in sites[1].agent.problems()[0]
+    assert not sites[1].raw.exists()
+    sites[0].start()
+    assert "copied" in await sites[1].agent.run_once()
+    assert filecmp.cmp(sites[0].raw, sites[1].raw, shallow=False)
+
+
+async def test_a_source_whose_file_became_shorter_gives_nothing_of_the_rest(
+    sites: list[Site], tmp_path: Path
+) -> None:
+    await sites[0].add_version(disk(tmp_path / "disk"))
+    await sites[1].agent.run_once()
+    sites[0].raw.chmod(0o600)
+    with sites[0].raw.open("r+b") as file:
+        file.truncate(MIB)
+    assert "copied" in await sites[2].agent.run_once()
+    assert filecmp.cmp(sites[1].raw, sites[2].raw, shallow=False)
+    assert sites[2].agent.problems() == ()
+
+
+async def test_answers_that_were_not_asked_for_end_the_stream(sites: list[Site], tmp_path: Path) -> None:
+    await sites[0].add_version(disk(tmp_path / "disk"))
+    forged = HEAD.pack(Kind.BLOCKS, 2, 0)
+    spoil(sites[0], lambda data: forged if len(data) == HEAD.size and data[0] == Kind.HAVE else data)
+    assert await sites[1].agent.run_once() == ""
+    assert "no server that has the rest" in sites[1].agent.problems()[0]
+
+
+async def test_frames_larger_than_can_be_end_the_stream_before_they_take_memory(
+    sites: list[Site], tmp_path: Path
+) -> None:
+    await sites[0].add_version(disk(tmp_path / "disk"))
+    for kind in (*Kind, 77):
+        lie = HEAD.pack(kind, 0, 1 << 31)
+        spoil(sites[0], lambda data, lie=lie: lie if len(data) == HEAD.size and data[0] == Kind.HAVE else data)
+        inlet = await transfer.open_blocks(sites[1].requests, sites[0].id, sites[0].version(), pieces=4)
+        with pytest.raises(Unavailable, match="that cannot be"):
+            await inlet.next()
+        sites[0].start()
 
 
 async def test_a_kill_at_any_moment_leaves_files_from_which_the_copy_ends_right(
@@ -212,7 +281,8 @@ async def test_a_new_version_is_sent_only_where_it_differs(sites: list[Site], tm
         file.seek(manifest.block(manifest.blocks - 1).offset)
         file.write(b"rot")
     assert "version 2 of 'Debian' copied" in await sites[1].agent.run_once()
-    assert len([size for size in sent if size > 4]) == 2
+    changed = [manifest.block(0), manifest.block(manifest.blocks - 1)]
+    assert sum(size for size in sent if size > FRAME) == sum(block.length for block in changed)
     there, here = (version_path(site.folder, VersionId("ver-2")) for site in sites[:2])
     assert filecmp.cmp(there, here, shallow=False)
 
@@ -230,9 +300,9 @@ async def test_a_version_that_is_deleted_while_it_is_copied_is_given_up(sites: l
 
 
 async def test_wrong_bytes_are_never_kept_and_their_sender_is_named(sites: list[Site], tmp_path: Path) -> None:
-    await sites[0].add_version(disk(tmp_path / "disk"))
+    await sites[0].add_version(disk(tmp_path / "disk", size=64 * MIB, used=24 * MIB))
     await sites[1].agent.run_once()
-    spoil(sites[0], lambda data: data if len(data) <= 4 else b"X" + data[1:])
+    spoil(sites[0], lambda data: data if len(data) <= FRAME else b"X" + data[1:])
     assert "copied" in await sites[2].agent.run_once()
     assert filecmp.cmp(sites[1].raw, sites[2].raw, shallow=False)
     (problem,) = sites[2].agent.problems()
@@ -241,7 +311,7 @@ async def test_wrong_bytes_are_never_kept_and_their_sender_is_named(sites: list[
 
 async def test_with_only_a_liar_to_ask_nothing_is_kept(sites: list[Site], tmp_path: Path) -> None:
     await sites[0].add_version(disk(tmp_path / "disk"))
-    spoil(sites[0], lambda data: data if len(data) <= 4 else b"X" + data[1:])
+    spoil(sites[0], lambda data: data if len(data) <= FRAME else b"X" + data[1:])
     assert await sites[2].agent.run_once() == ""
     assert "no server that has the rest" in sites[2].agent.problems()[0]
     assert not sites[2].raw.exists()
@@ -318,4 +388,52 @@ async def test_without_any_source_the_copy_waits_with_a_reason(sites: list[Site]
     assert await sites[1].agent.run_once() == ""
     assert "cannot be copied to this server" in sites[1].agent.problems()[0]
     with pytest.raises(Unavailable):
-        await sites[1].requests.call(sites[0].id, "pieces", {"version": V1})
+        await sites[1].requests.call(sites[0].id, "manifest", {"version": V1})
+
+
+class Recording(SystemClock):
+    """Notes for how long somebody wanted to sleep, and lets them go on at once."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await asyncio.sleep(0)
+
+
+async def test_a_source_with_a_limit_waits_as_long_as_its_bytes_take(sites: list[Site], tmp_path: Path) -> None:
+    manifest = await sites[0].add_version(disk(tmp_path / "disk"))
+    sites[0].clock = clock = Recording()
+    sites[0].start()
+    await sites[0].do("setting.set", name="image_mbit_s", value=160)
+    assert await sites[0].agent.run_once() == ""
+    assert "copied" in await sites[1].agent.run_once()
+    # Since nobody really waited, what is owed adds up to the whole copy but for the burst and the time it took.
+    assert max(clock.slept) > manifest.used_bytes / 20_000_000 / 4
+    assert filecmp.cmp(sites[0].raw, sites[1].raw, shallow=False)
+
+
+async def test_a_copy_tells_its_rate_its_rest_and_its_sources(sites: list[Site], tmp_path: Path) -> None:
+    manifest = await sites[0].add_version(disk(tmp_path / "disk", size=64 * MIB, used=24 * MIB))
+    told: list[CopyStatus] = []
+    pull = Pull(
+        sites[0].version(), images=sites[1].images, requests=sites[1].requests, clock=sites[1].clock,
+        sources=lambda: [sites[0].id],
+    )  # fmt: skip
+
+    def looking(data: bytes) -> bytes:
+        told.append(pull.status())
+        return data
+
+    spoil(sites[0], looking)
+    await pull.run()
+    assert told[0].here_bytes == 0
+    assert told[0].total_bytes == told[-1].total_bytes == manifest.used_bytes
+    assert [one.here_bytes for one in told] == sorted(one.here_bytes for one in told)
+    assert 0 < told[-1].here_bytes < manifest.used_bytes
+    assert told[-1].rate > 0
+    assert told[-1].remaining_s is not None
+    assert told[-1].sources == (sites[0].id,)
+    end = pull.status()
+    assert (end.received_bytes, end.twice_bytes, end.reused_bytes) == (manifest.used_bytes, 0, 0)

@@ -18,8 +18,9 @@ from kmgr.ids import ServerId
 from kmgr.registry import APPLIERS, SCHEMAS
 from kmgr.replica import queries
 from kmgr.replica.images import Images, Room, room
-from kmgr.templates.importer import Importer, ImportResult, clean_tmp
+from kmgr.templates.importer import Importer, clean_tmp
 from kmgr.templates.jobs import ImportProgress
+from kmgr.templates.publishing import ImportResult
 from kmgr.templates.signatures import recognise
 
 A = ServerId("srv-a")
@@ -154,10 +155,11 @@ async def refusal(bench: Bench, path: Path, kind: type[KmgrError] = Refused) -> 
             "notes.txt cannot be imported: it is a text file",
         ),
         ("nothing.raw", b"", "it is empty"),
-        ("noise.raw", bytes(range(256)) * 8192, "neither qcow2 nor a raw disk"),
+        ("noise.raw", bytes(range(256)) * 8192, "nor a raw disk"),
         ("disk.gz", b"\x1f\x8b" + bytes(MIB), "compressed with gzip"),
         ("disc.iso", bytes(0x8001) + b"CD001" + bytes(MIB), "a CD or DVD"),
         ("disk.vmdk", b"KDMV" + bytes(MIB), "VMware"),
+        ("disk.vhd", b"conectix" + bytes(MIB), "old Hyper-V disk"),
         ("tiny.raw", bytes(510) + b"\x55\xaa", "too small"),
         ("cut.raw", bytes(510) + b"\x55\xaa" + bytes(MIB + 7), "cut off"),
         ("head.qcow2", b"QFI\xfb\0\0\0\3", "truncated qcow2"),
@@ -209,7 +211,7 @@ async def test_a_disk_larger_than_any_server_is_refused(bench: Bench) -> None:
 
 async def test_a_disk_that_does_not_fit_here_is_refused_before_it_is_copied(bench: Bench) -> None:
     path = bench.qcow2()
-    bench.room = Room(free_bytes=MIB // 8, total_bytes=MIB)
+    bench.room = Room(free_bytes=MIB // 8, total_bytes=8 * MIB)
     message = await refusal(bench, path, Unavailable)
     assert "too small" in message
     assert "Make room" in message

@@ -59,7 +59,8 @@ async def test_every_address_answers_as_it_is_described(lab: WebLab, site: Site,
     steps: list[tuple[str, str, Any]] = [
         ("GET", "/status", None), ("GET", "/servers", None), ("GET", "/events", None), ("GET", "/settings", None),
         ("GET", "/redundancy", None), ("GET", "/openapi.json", None), ("GET", "/images/imports", None),
-        ("GET", "/images", None), ("GET", "/templates", None), ("GET", "/accounts", None), ("GET", "/sessions", None),
+        ("GET", "/images", None), ("GET", "/images/files", None), ("PATCH", "/images/img-1", {"copies": 2}),
+        ("GET", "/templates", None), ("GET", "/accounts", None), ("GET", "/sessions", None),
         ("POST", "/sessions", {"user": USER, "password": RIGHT}),
         ("PATCH", "/settings", {"login_tries": 5}),
         ("GET", "/grid-address", None), ("PUT", "/grid-address", {"address": "192.0.2.5/24"}),
@@ -88,7 +89,12 @@ async def test_every_address_answers_as_it_is_described(lab: WebLab, site: Site,
     left = {(one.method, one.path) for one in ROUTES} - site.answered
     assert left == {
         ("GET", "/live"), ("GET", "/desktops/{id}/screenshot"), ("POST", "/images"), ("DELETE", "/images/{id}"),
+        ("DELETE", "/images/{id}/versions/{number}"),
+        ("DELETE", "/desktops/{id}/superseded"),
         ("DELETE", "/templates/{id}"), ("DELETE", "/sessions/current"), ("DELETE", "/images/imports/{id}"),
+        ("POST", "/images/imports"), ("POST", "/images/imports/{id}/retry"), ("OPTIONS", "/uploads"),
+        ("POST", "/uploads"), ("HEAD", "/uploads/{id}"), ("GET", "/uploads/{id}"), ("PATCH", "/uploads/{id}"),
+        ("DELETE", "/uploads/{id}"),
     }, "these have their own tests"  # fmt: skip
 
 
@@ -105,7 +111,9 @@ async def test_the_description_names_every_route_and_is_whole(site: Site) -> Non
     served = {
         (route.method, route.resource.canonical)
         for route in site.client.server.app.router.routes()  # type: ignore[attr-defined]
-        if route.resource is not None and route.resource.canonical.startswith("/api/") and route.method != "HEAD"
+        if route.resource is not None
+        and route.resource.canonical.startswith("/api/")
+        and (route.method != "HEAD" or "/uploads/" in route.resource.canonical)
     }
     assert served == paths
     names = set(described["components"]["schemas"])
@@ -308,6 +316,42 @@ async def test_a_server_is_shown_with_what_it_last_said(lab: WebLab, site: Site)
     assert (two["problems"], two["heard_s_ago"]) == (["libvirt is not answering"], 3)
     version = (await good(site, "GET", "/images"))["items"][0]["versions"][0]
     assert (version["servers"], version["progress"]) == (["srv-a"], {"srv-a": 100, "srv-b": 42})
+
+
+async def test_how_a_version_is_kept_and_copied_is_told_for_every_server(lab: WebLab, site: Site) -> None:
+    kept = {"taken_bytes": 8192, "shared_bytes": 4096, "percent": 40, "done_at": 1_700_000_000_000}
+    kept |= {"bad": 0, "found": 2}
+    copying = {"rate": 118 << 20, "remaining_s": None, "sources": ["srv-a", "srv-c"]}
+    board = lab.boards[SERVERS[0]]
+    board.put(lab.vitals(SERVERS[0], extra={"kept": {"ver-1": kept}}))
+    board.put(lab.vitals(SERVERS[1], images={"ver-1": (3, 7)}, extra={"copying": {"ver-1": copying}}))
+    # What another version of kmgr says may be anything.
+    board.put(lab.vitals(SERVERS[2], extra={"kept": [], "copying": {"ver-1": {"rate": "fast", "sources": 3}}}))
+    await lab.office.do("version.damaged", version="ver-1", server=SERVERS[0], file="x", offset=0, blocks=3)
+    image = (await good(site, "GET", "/images"))["items"][0]
+    version = image["versions"][0]
+    assert image["copies"] == 0
+    assert version["kept"] == {"srv-a": kept}
+    assert version["copying"]["srv-b"] == copying
+    assert version["copying"]["srv-c"] == {"rate": 0, "remaining_s": None, "sources": []}
+    assert version["damaged"] == {"srv-a": 3}
+    assert version["used_by"] == "the template office"
+    assert version["stays"] == "it is used by the template office"
+    page = await site.page("/console/images", who=ADMIN)
+    for text in ("3 blocks damaged", "42 %", "118 MB/s", "from a, c", "used by the template office"):
+        assert text in page.text
+
+
+async def test_a_version_is_deleted_only_when_nobody_uses_it(lab: WebLab, site: Site) -> None:
+    await lab.office.do(
+        "version.add", version="ver-2", image="img-1", notes="", server=SERVERS[1], size_bytes=1 << 20,
+        used_bytes=8192, block_bytes=1 << 18, manifest_hash="b" * 64,
+    )  # fmt: skip
+    assert "the template office" in await refused(site, 409, "DELETE", "/images/img-1/versions/1")
+    await good(site, "DELETE", "/images/img-1/versions/2")
+    assert "no version 2" in await refused(site, 404, "DELETE", "/images/img-1/versions/2")
+    assert "one server may be lost" in await refused(site, 400, "PATCH", "/images/img-1", {"copies": 1})
+    assert (await good(site, "PATCH", "/images/img-1", {"copies": 3}))["copies"] == 3
 
 
 async def test_without_a_majority_pages_and_lists_are_still_served(lab: WebLab, site: Site) -> None:

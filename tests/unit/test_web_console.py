@@ -190,6 +190,22 @@ async def test_people_are_given_a_template_and_it_is_taken_from_them(lab: WebLab
     assert "The group is missing" in (await refused(site, "/templates/tpl-office/people", kind="group")).text
 
 
+async def test_how_many_servers_keep_an_image_and_which_versions_it_has(lab: WebLab, site: Site) -> None:
+    await act(site, "/images/img-1/copies", where="some", copies="2")
+    assert present.images(lab.services())[0]["copies"] == 2
+    assert "from 2" in (await refused(site, "/images/img-1/copies", where="some", copies="1")).text
+    await act(site, "/images/img-1/copies", where="all", copies="")
+    assert present.images(lab.services())[0]["copies"] == 0
+    said = await site.page("/console/images/img-1/versions/1/delete", who=ADMIN, **HTMX)
+    assert "the template office" in said.text
+    assert (await refused(site, "/images/img-1/versions/1/delete")).status == 409
+    await lab.office.do("template.delete", template="tpl-office")
+    said = await site.page("/console/images/img-1/versions/1/delete", who=ADMIN, **HTMX)
+    assert "no template uses its image yet" in said.text
+    await act(site, "/images/img-1/versions/1/delete")
+    assert present.images(lab.services())[0]["versions"] == []
+
+
 async def test_an_image_is_imported_from_the_server_and_deleted(lab: WebLab, site: Site, tmp_path: Path) -> None:
     disk = tmp_path / "disk.raw"
     boot_sector = bytes(510) + b"\x55\xaa"

@@ -19,6 +19,7 @@ SECTIONS = ("", "/servers", "/images", "/templates", "/desktops", "/users", "/ev
 PARTS = ("overview", "servers", "images", "templates", "desktops", "users", "events", "settings")
 DIALOGS = (
     "/servers/srv-b/drain", "/servers/srv-b/remove", "/servers/address", "/images/import", "/images/img-1/delete",
+    "/images/img-1/copies", "/images/img-1/versions/1/delete",
     "/templates/new",
     "/templates/tpl-office/edit", "/templates/tpl-office/publish", "/templates/tpl-office/people",
     "/templates/tpl-office/delete", "/accounts/new", "/accounts/anna/edit", "/accounts/anna/password",

@@ -42,9 +42,12 @@ def test_messages_become_sentences_but_names_stay(text: str, told: str) -> None:
     assert words.sentence(text) == told
 
 
+_SETTINGS = ("heartbeat_ms", "login_wait_s", "session_hours", "keep_days", "scrub_mib_s", "login_tries")
+
+
 def test_a_setting_names_its_unit() -> None:
-    assert [words.unit(name) for name in ("heartbeat_ms", "login_wait_s", "session_hours", "login_tries")] == [
-        "ms", "s", "hours", "",
+    assert [words.unit(name) for name in ("heartbeat_ms", "login_wait_s", "session_hours", "keep_days", "scrub_mib_s", "login_tries")] == [
+        "ms", "s", "hours", "days", "MiB/s", "",
     ]  # fmt: skip
 
 

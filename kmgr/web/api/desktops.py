@@ -7,10 +7,15 @@ from aiohttp import web
 from kmgr.provision.display import fetch_screenshot
 from kmgr.users.broker import Wait
 from kmgr.web import actions, present
-from kmgr.web.api.fields import Fields, text
+from kmgr.web.api.fields import Fields, text, whole
 from kmgr.web.api.shapes import page, ref
 from kmgr.web.api.table import PAGING, Access, Call, Route, answer, listed, nothing
 
+_LOSE: Fields = {"lose": text("of a personal desktop: the name of the user whose work is deleted with it")}
+_SUPERSEDED: Fields = {
+    "server": text("the server that keeps it", required=True),
+    "generation": whole("the disk's generation", 1, 1 << 31, required=True),
+}
 _OPEN: Fields = {"template": text("a template's name or id", required=True)}
 
 
@@ -42,7 +47,14 @@ async def desktop(call: Call) -> web.Response:
 
 async def give_back(call: Call) -> web.Response:
     """Give a desktop back."""
-    await actions.release_desktop(call.services, call.session, call.part("id"))
+    await actions.release_desktop(call.services, call.session, call.part("id"), lose=call.query.get("lose", ""))
+    return nothing()
+
+
+async def drop_superseded(call: Call) -> web.Response:
+    """Delete a former disk."""
+    server, generation = call.query["server"], call.query["generation"]
+    await actions.drop_superseded(call.services, call.by, call.part("id"), server, generation)
     return nothing()
 
 
@@ -83,7 +95,16 @@ ROUTES = (
         "GET", "/desktops/{id}", desktop, Access.USER, "One desktop, with what it waits for",
         {200: ref("DesktopHere")},
     ),
-    Route("DELETE", "/desktops/{id}", give_back, Access.USER, "Give a desktop back", {204: None}),
+    Route(
+        "DELETE", "/desktops/{id}", give_back, Access.USER,
+        "Give a desktop back; an administrator deletes a personal one by naming whose work is lost",
+        {204: None}, query=_LOSE,
+    ),
+    Route(
+        "DELETE", "/desktops/{id}/superseded", drop_superseded, Access.ADMIN,
+        "Delete a personal desktop's former disk on a server",
+        {204: None}, query=_SUPERSEDED,
+    ),
     Route(
         "POST", "/desktops/{id}/ticket", ticket, Access.USER, "A one-time link to the screen, for 30 s",
         {201: ref("Ticket")},

@@ -1,6 +1,7 @@
 """API: golden images and their import."""
 
 import asyncio
+from dataclasses import asdict
 
 from aiohttp import web
 
@@ -13,7 +14,15 @@ from kmgr.web.uploads import go_on
 
 _FROM_PATH: Fields = {
     "name": text("the image's name; a known name gets a new version", required=True, most=63),
-    "path": text("a qcow2 or raw file on this server, as a whole path", required=True, most=4096),
+    "path": text("a file on this server, as a whole path", most=4096),
+    "file": text("the name of a file in this server's folder of imports", most=300),
+    "notes": text("what is in this version"),
+}
+_FROM_URL: Fields = {
+    "name": text("the image's name; a known name gets a new version", required=True, most=63),
+    "url": text("where the file is: http or https", required=True, most=4096),
+    "sha256": text("the SHA-256 that it must have", most=64),
+    "sums": text("the address of a file of checksums that has it", most=4096),
     "notes": text("what is in this version"),
 }
 _UPLOAD: Fields = {
@@ -34,9 +43,8 @@ async def import_image(call: Call) -> web.Response:
     if request.content_type == "application/json":
         await go_on(request)
         body = await read_body(request, _FROM_PATH)
-        made = await actions.import_file(
-            call.services, call.by, body["name"], body["path"], notes=body.get("notes", "")
-        )
+        path = body.get("path") or str(await asyncio.to_thread(call.services.folder.file, body.get("file", "")))
+        made = await actions.import_file(call.services, call.by, body["name"], path, notes=body.get("notes", ""))
         return answer(made, 201)
     if not call.query.get("name"):
         raise Refused("name: required, in the address: /images?name=…", code="bad_body")
@@ -59,9 +67,36 @@ async def imports(call: Call) -> web.Response:
     return listed(call, present.imports(call.services), lambda one: (one["started_at"], one["id"]))
 
 
+async def fetch(call: Call) -> web.Response:
+    """Have this server download a disk; the import goes on by itself."""
+    body = call.body
+    made = await actions.fetch_image(
+        call.services,
+        call.by,
+        body["name"],
+        body["url"],
+        notes=body.get("notes", ""),
+        sha256=body.get("sha256", ""),
+        sums=body.get("sums", ""),
+    )
+    return answer(made, 202)
+
+
+async def offered(call: Call) -> web.Response:
+    """Return what lies in this server's folder of imports."""
+    files = await asyncio.to_thread(call.services.folder.files)
+    return listed(call, (asdict(one) for one in files), lambda one: (one["name"],))
+
+
+async def retry(call: Call) -> web.Response:
+    """Try an import again that stopped for want of room or of a majority."""
+    await actions.retry_import(call.services, call.part("id"))
+    return nothing()
+
+
 async def dismiss(call: Call) -> web.Response:
-    """Show a failed import no more."""
-    actions.dismiss_import(call.services, call.part("id"))
+    """Cancel an upload or a download, or show a failed import no more."""
+    await actions.cancel_import(call.services, call.part("id"))
     return nothing()
 
 
@@ -86,6 +121,21 @@ ROUTES = (
         "The imports on this server: those that run, and those that failed of late",
         {200: page("Import")}, query=PAGING,
     ),
-    Route("DELETE", "/images/imports/{id}", dismiss, Access.ADMIN, "Dismiss a failed import", {204: None}),
+    Route(
+        "POST", "/images/imports", fetch, Access.ADMIN, "Have this server download a disk and import it",
+        {202: ref("Import")}, body=_FROM_URL,
+    ),
+    Route(
+        "POST", "/images/imports/{id}/retry", retry, Access.ADMIN,
+        "Try again what stopped for want of room or of a majority", {204: None},
+    ),
+    Route(
+        "DELETE", "/images/imports/{id}", dismiss, Access.ADMIN,
+        "Cancel an upload or a download, or dismiss a failed import", {204: None},
+    ),
+    Route(
+        "GET", "/images/files", offered, Access.ADMIN, "The files in this server's folder of imports",
+        {200: page("OfferedFile")}, query=PAGING,
+    ),
     Route("DELETE", "/images/{id}", delete, Access.ADMIN, "Delete a golden image", {204: None}),
 )  # fmt: skip

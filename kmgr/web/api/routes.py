@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from kmgr.web.api import accounts, address, desktops, grid, images, servers, sessions, templates
+from kmgr.web.api import accounts, address, desktops, grid, images, servers, sessions, templates, uploads, versions
 from kmgr.web.api.openapi import describe
 from kmgr.web.api.table import Access, Call, Route, add, answer
 
@@ -18,6 +18,8 @@ ROUTES: tuple[Route, ...] = (
     *address.ROUTES,
     *servers.ROUTES,
     *images.ROUTES,
+    *uploads.ROUTES,
+    *versions.ROUTES,
     *templates.ROUTES,
     *desktops.ROUTES,
     *accounts.ROUTES,

@@ -72,6 +72,9 @@ _PLAIN_DESKTOP: Mapping[str, Schema] = {
     "created_at": STAMP,
     "ready_at": maybe(STAMP),
     "claimed_at": maybe(STAMP),
+    "kind": one_of("pooled", "personal"),
+    "protection": maybe(ref("Protection")),
+    "taken_over": maybe(ref("TakenOver")),
 }
 _ROLE = one_of("user", "admin")
 
@@ -108,39 +111,61 @@ COMPONENTS: Mapping[str, Schema] = {
         {
             "id": TEXT, "number": WHOLE, "size_bytes": WHOLE, "used_bytes": WHOLE,
             "state": one_of("ready", "retired"), "notes": TEXT, "created_at": STAMP, "created_by": TEXT,
-            "servers": many(TEXT), "progress": by_id(WHOLE),
+            "servers": many(TEXT), "progress": by_id(WHOLE), "damaged": by_id(WHOLE), "used_by": TEXT, "stays": TEXT,
+            "copying": by_id(record({"rate": WHOLE, "remaining_s": maybe(WHOLE), "sources": many(TEXT)})),
+            "kept": by_id(
+                record(
+                    {
+                        "taken_bytes": WHOLE, "shared_bytes": WHOLE, "percent": WHOLE, "done_at": STAMP, "bad": WHOLE,
+                        "found": WHOLE,
+                    }
+                )
+            ),
         }
     ),
     "Image": record(
         {
             "id": TEXT, "name": TEXT, "notes": TEXT, "created_at": STAMP, "created_by": TEXT,
-            "versions": many(ref("Version")),
+            "versions": many(ref("Version")), "copies": WHOLE,
         }
     ),
     "Import": record(
         {
             "id": TEXT, "image_name": TEXT, "by": TEXT, "started_at": STAMP, "step": TEXT, "percent": WHOLE,
-            "error": TEXT,
+            "error": TEXT, "source": TEXT, "done_bytes": WHOLE, "total_bytes": WHOLE, "rate_bytes_s": WHOLE,
+            "remaining_s": maybe(WHOLE),
         }
     ),
+    "OfferedFile": record({"name": TEXT, "size_bytes": WHOLE, "changed_at": STAMP}),
     "Assignment": _ASSIGNMENT,
     "Template": record(
         {
             "id": TEXT, "name": TEXT, "notes": TEXT, "image": TEXT, "image_name": TEXT, "version": TEXT,
             "version_number": maybe(WHOLE), "vcpus": WHOLE, "memory_mib": WHOLE, "standby": WHOLE,
-            "maximum": WHOLE, "refresh": one_of("on_logout", "manual"), "enabled": FLAG, "broken_cause": TEXT,
+            "maximum": WHOLE, "refresh": one_of("on_logout", "manual"), "kind": one_of("pooled", "personal"),
+            "enabled": FLAG, "broken_cause": TEXT,
             "ready": WHOLE, "building": WHOLE, "in_use": WHOLE, "broken": WHOLE,
             "assignments": many(ref("Assignment")), "created_at": STAMP, "changed_at": STAMP,
         }
     ),
     "Desktop": record(_PLAIN_DESKTOP),
-    "DesktopHere": record({**_PLAIN_DESKTOP, "waiting": TEXT}),
+    "DesktopHere": record({**_PLAIN_DESKTOP, "waiting": TEXT, "superseded": many(ref("Superseded"))}),
+    "Protection": record(
+        {
+            "state": one_of("safe", "late", "making", "none", "starting"), "server": maybe(TEXT),
+            "server_name": TEXT, "age_s": maybe(WHOLE), "as_of": maybe(STAMP), "text": TEXT, "cause": TEXT,
+        }
+    ),
+    "TakenOver": record(
+        {"at": STAMP, "from": TEXT, "to": TEXT, "as_of": STAMP, "lost_s": WHOLE, "text": TEXT}
+    ),
+    "Superseded": record({"server": TEXT, "server_name": TEXT, "generation": WHOLE, "since": STAMP}),
     "Wait": record({"estimate_s": maybe(WHOLE), "reason": TEXT}),
     "Ticket": record({"url": TEXT, "expires_s": WHOLE}),
     "Offer": record(
         {
-            "template": TEXT, "name": TEXT, "notes": TEXT, "desktop": maybe(ref("Desktop")), "standby": WHOLE,
-            "reason": TEXT,
+            "template": TEXT, "name": TEXT, "notes": TEXT, "kind": one_of("pooled", "personal"),
+            "desktop": maybe(ref("Desktop")), "standby": WHOLE, "reason": TEXT,
         }
     ),
     "Account": record(

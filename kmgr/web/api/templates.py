@@ -5,6 +5,7 @@ import asyncio
 from aiohttp import web
 
 from kmgr.templates.commands import LIMITS
+from kmgr.templates.model import Kind as DesktopKind
 from kmgr.templates.model import Refresh
 from kmgr.users.model import SubjectKind
 from kmgr.web import actions, present
@@ -22,6 +23,7 @@ _CREATE: Fields = {
     "version": Field(Kind.TEXT_OR_WHOLE, "a version's id or number; missing: the newest"),
     **{name: whole(f"how many {unit}", least, most, required=True) for name, (least, most, unit) in LIMITS.items()},
     "refresh": _REFRESH,
+    "kind": choice("pooled: made anew after use (if missing); personal: kept for whoever got it", *DesktopKind),
 }
 _CHANGE: Fields = {**_SHAPE, "notes": text("what people read"), "refresh": _REFRESH, "enabled": flag("may be used")}
 _PUBLISH: Fields = {"version": Field(Kind.TEXT_OR_WHOLE, _VERSION.help, required=True)}

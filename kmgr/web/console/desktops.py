@@ -4,7 +4,8 @@ from typing import Any
 
 from aiohttp import web
 
-from kmgr.web import actions, auth, html_env, present
+from kmgr.errors import NotFound
+from kmgr.web import actions, auth, forms, html_env, present
 from kmgr.web.services import SERVICES
 
 _PAGE = "/console/desktops"
@@ -17,6 +18,8 @@ def add_routes(app: web.Application) -> None:
             web.get("/console/desktops/{desktop}/retire", ask_retire),
             web.post("/console/desktops/{desktop}/retire", retire),
             web.post("/console/desktops/{desktop}/retry", retry),
+            web.get("/console/desktops/{desktop}/superseded/{server}/{generation}/drop", ask_drop),
+            web.post("/console/desktops/{desktop}/superseded/{server}/{generation}/drop", drop),
         ]
     )
 
@@ -29,7 +32,8 @@ async def ask_retire(request: web.Request) -> web.Response:
 async def retire(request: web.Request) -> web.Response:
     """Remove a desktop, whoever uses it."""
     by, desktop = auth.require_admin(request).person.name, _desktop(request)
-    await actions.retire_desktop(request.app[SERVICES], by, desktop["id"])
+    lose = (await forms.read_form(request)).text("lose")
+    await actions.retire_desktop(request.app[SERVICES], by, desktop["id"], lose=lose)
     return html_env.done(request, f"{desktop['name']} is being removed.", to=_PAGE)
 
 
@@ -37,7 +41,32 @@ async def retry(request: web.Request) -> web.Response:
     """Make a broken desktop anew."""
     by, desktop = auth.require_admin(request).person.name, _desktop(request)
     await actions.retry_desktop(request.app[SERVICES], by, desktop["id"])
-    return html_env.done(request, f"{desktop['name']} is made anew.", to=_PAGE)
+    what = "is tried again" if desktop["protection"] else "is made anew"
+    return html_env.done(request, f"{desktop['name']} {what}.", to=_PAGE)
+
+
+async def ask_drop(request: web.Request) -> web.Response:
+    """Ask before a former disk is deleted."""
+    desktop = _desktop(request)
+    return html_env.dialog(request, "console/dialog/superseded.html", desktop=desktop, disk=_disk(request, desktop))
+
+
+async def drop(request: web.Request) -> web.Response:
+    """Delete a personal desktop's former disk."""
+    by, desktop = auth.require_admin(request).person.name, _desktop(request)
+    disk = _disk(request, desktop)
+    await actions.drop_superseded(request.app[SERVICES], by, desktop["id"], disk["server"], disk["generation"])
+    return html_env.done(
+        request, f"The former disk on {disk['server_name']} is being deleted.", to=f"{_PAGE}/{desktop['id']}"
+    )
+
+
+def _disk(request: web.Request, desktop: dict[str, Any]) -> dict[str, Any]:
+    key = (request.match_info["server"], request.match_info["generation"])
+    for disk in desktop["superseded"]:
+        if (disk["server"], str(disk["generation"])) == key:
+            return dict(disk)
+    raise NotFound("there is no such former disk (any more)")
 
 
 def _desktop(request: web.Request) -> dict[str, Any]:

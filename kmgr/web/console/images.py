@@ -6,6 +6,7 @@ import logging
 from aiohttp import web
 
 from kmgr.errors import KmgrError
+from kmgr.replica.model import ALL_SERVERS, FEWEST_COPIES, MOST_COPIES
 from kmgr.web import actions, auth, forms, html_env, present
 from kmgr.web.services import SERVICES
 
@@ -27,6 +28,10 @@ def add_routes(app: web.Application) -> None:
             web.post("/console/imports/{import}/dismiss", dismiss),
             web.get("/console/images/{image}/delete", ask_delete),
             web.post("/console/images/{image}/delete", delete),
+            web.get("/console/images/{image}/copies", ask_copies),
+            web.post("/console/images/{image}/copies", set_copies),
+            web.get("/console/images/{image}/versions/{number}/delete", ask_delete_version),
+            web.post("/console/images/{image}/versions/{number}/delete", delete_version),
         ]
     )
 
@@ -81,6 +86,46 @@ async def delete(request: web.Request) -> web.Response:
     image = present.image_of(request.app[SERVICES], request.match_info["image"])
     await actions.delete_image(request.app[SERVICES], by, image["id"])
     return html_env.done(request, f"Golden image {image['name']} was deleted.", to=_PAGE)
+
+
+async def ask_copies(request: web.Request) -> web.Response:
+    """Ask how many servers keep a golden image."""
+    auth.require_admin(request)
+    services = request.app[SERVICES]
+    image = present.image_of(services, request.match_info["image"])
+    count = sum(one["role"] == "server" for one in present.servers(services))
+    return html_env.dialog(
+        request, "console/dialog/copies.html", image=image, count=count, fewest=FEWEST_COPIES, most=MOST_COPIES
+    )
+
+
+async def set_copies(request: web.Request) -> web.Response:
+    """Say how many servers keep a golden image."""
+    by, services = auth.require_admin(request).person.name, request.app[SERVICES]
+    image = present.image_of(services, request.match_info["image"])
+    form = await forms.read_form(request)
+    copies = ALL_SERVERS
+    if form.choice("where", "where", ("all", "some")) == "some":
+        copies = form.number("copies", "how many", least=FEWEST_COPIES, most=MOST_COPIES)
+    form.check()
+    await actions.set_copies(services, by, image["id"], copies)
+    where = "all servers" if copies == ALL_SERVERS else f"{copies} servers"
+    return html_env.done(request, f"{image['name']} is kept on {where}.", to=_PAGE)
+
+
+async def ask_delete_version(request: web.Request) -> web.Response:
+    """Ask before a version is deleted, and say who uses it or why the grid would keep it."""
+    auth.require_admin(request)
+    found = present.version_of(request.app[SERVICES], request.match_info["image"], request.match_info["number"])
+    return html_env.dialog(request, "console/dialog/delete_version.html", image=found[0], version=found[1])
+
+
+async def delete_version(request: web.Request) -> web.Response:
+    """Delete one version of a golden image."""
+    by, services = auth.require_admin(request).person.name, request.app[SERVICES]
+    image, version = present.version_of(services, request.match_info["image"], request.match_info["number"])
+    await actions.delete_version(services, by, image["id"], str(version["number"]))
+    return html_env.done(request, f"Version {version['number']} of {image['name']} was deleted.", to=_PAGE)
 
 
 async def _import(app: web.Application, by: str, name: str, path: str, notes: str) -> None:

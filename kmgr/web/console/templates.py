@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from kmgr.templates.commands import LIMITS
-from kmgr.templates.model import Refresh
+from kmgr.templates.model import Kind, Refresh
 from kmgr.users.model import SubjectKind
 from kmgr.web import actions, auth, forms, html_env, present
 from kmgr.web.forms import Form
@@ -143,6 +143,7 @@ def _new_values(form: Form) -> Mapping[str, Any]:
     return {
         "name": form.text("name", "the name"),
         "image": form.text("image", "the golden image"),
+        "kind": form.choice("kind", "whose the desktops are", Kind) if form.text("kind") else Kind.POOLED,
         **_shape(form),
     }
 

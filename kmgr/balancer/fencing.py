@@ -1,0 +1,34 @@
+"""Tell which lost servers run no personal desktop any more.
+
+A server runs one only under a lease that it renews through the log, and none is
+granted once the log says that it is lost or removed. So whoever has seen that in
+the log and waited longer than a lease lasts knows that all of them have ended
+(`provision.lease` has the proof). The waiting begins anew for each loss, and in
+each process: a desktop goes on late, never early.
+
+Pure.
+"""
+
+from collections.abc import Iterable
+
+from kmgr.grid.model import RUNNING, Server, ServerState
+from kmgr.ids import ServerId
+
+
+class Fencing:
+    """Remembers since when each server is not running, by this process's monotonic clock."""
+
+    def __init__(self, wait_s: float) -> None:
+        self._wait_s = wait_s
+        self._since: dict[tuple[ServerId, ServerState, int], float] = {}
+
+    def fenced(self, servers: Iterable[Server], now: float) -> frozenset[ServerId]:
+        """Return the servers whose loss was waited out; `servers` are all, as the log says now."""
+        away = [(s.id, s.state, s.changed_at) for s in servers if s.state not in RUNNING]
+        self._since = {loss: self._since.get(loss, now) for loss in away}
+        return frozenset(server for (server, _, _), since in self._since.items() if now - since >= self._wait_s)
+
+    def lost_for(self, server: Server, now: float) -> float:
+        """Return for how long a server is known not to run, 0 if it runs."""
+        since = self._since.get((server.id, server.state, server.changed_at))
+        return 0.0 if since is None else now - since

@@ -1,0 +1,86 @@
+"""What personal desktops need on a server, put together: lease and guard, safe copies, former disks.
+
+All of it works on the log itself, never on an island's stand-in: without a
+majority there is no lease, and nothing about personal desktops is decided.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from kmgr.clock import Clock
+from kmgr.config import Config
+from kmgr.daemon.guarding import Guarding
+from kmgr.daemon.supervise import Loop
+from kmgr.grid.identity import Identity
+from kmgr.grid.port import Grid, Requests
+from kmgr.ids import DesktopId
+from kmgr.provision.halting import Halting
+from kmgr.provision.hypervisor import Hypervisor
+from kmgr.provision.lease import Lease
+from kmgr.provision.libvirt_backup import backups
+from kmgr.provision.personal_disks import PersonalDisks
+from kmgr.provision.protection import Protection
+from kmgr.provision.queries import desktops
+from kmgr.provision.timely import Timely
+from kmgr.provision.work import Personal
+from kmgr.replica.images import Images
+from kmgr.replica.mirror_receive import Copies
+from kmgr.replica.mirror_send import DiskMirror
+
+_DISK_S = 20.0
+
+
+class PersonalParts:
+    """The parts of one server: `loops` to be run, and what its provision agent works with."""
+
+    def __init__(
+        self,
+        config: Config,
+        own: Identity,
+        log: Grid,
+        requests: Requests,
+        images: Images,
+        hypervisor: Hypervisor,
+        *,
+        clock: Clock,
+    ) -> None:
+        self._log = log
+        data_dir = config.data_dir
+        blocking = Timely("the disk of this server", deadline_s=_DISK_S, advice="Look after it: dmesg tells more.")
+        guarding = Guarding(data_dir, config.libvirt_uri, own.grid, needed=self._needed, clock=clock)
+        lease = Lease(log, clock=clock, guarded=guarding.guarded, told=guarding.told)
+        self._lease = lease
+        store = Copies(requests, images, seed=self._seed)
+        self._disks = PersonalDisks(log, store, data_dir=data_dir, clock=clock, blocking=blocking.call)
+        self._halting = Halting(hypervisor, lease.holds, clock=clock)
+        mirror = DiskMirror(requests, images, backups(hypervisor, data_dir=data_dir), clock=clock)
+        self._protection = Protection(
+            log, mirror, data_dir=data_dir, clock=clock, holds=lease.holds, blocking=blocking.call
+        )
+        self.work = Personal(lease, self._disks)
+        self.loops: Mapping[str, Loop] = {"former disks": self._disks.run}
+        if not config.libvirt_uri:
+            return  # no desktops run here
+        self.loops = {
+            "guard": guarding.run,
+            "lease": lease.run,
+            "halting": self._halting.run,
+            "former disks": self._disks.run,
+            "safe copies": self._protection.run,
+        }
+
+    def vitals(self) -> Mapping[str, Any]:
+        """Return what these parts add to the heartbeat."""
+        told = dict(self._protection.vitals())
+        own: list[str] = []
+        if self._needed() and not self._lease.holds():
+            own = [problem for problem in (self._halting.problem, self._lease.why_not) if problem]
+        return {**told, "problems": [*own, *told["problems"]]}
+
+    def _needed(self) -> bool:
+        with self._log.view() as db:
+            return any(desktop.personal for desktop in desktops(db, server=self._log.server))
+
+    def _seed(self, desktop: DesktopId) -> Path | None:
+        return self._disks.seed(desktop)

@@ -1,0 +1,164 @@
+"""The disks of personal desktops on this server that are not (any more) its running ones.
+
+`superseded/<desktop>.<generation>.qcow2` is a disk that went on elsewhere: kept for
+the administrator, and the basis from which the way back needs only what changed.
+Beside an overlay that was a safe copy, `<desktop>.promoted` holds the generation
+it was promoted to: written before, so that a kill at any point is told apart.
+
+What the log has given up is deleted here. It is asked on the log itself (`barrier`):
+this server's state may be behind.
+"""
+
+import logging
+from pathlib import Path
+
+from kmgr.clock import Clock
+from kmgr.errors import KmgrError, NotFound, Refused, Unavailable
+from kmgr.grid.envelope import Applied
+from kmgr.grid.port import Grid
+from kmgr.ids import DesktopId
+from kmgr.provision import disks
+from kmgr.provision.model import Copy, CopyState, Desktop
+from kmgr.provision.queries import copies
+from kmgr.provision.queries import desktop as find_desktop
+from kmgr.provision.timely import Blocking
+from kmgr.replica.mirror import CopyStore
+
+logger = logging.getLogger(__name__)
+
+TIDY_S = 5.0
+_FOLDER = "superseded"
+_SUFFIX = ".qcow2"
+_MARK = ".promoted"
+# What the store says of a copy that no desktop can be started from.
+_USELESS = ("damaged", "wrong_base")
+
+
+class PersonalDisks:
+    """Safe copies that become disks, disks that are superseded, and what nobody needs. `grid` is the log itself."""
+
+    def __init__(self, grid: Grid, store: CopyStore, *, data_dir: Path, clock: Clock, blocking: Blocking) -> None:
+        self._grid = grid
+        self._store = store
+        self._data_dir = data_dir
+        self._clock = clock
+        self._blocking = blocking
+
+    async def run(self) -> None:
+        """Delete what is not needed any more, until cancelled."""
+        while True:
+            try:
+                await self.tidy()
+            except (KmgrError, OSError) as error:
+                logger.info("copies could not be tidied up", extra={"cause": str(error)})
+            await self._clock.sleep(TIDY_S)
+
+    async def bring(self, desktop: Desktop) -> int | None:
+        """Make a safe copy that is here the desktop's disk, if the log says so; return how far it goes (ms).
+
+        Raises `Refused` if none can be made of it.
+        """
+        copy = self._row(desktop.id, CopyState.STARTING)
+        if copy is None:
+            return None
+        target = disks.overlay_path(self._data_dir, desktop.id)
+        await self._blocking(lambda: self._clear(target, desktop))
+        try:
+            point = await self._store.promote(desktop.id, copy.generation, target)
+        except NotFound as error:
+            raise Refused(error.message) from error
+        except Unavailable as error:
+            if error.code in _USELESS:
+                raise Refused(error.message) from error
+            raise
+        return point.as_of
+
+    def set_aside(self, desktop: DesktopId) -> bool:
+        """Keep an overlay as superseded if the log says that it is; False if it is to be deleted. Blocks."""
+        overlay = disks.overlay_path(self._data_dir, desktop)
+        copy = self._row(desktop, CopyState.SUPERSEDED)
+        if copy is None or not overlay.exists():
+            return False
+        aside = self._aside(desktop, copy.generation)
+        if aside.exists():
+            return False
+        aside.parent.mkdir(exist_ok=True)
+        overlay.rename(aside)
+        self._mark(desktop).unlink(missing_ok=True)
+        logger.warning("a superseded disk is kept", extra={"desktop": desktop, "file": str(aside)})
+        return True
+
+    def forget(self, desktop: DesktopId) -> None:
+        """Delete what lies beside an overlay that goes. Blocks."""
+        self._mark(desktop).unlink(missing_ok=True)
+
+    def seed(self, desktop: DesktopId) -> Path | None:
+        """Return the newest superseded disk of a desktop here, None if there is none. Blocks."""
+        found = sorted((self._data_dir / _FOLDER).glob(f"{desktop}.*{_SUFFIX}"), key=_generation)
+        return found[-1] if found else None
+
+    async def tidy(self) -> None:
+        """Do one round."""
+        await self._grid.barrier()
+        with self._grid.view() as db:
+            mine = copies(db, server=self._grid.server)
+        for copy in mine:
+            if copy.state is CopyState.DROPPING:
+                await self._drop(copy.desktop, copy.generation)
+                key = {"desktop": copy.desktop, "server": copy.server, "generation": copy.generation}
+                await self._grid.propose("copy.dropped", key, by=self._grid.server)
+            elif copy.state is CopyState.STARTING:
+                await self._tell_started(copy)
+        known = {(copy.desktop, copy.generation) for copy in mine}
+        for point in await self._store.held():
+            if (point.desktop, point.generation) not in known:
+                await self._drop(point.desktop, point.generation)
+
+    async def tell(self, desktop: Desktop, as_of: int) -> None:
+        """Tell the log that a safe copy has become a desktop's disk, and how far it goes."""
+        body = {"desktop": desktop.id, "generation": desktop.generation, "server": self._grid.server, "as_of": as_of}
+        outcome = await self._grid.propose("copy.promoted", body, by=self._grid.server)
+        if isinstance(outcome, Applied):
+            await self._store.drop(desktop.id, desktop.generation - 1)
+
+    async def _tell_started(self, copy: Copy) -> None:
+        """Tell what this daemon was killed before it could tell."""
+        with self._grid.view() as db:
+            desktop = find_desktop(db, copy.desktop)
+        if desktop is None or desktop.server != self._grid.server or desktop.generation != copy.generation + 1:
+            return
+        target = disks.overlay_path(self._data_dir, desktop.id)
+        if await self._blocking(lambda: target.exists() and self._is_marked(desktop)):
+            point = await self._store.promote(desktop.id, copy.generation, target)
+            await self.tell(desktop, point.as_of)
+
+    async def _drop(self, desktop: DesktopId, generation: int) -> None:
+        await self._store.drop(desktop, generation)
+        await self._blocking(lambda: self._aside(desktop, generation).unlink(missing_ok=True))
+
+    def _clear(self, target: Path, desktop: Desktop) -> None:
+        """Make way for the copy, unless it has become the disk already."""
+        if target.exists() and not self._is_marked(desktop) and not self.set_aside(desktop.id):
+            disks.remove_overlay(target)
+        self._mark(desktop.id).write_text(str(desktop.generation))
+
+    def _is_marked(self, desktop: Desktop) -> bool:
+        mark = self._mark(desktop.id)
+        return mark.exists() and mark.read_text() == str(desktop.generation)
+
+    def _row(self, desktop: DesktopId, state: CopyState) -> Copy | None:
+        """Return the newest disk of a desktop here that is in a state."""
+        with self._grid.view() as db:
+            mine = [copy for copy in copies(db, desktop=desktop, server=self._grid.server) if copy.state is state]
+        return max(mine, key=lambda copy: copy.generation, default=None)
+
+    def _aside(self, desktop: DesktopId, generation: int) -> Path:
+        return self._data_dir / _FOLDER / f"{desktop}.{generation}{_SUFFIX}"
+
+    def _mark(self, desktop: DesktopId) -> Path:
+        return disks.overlay_path(self._data_dir, desktop).with_suffix(_MARK)
+
+
+def _generation(path: Path) -> int:
+    told = path.name.removesuffix(_SUFFIX).rpartition(".")[2]
+    return int(told) if told.isascii() and told.isdigit() else 0

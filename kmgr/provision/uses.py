@@ -1,0 +1,27 @@
+"""Who needs which version of a golden image: templates that publish it, desktops that were made from it."""
+
+from sqlite_utils import Database
+
+from kmgr.grid.rows import rows
+from kmgr.ids import ServerId, VersionId
+from kmgr.replica.model import Uses
+from kmgr.templates.queries import templates
+
+
+def uses(db: Database) -> Uses:
+    """Return who needs which version. Retired desktops count until their server has removed them, copies too."""
+    published: dict[VersionId, list[str]] = {}
+    for template in templates(db):
+        published.setdefault(template.version, []).append(template.name)
+    desktops: dict[VersionId, dict[ServerId, int]] = {}
+    for row in rows(db, "select version, server, count(*) as n from desktops group by version, server order by 1, 2"):
+        desktops.setdefault(VersionId(row["version"]), {})[ServerId(row["server"])] = int(row["n"])
+    # A copy of a personal desktop is an overlay on the same version, on another server.
+    for row in rows(
+        db,
+        "select d.version, c.server, count(*) as n from copies c join desktops d on d.id = c.desktop"
+        " group by d.version, c.server order by 1, 2",
+    ):
+        where = desktops.setdefault(VersionId(row["version"]), {})
+        where[ServerId(row["server"])] = where.get(ServerId(row["server"]), 0) + int(row["n"])
+    return Uses({version: tuple(names) for version, names in published.items()}, desktops)

@@ -1,0 +1,35 @@
+"""Threads for the files of images, whose reading and writing the disk does after everybody else's.
+
+Desktops on the same disk come first wherever its scheduler (BFQ) heeds priorities. Processor time is not
+given up: such a thread may hold Python's lock, and the loop would wait for it.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+import psutil
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_THREADS = 4
+_LAST = 7
+
+
+async def background(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what `work` returns, done in a thread of low priority at the disk."""
+    return await asyncio.get_running_loop().run_in_executor(_POOL, partial(work, *args, **kwargs))
+
+
+def _stand_back() -> None:
+    # A container may forbid it; the work is the same.
+    with contextlib.suppress(psutil.Error, OSError):
+        psutil.Process(threading.get_native_id()).ionice(psutil.IOPRIO_CLASS_BE, _LAST)
+
+
+_POOL = ThreadPoolExecutor(_THREADS, thread_name_prefix="images", initializer=_stand_back)

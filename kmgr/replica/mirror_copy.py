@@ -1,0 +1,363 @@
+"""One copy of a desktop's disk on this server's disks: grains in slots, and an index of them.
+
+    disk      slot n is its n-th grain; the first is kept free for the overlay's header
+    sums      the SHA-256 of each slot
+    index     what each finished cycle changed (`mirror_index`): only this says what the copy is
+    pending   the same for a cycle under way, so that a broken one need not begin anew
+
+A grain that changes gets a *new* slot; its former one is free only after the
+cycle's frame is on the disk. So nothing that belongs to the last point is ever
+written over, each byte is written once, and a kill at any moment leaves that
+point. Promoting writes the overlay's tables behind the last slot and the header
+into the first: no grain is moved.
+
+All of it blocks and belongs to one thread at a time.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from array import array
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kmgr.errors import NotFound, Unavailable
+from kmgr.ids import DesktopId, VersionId
+from kmgr.replica import mirror_index, qcow2
+from kmgr.replica.grains import ABSENT, GRAIN, ZERO, GrainMap, GrainSet, Slots, grain_count
+from kmgr.replica.images import sync_folder, write_synced
+from kmgr.replica.mirror import CopyPoint
+
+_SUM = 32
+# So much may have to come again after a kill in the middle of a cycle.
+_FLUSH_BYTES = 64 << 20
+# The index is written anew when it has grown to this, and to a multiple of what it says.
+_COMPACT_BYTES = 4 << 20
+_COMPACT_TIMES = 4
+_UNTOUCHED = 0xFFFFFFFE
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Of which disk this is the copy: a desktop's generation, and the version that its overlay lies on."""
+
+    desktop: DesktopId
+    generation: int
+    version: VersionId
+    manifest_hash: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The newest point, and what the next cycle can go on from.
+
+    `cycle` names the state of the source from which changes are counted, empty if
+    everything must be compared; `still` is what the disk's file looked like if
+    the desktop was powered off.
+    """
+
+    point: CopyPoint
+    cycle: str
+    still: str
+
+
+class Copy:
+    """A copy that is open: `close` it. `state` is None until the first cycle is complete."""
+
+    def __init__(self, folder: Path, identity: Identity) -> None:
+        """Open what lies in `folder`; use `opened` or `created`."""
+        self.folder = folder
+        self.identity = identity
+        self.state: State | None = None
+        self._map = GrainMap()
+        self._pending = GrainMap(_UNTOUCHED)
+        self._slots = Slots()
+        self._unsaved: array[int] = array("I")
+        self._unsaved_bytes = 0
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        self._disk = os.open(folder / "disk", flags, 0o640)
+        self._sums = os.open(folder / "sums", flags, 0o640)
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def created(folder: Path, identity: Identity) -> "Copy":
+        """Begin a copy: its folder is there completely or not at all."""
+        fresh = folder.with_name(f"{folder.name}.new")
+        fresh.mkdir(parents=True, exist_ok=True)
+        write_synced(fresh / "index", mirror_index.spell(asdict(identity), array("I")))
+        sync_folder(fresh)
+        fresh.rename(folder)
+        sync_folder(folder.parent)
+        return Copy(folder, identity)
+
+    @staticmethod
+    def opened(folder: Path) -> "Copy":
+        """Open a copy; raise `NotFound` if there is none, `Unavailable` (`damaged`) if the index is no index."""
+        try:
+            data = (folder / "index").read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"there is no copy in {folder}") from None
+        known = mirror_index.frames(data)
+        first = next(known, None)
+        if first is None:
+            raise damaged(folder, "its index is unreadable")
+        copy = Copy(folder, Identity(**first.head))
+        end = first.end
+        for frame in known:
+            copy._learn(frame)
+            end = frame.end
+        if end < len(data):
+            os.truncate(folder / "index", end)
+        for _, place in copy._map.places():
+            if place != ZERO:
+                copy._slots.hold(place)
+        copy._recall()
+        return copy
+
+    def _learn(self, frame: mirror_index.Frame) -> None:
+        for grain, place in zip(frame.pairs[::2], frame.pairs[1::2], strict=True):
+            self._map.set(grain, place)
+        head = dict(frame.head)
+        if "point" in head:
+            self.state = State(CopyPoint(**head["point"]), head["cycle"], head["still"])
+
+    def _recall(self) -> None:
+        """Take up what a cycle that broke had already brought; it is offered again before it counts."""
+        try:
+            data = (self.folder / "pending").read_bytes()
+        except FileNotFoundError:
+            return
+        for frame in mirror_index.frames(data):
+            for grain, place in zip(frame.pairs[::2], frame.pairs[1::2], strict=True):
+                self._pending.set(grain, place)
+        for grain, place in self._pending.places():
+            if place == ZERO:
+                continue
+            if self._slots.taken(place):  # left over from before the last commit: the index knows better
+                self._pending.set(grain, _UNTOUCHED)
+            else:
+                self._slots.hold(place)
+
+    def close(self) -> None:
+        """Close the files; what is pending and unsaved has to come again."""
+        os.close(self._disk)
+        os.close(self._sums)
+
+    # -- a cycle ---------------------------------------------------------------------------------------------------
+
+    def place(self, grain: int) -> int:
+        """Return where a grain is, what the cycle under way brought included."""
+        pending = self._pending.get(grain)
+        return self._map.get(grain) if pending == _UNTOUCHED else pending
+
+    def digest(self, grain: int, *, read: bool) -> bytes | None:
+        """Return the SHA-256 of a grain that is in a slot: as noted, or (`read`) of what the disk says now.
+
+        What is pending is always read: after a power cut its note may be younger than its bytes.
+        """
+        place = self.place(grain)
+        if place in (ABSENT, ZERO):
+            return None
+        if not read and self._pending.get(grain) == _UNTOUCHED:
+            return os.pread(self._sums, _SUM, place * _SUM)
+        return hashlib.sha256(os.pread(self._disk, self.length(grain), place * GRAIN)).digest()
+
+    def length(self, grain: int) -> int:
+        """Return how many bytes of the disk a grain is: the last may be shorter."""
+        return min(GRAIN, self.identity.size_bytes - grain * GRAIN)
+
+    def write(self, grain: int, data: bytes | memoryview, digest: bytes) -> None:
+        """Put a grain into a new slot."""
+        slot = self._slots.take()
+        try:
+            _write_all(self._disk, data, slot * GRAIN)
+            _write_all(self._sums, digest, slot * _SUM)
+        except OSError:
+            self._slots.free(slot)
+            raise
+        self._pend(grain, slot)
+        self._unsaved_bytes += len(data)
+        if self._unsaved_bytes >= _FLUSH_BYTES:
+            self.save()
+
+    def zero(self, grain: int) -> None:
+        """Let a grain read as zeros."""
+        self._pend(grain, ZERO)
+
+    def _pend(self, grain: int, place: int) -> None:
+        former = self._pending.get(grain)
+        if former not in (_UNTOUCHED, ZERO, ABSENT):
+            self._slots.free(former)
+        self._pending.set(grain, place)
+        self._unsaved.extend((grain, place))
+
+    def save(self) -> None:
+        """Make what came so far durable, so that it need not come again."""
+        if not self._unsaved:
+            return
+        os.fdatasync(self._disk)
+        os.fdatasync(self._sums)
+        _append(self.folder / "pending", mirror_index.spell({}, self._unsaved))
+        self._unsaved = array("I")
+        self._unsaved_bytes = 0
+
+    def forget(self) -> None:
+        """Give up what a cycle brought so far, and the room it takes."""
+        for _, place in self._pending.places():
+            if place not in (ABSENT, ZERO):
+                self._slots.free(place)
+        self._pending = GrainMap(_UNTOUCHED)
+        self._unsaved, self._unsaved_bytes = array("I"), 0
+        self._tidy()
+
+    def commit(self, state: State, *, offered: GrainSet, everything: bool) -> None:
+        """Make the offered grains and their point the copy, durably; with `everything`, no other grain is left."""
+        changes: array[int] = array("I")
+        freed = []
+        for grain, place in self._pending.places():
+            former = self._map.get(grain)
+            if grain not in offered:
+                if place not in (ABSENT, ZERO):
+                    freed.append(place)
+            elif place != former:
+                changes.extend((grain, place))
+                freed.append(former)
+        if everything:
+            gone = [(grain, place) for grain, place in self._map.places() if grain not in offered]
+            for grain, place in gone:
+                changes.extend((grain, ABSENT))
+                freed.append(place)
+        os.fdatasync(self._disk)
+        os.fdatasync(self._sums)
+        head = {"point": asdict(state.point), "cycle": state.cycle, "still": state.still}
+        _append(self.folder / "index", mirror_index.spell(head, changes))
+        for grain, place in zip(changes[::2], changes[1::2], strict=True):
+            self._map.set(grain, place)
+        for place in freed:
+            if place not in (ABSENT, ZERO):
+                self._slots.free(place)
+        self.state = state
+        self._pending = GrainMap(_UNTOUCHED)
+        self._unsaved, self._unsaved_bytes = array("I"), 0
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Give back what is not needed any more; a kill in between costs nothing but room."""
+        (self.folder / "pending").unlink(missing_ok=True)
+        os.ftruncate(self._disk, self._slots.end() * GRAIN)
+        index = self.folder / "index"
+        size = index.stat().st_size
+        if size > _COMPACT_BYTES and size > 8 * _COMPACT_TIMES * sum(1 for _ in self._map.places()):
+            self._compact(index)
+
+    def _compact(self, index: Path) -> None:
+        everything: array[int] = array("I")
+        for pair in self._map.places():
+            everything.extend(pair)
+        data = mirror_index.spell(asdict(self.identity), array("I"))
+        if self.state is not None:
+            head = {"point": asdict(self.state.point), "cycle": self.state.cycle, "still": self.state.still}
+            data += mirror_index.spell(head, everything)
+        fresh = index.with_name("index.new")
+        write_synced(fresh, data)
+        fresh.replace(index)
+        sync_folder(self.folder)
+
+    # -- its end ---------------------------------------------------------------------------------------------------
+
+    def used_bytes(self) -> int:
+        """Return how much room the copy takes."""
+        return sum((self.folder / name).stat().st_blocks * 512 for name in ("disk", "sums", "index"))
+
+    def wrong_grains(self) -> list[int]:
+        """Read the copy's last point and return the grains whose bytes are not what was sent."""
+        wrong = []
+        for grain, place in self._map.places():
+            if place == ZERO:
+                continue
+            data = os.pread(self._disk, self.length(grain), place * GRAIN)
+            if hashlib.sha256(data).digest() != os.pread(self._sums, _SUM, place * _SUM):
+                wrong.append(grain)
+        return wrong
+
+    def distrust(self) -> None:
+        """Have the next cycle compare everything, bytes with bytes."""
+        if self.state is not None:
+            head = {"point": asdict(self.state.point), "cycle": "", "still": ""}
+            _append(self.folder / "index", mirror_index.spell(head, array("I")))
+            self.state = State(self.state.point, "", "")
+
+    def make_overlay(self, backing: Path) -> Path:
+        """Make the file `disk` an overlay on `backing` that says what the last point says; return its path."""
+        self.forget()
+        end = max(1, self._slots.end())
+        os.ftruncate(self._disk, end * GRAIN)
+        size_bytes = -(-self.identity.size_bytes // 512) * 512
+        places = self._map.places()
+        for at, data in qcow2.tables(
+            size_bytes, os.fsencode(backing), places=places, taken=self._slots.taken, end=end
+        ):
+            if at == 0:  # only with everything else on the disk does the file become a disk
+                os.fdatasync(self._disk)
+            _write_all(self._disk, data, at * GRAIN)
+        os.fsync(self._disk)
+        return self.folder / "disk"
+
+
+def damaged(folder: Path, why: str) -> Unavailable:
+    """Return what is told of a copy that cannot be used."""
+    return Unavailable(
+        f"the copy in {folder} is damaged: {why}. Drop it: a new one is made from the desktop's disk", code="damaged"
+    )
+
+
+def identity_from(raw: Mapping[str, Any]) -> Identity:
+    """Read an identity that another server sent; raise ValueError if it is none."""
+    spelled = json.dumps(raw)
+    wanted = {"desktop": str, "generation": int, "version": str, "manifest_hash": str, "size_bytes": int}
+    for name, kind in wanted.items():
+        if type(raw.get(name)) is not kind:
+            raise ValueError(f"{name} is missing or no {kind.__name__}: {spelled[:200]}")
+    if not 0 < raw["size_bytes"] <= GRAIN * (ZERO - 2) or raw["generation"] < 0:
+        raise ValueError(f"its numbers cannot be right: {spelled[:200]}")
+    return Identity(**{name: raw[name] for name in wanted})
+
+
+def grains_of(identity: Identity) -> int:
+    """Return how many grains the disk has."""
+    return grain_count(identity.size_bytes)
+
+
+def _write_all(opened: int, data: bytes | memoryview, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(opened, view, offset)
+        if not written:
+            raise OSError(errno.EIO, "the disk took nothing")
+        offset, view = offset + written, view[written:]
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Add a frame and wait for the disk; one that does not fit is taken back."""
+    opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    try:
+        before = os.fstat(opened).st_size
+        try:
+            _write_all_appending(opened, data)
+            os.fdatasync(opened)
+        except OSError:
+            os.ftruncate(opened, before)
+            raise
+    finally:
+        os.close(opened)
+
+
+def _write_all_appending(opened: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(opened, view) :]

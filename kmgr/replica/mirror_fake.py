@@ -1,0 +1,98 @@
+"""Mirror and copies in memory, for tests and simulations: they ship, and obey the same contract.
+
+`FakeDisks` stands for all servers: what each desktop's disk says (`write`), who
+holds which copy, and who cannot be reached (`down`). A file is never touched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kmgr.clock import Clock
+from kmgr.errors import KmgrError, NotFound, Unavailable
+from kmgr.ids import DesktopId, ServerId
+from kmgr.replica.mirror import CopyPoint
+
+
+@dataclass(slots=True)
+class FakeDisks:
+    """Every server's disks. `content` is by path of the overlay, `copies` by server, desktop and generation."""
+
+    content: dict[Path, str] = field(default_factory=dict)
+    copies: dict[tuple[ServerId, DesktopId, int], tuple[CopyPoint, str]] = field(default_factory=dict)
+    down: set[ServerId] = field(default_factory=set)
+
+    def write(self, disk: Path, content: str) -> None:
+        """A guest writes."""
+        self.content[disk] = content
+
+
+class FakeMirror:
+    """Copies at once; `fail` is the error that the next cycles end with, `frozen` whether guests' agents answer."""
+
+    def __init__(self, disks: FakeDisks, clock: Clock) -> None:
+        self._disks = disks
+        self._clock = clock
+        self.fail: KmgrError | None = None
+        self.frozen = True
+        self.cycles = 0
+        self.stopped: list[DesktopId] = []
+        self.recovered = 0
+
+    async def recover(self) -> None:
+        """Count it."""
+        self.recovered += 1
+
+    async def cycle(
+        self, desktop: DesktopId, generation: int, disk: Path, *, to: ServerId, last: CopyPoint | None
+    ) -> CopyPoint:
+        """Copy what the disk says now."""
+        self.cycles += 1
+        if self.fail is not None:
+            raise self.fail
+        if to in self._disks.down:
+            raise Unavailable(f"server {to} cannot be reached")
+        key = (to, desktop, generation)
+        known = self._disks.copies.get(key)
+        content = self._disks.content.get(disk, "")
+        sent = len(content) if known is None or known[1] != content else 0
+        point = CopyPoint(desktop, generation, self._clock.now_ms(), sent, full=known is None, frozen=self.frozen)
+        self._disks.copies[key] = (point, content)
+        return point
+
+    async def stop(self, desktop: DesktopId) -> None:
+        """Note it."""
+        self.stopped.append(desktop)
+
+
+class FakeCopyStore:
+    """One server's copies; `fail` is the error that the next promotions end with."""
+
+    def __init__(self, disks: FakeDisks, server: ServerId) -> None:
+        self._disks = disks
+        self._server = server
+        self._promoted: dict[tuple[DesktopId, int, Path], CopyPoint] = {}
+        self.fail: KmgrError | None = None
+
+    async def promote(self, desktop: DesktopId, generation: int, target: Path) -> CopyPoint:
+        """Let `target` say what the copy says; the copy is gone then."""
+        if self.fail is not None:
+            raise self.fail
+        again = self._promoted.get((desktop, generation, target))
+        if again is not None:
+            return again
+        copy = self._disks.copies.pop((self._server, desktop, generation), None)
+        if copy is None:
+            raise NotFound(f"there is no complete copy of desktop {desktop}, generation {generation}, on this server")
+        self._disks.content[target] = copy[1]
+        self._promoted[desktop, generation, target] = copy[0]
+        return copy[0]
+
+    async def drop(self, desktop: DesktopId, generation: int) -> None:
+        """Forget the copy."""
+        self._disks.copies.pop((self._server, desktop, generation), None)
+
+    async def held(self) -> Sequence[CopyPoint]:
+        """Return the points of this server's copies."""
+        mine = sorted((key, copy[0]) for key, copy in self._disks.copies.items() if key[0] == self._server)
+        return tuple(point for _, point in mine)

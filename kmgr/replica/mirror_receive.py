@@ -1,0 +1,320 @@
+"""The copies on this server's disks: takes what other servers mirror here, and turns a copy into a disk.
+
+`copies/<desktop>/<generation>/` holds one copy (`mirror_copy`). Cycles into it
+come over the stream `copy`; only one at a time, and a new one ends the former,
+whose server may have lost its connection without our noticing.
+"""
+
+import asyncio
+import errno
+import json
+import logging
+import re
+import shutil
+import subprocess
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from kmgr.errors import Conflict, KmgrError, NotFound, Refused, Unavailable
+from kmgr.grid.handlers import error_body
+from kmgr.grid.port import Accept, Requests, Stream
+from kmgr.ids import DesktopId, ServerId
+from kmgr.replica import manifest as m
+from kmgr.replica import mirror_wire as wire
+from kmgr.replica.images import Images, Measure, disk_error, room, sync_folder, write_synced
+from kmgr.replica.mirror import CopyPoint
+from kmgr.replica.mirror_copy import Copy, Identity, damaged, identity_from
+from kmgr.replica.mirror_take import Taking
+from kmgr.replica.mirror_wire import Kind
+from kmgr.replica.overlay_file import OverlayFile
+
+logger = logging.getLogger(__name__)
+
+Seed = Callable[[DesktopId], Path | None]
+
+_GOOD_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_CHECK_S = 120.0
+_LAST_WORDS_S = 10.0
+_MARK = "promoted"
+
+
+def no_seed(_desktop: DesktopId) -> Path | None:
+    """Return nothing: no former disk lies here."""
+    return None
+
+
+class Copies:
+    """The `CopyStore` of this server. `seed` finds a former overlay of a desktop, whose grains need not travel."""
+
+    def __init__(self, requests: Requests, images: Images, *, seed: Seed = no_seed, measure: Measure = room) -> None:
+        self._images = images
+        self._seed = seed
+        self._measure = measure
+        self._folder = images.data_dir / "copies"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._alone: dict[tuple[DesktopId, int], asyncio.Lock] = {}
+        self._taking: dict[tuple[DesktopId, int], Stream] = {}
+        for unfinished in self._folder.glob("*/*.new"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        requests.serve_stream(wire.STREAM, self._take)
+
+    # -- CopyStore -------------------------------------------------------------------------------------------------
+
+    async def promote(self, desktop: DesktopId, generation: int, target: Path) -> CopyPoint:
+        """Make the newest point of a copy an overlay at `target`."""
+        folder = self._of(desktop, generation)
+        async with self._exclusively(desktop, generation):
+            try:
+                return await asyncio.to_thread(self._promote, folder, target)
+            except OSError as error:
+                raise disk_error(error, doing=f"making a disk of the copy of desktop {desktop}") from error
+
+    async def drop(self, desktop: DesktopId, generation: int) -> None:
+        """Delete a copy."""
+        folder = self._of(desktop, generation)
+        async with self._exclusively(desktop, generation):
+            await asyncio.to_thread(_delete, folder)
+
+    async def held(self) -> Sequence[CopyPoint]:
+        """Return the newest complete point of every copy."""
+        return await asyncio.to_thread(self._held)
+
+    # -- beyond it -------------------------------------------------------------------------------------------------
+
+    async def verify(self, desktop: DesktopId, generation: int) -> int:
+        """Read a copy, return how many of its grains have gone bad; if any, the next cycle compares everything."""
+        folder = self._of(desktop, generation)
+        async with self._exclusively(desktop, generation):
+            return await asyncio.to_thread(_verify, folder)
+
+    async def used_bytes(self, desktop: DesktopId, generation: int) -> int:
+        """Return how much room a copy takes on the disk."""
+        folder = self._of(desktop, generation)
+        files = await asyncio.to_thread(lambda: [file.stat().st_blocks for file in folder.glob("*")])
+        return sum(files) * 512
+
+    # -- cycles ----------------------------------------------------------------------------------------------------
+
+    async def _take(self, peer: ServerId, body: Mapping[str, Any], accept: Accept) -> None:
+        try:
+            identity = identity_from(body.get("disk") or {})
+        except (ValueError, AttributeError) as error:
+            raise Refused(f"the request to keep a copy makes no sense: {error}") from error
+        folder = self._of(identity.desktop, identity.generation)
+        await asyncio.to_thread(self._check, identity, folder)
+        async with self._exclusively(identity.desktop, identity.generation):
+            stream = await accept()
+            key = (identity.desktop, identity.generation)
+            self._taking[key] = stream
+            try:
+                await self._cycle(stream, identity, folder)
+            except (KmgrError, OSError) as error:
+                told = error if isinstance(error, KmgrError) else disk_error(error, doing=_doing(identity))
+                logger.info("a cycle of a copy broke", extra={"desktop": identity.desktop, "cause": told.message})
+                await _last_words(stream, told)
+            finally:
+                self._taking.pop(key, None)
+
+    async def _cycle(self, stream: Stream, identity: Identity, folder: Path) -> None:
+        copy = await asyncio.to_thread(_open, folder, identity)
+        taking = Taking(copy, seed=self._seed(identity.desktop), spare=self._spare)
+        try:
+            self._spare()
+            state = copy.state
+            hello = {
+                "cycle": state.cycle if state else None,
+                "still": state.still if state else None,
+                "as_of": state.point.as_of if state else None,
+            }
+            await wire.tell(stream, Kind.HELLO, hello)
+            taking.everything = bool(wire.parsed(await wire.expect(stream, Kind.BEGIN)).get("everything"))
+            if not taking.everything and state is None:
+                raise Refused("only changes were announced, and there is nothing here that they could change")
+            await _take_all(stream, taking)
+        except (KmgrError, OSError) as error:
+            if _is_full(error):  # the room that a broken cycle took is given back at once: desktops need it
+                await asyncio.to_thread(copy.forget)
+            raise
+        finally:
+            await asyncio.shield(asyncio.to_thread(taking.close))
+
+    def _check(self, identity: Identity, folder: Path) -> None:
+        """Refuse what could never become a disk here."""
+        self._check_base(identity)
+        if (folder / _MARK).exists():
+            raise Conflict(f"the copy of desktop {identity.desktop} on this server has become its disk")
+
+    def _check_base(self, identity: Identity) -> None:
+        try:
+            manifest = self._images.manifest_bytes(identity.version)
+            size_bytes = self._images.path(identity.version).stat().st_size
+        except (NotFound, FileNotFoundError):
+            raise Unavailable(
+                f"version {identity.version}, on which the disk of desktop {identity.desktop} lies, is not on this "
+                "server (yet): its copy cannot be kept here",
+                code="wrong_base",
+            ) from None
+        if m.manifest_hash(manifest) != identity.manifest_hash or size_bytes > identity.size_bytes:
+            raise Refused(
+                f"version {identity.version} has other contents on this server than under the disk of desktop "
+                f"{identity.desktop}: a copy would not be the same disk",
+                code="wrong_base",
+            )
+
+    def _spare(self) -> None:
+        """Raise `Unavailable` if copies would take the room that running desktops need."""
+        if not self._measure(self._folder).spare_bytes:
+            raise disk_error(OSError(errno.ENOSPC, "full"), doing="keeping copies of desktops")
+
+    # -- files -----------------------------------------------------------------------------------------------------
+
+    def _of(self, desktop: DesktopId, generation: int) -> Path:
+        if not _GOOD_ID.fullmatch(desktop):
+            raise Refused(f"{desktop!r} is not the id of a desktop")
+        return self._folder / desktop / str(generation)
+
+    @asynccontextmanager
+    async def _exclusively(self, desktop: DesktopId, generation: int) -> AsyncIterator[None]:
+        """Enter alone: a cycle that is under way is ended first."""
+        key = (desktop, generation)
+        lock = self._alone.setdefault(key, asyncio.Lock())
+        if (former := self._taking.get(key)) is not None:
+            former.writer.transport.abort()
+        async with lock:
+            yield
+
+    def _promote(self, folder: Path, target: Path) -> CopyPoint:
+        mark = folder / _MARK
+        if mark.exists() and target.exists() and not (folder / "disk").exists():
+            return CopyPoint(**json.loads(mark.read_bytes()))
+        if target.exists():
+            raise Conflict(f"{target} is there already: it is not replaced by a copy")
+        copy = Copy.opened(folder)
+        try:
+            if copy.state is None:
+                raise NotFound(f"the copy in {folder} was never complete: there is nothing to start from")
+            self._check_base(copy.identity)
+            point = copy.state.point
+            disk = copy.make_overlay(self._images.path(copy.identity.version).absolute())
+        finally:
+            copy.close()
+        _checked(folder, disk)
+        write_synced(mark, json.dumps(asdict(point)).encode())
+        sync_folder(folder)
+        _move(disk, target)
+        for name in ("index", "sums", "pending"):
+            (folder / name).unlink(missing_ok=True)
+        return point
+
+    def _held(self) -> tuple[CopyPoint, ...]:
+        found = []
+        for folder in sorted(self._folder.glob("*/*")):
+            if folder.name.isdigit() and not (folder / _MARK).exists():
+                try:
+                    copy = Copy.opened(folder)
+                except KmgrError as error:
+                    logger.warning("a copy cannot be read", extra={"folder": str(folder), "cause": error.message})
+                    continue
+                copy.close()
+                if copy.state is not None:
+                    found.append(copy.state.point)
+        return tuple(sorted(found, key=lambda point: (point.desktop, point.generation)))
+
+
+async def _take_all(stream: Stream, taking: Taking) -> None:
+    due: deque[list[wire.Offer]] = deque()
+    while True:
+        kind, payload = await wire.receive(stream)
+        match kind:
+            case Kind.OFFER:
+                offers = wire.parse_offers(payload)
+                wanted = await asyncio.to_thread(taking.wanted, offers)
+                await wire.send(stream, Kind.WANT, wire.spell_wants(wanted))
+                if any(wanted):
+                    due.append([offer for offer, want in zip(offers, wanted, strict=True) if want])
+            case Kind.DATA if due:
+                await asyncio.to_thread(taking.put, due.popleft(), payload)
+            case Kind.COMMIT if not due:
+                await asyncio.to_thread(taking.commit, wire.parsed(payload))
+                await wire.tell(stream, Kind.DONE, {})
+                return
+            case _:
+                raise Refused(f"a message {kind.name} was not due")
+
+
+async def _last_words(stream: Stream, error: KmgrError) -> None:
+    """Say why it ends, and let the other side read it: what it is still sending goes nowhere."""
+    with suppress(KmgrError, OSError, TimeoutError):
+        await wire.tell(stream, Kind.ERROR, error_body(error))
+        async with asyncio.timeout(_LAST_WORDS_S):
+            while await stream.reader.read(1 << 16):
+                pass
+
+
+def _is_full(error: KmgrError | OSError) -> bool:
+    told = error if isinstance(error, KmgrError) else disk_error(error, doing="")
+    return told.code == "disk_full"
+
+
+def _open(folder: Path, identity: Identity) -> Copy:
+    try:
+        copy = Copy.opened(folder)
+    except NotFound:
+        return Copy.created(folder, identity)
+    if copy.identity != identity:
+        copy.close()
+        raise Refused(
+            f"the copy of desktop {identity.desktop} here is of version {copy.identity.version}, not of "
+            f"{identity.version}: drop it first",
+            code="wrong_base",
+        )
+    return copy
+
+
+def _verify(folder: Path) -> int:
+    copy = Copy.opened(folder)
+    try:
+        wrong = len(copy.wrong_grains())
+        if wrong:
+            logger.warning("a copy has gone bad on this disk", extra={"folder": str(folder), "grains": wrong})
+            copy.distrust()
+        return wrong
+    finally:
+        copy.close()
+
+
+def _delete(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+def _checked(folder: Path, disk: Path) -> None:
+    with OverlayFile(disk):
+        pass
+    asked = subprocess.run(
+        ["qemu-img", "check", "-f", "qcow2", str(disk)], capture_output=True, text=True, timeout=_CHECK_S, check=False
+    )
+    if asked.returncode:
+        raise damaged(folder, f"qemu-img check says: {(asked.stderr or asked.stdout).strip()[-300:]}")
+
+
+def _move(disk: Path, target: Path) -> None:
+    try:
+        disk.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        fresh = target.with_suffix(".new")
+        shutil.copyfile(disk, fresh)
+        fresh.replace(target)
+        disk.unlink()
+    sync_folder(target.parent)
+
+
+def _doing(identity: Identity) -> str:
+    return f"keeping the copy of desktop {identity.desktop}"

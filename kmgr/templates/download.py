@@ -1,0 +1,130 @@
+"""Fetch the rest of an arrival from its address: in goes, each where the former ended, if the other server can.
+
+Runs in the daemon's loop. Whoever really talks HTTP is given (`Outgoing`).
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from kmgr.clock import Clock
+from kmgr.errors import Refused, Unavailable
+from kmgr.templates import addresses
+from kmgr.templates.addresses import Answer
+from kmgr.templates.arrivals import Arrivals
+
+# So often in a row nothing may come before it is given up, and how long it waits in between at most.
+TRIES = 8
+_LONGEST_WAIT_S = 60.0
+_MOST_SUMS_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """An answer whose body is still to come; `chunks` raises `Unavailable` if it breaks off."""
+
+    answer: Answer
+    chunks: AsyncIterator[bytes]
+
+
+class Outgoing(Protocol):
+    """Makes one request, follows nothing, and connects to no address of this server itself unless `own` says so."""
+
+    def get(self, url: str, *, start: int, etag: str, own: bool) -> AbstractAsyncContextManager[Open]:
+        """Ask for a file from byte `start` on, if it still is the one with that `etag`."""
+        ...
+
+
+class Downloader:
+    """`own_allowed()` says whether this server's own addresses may be asked (a setting)."""
+
+    def __init__(self, outgoing: Outgoing, clock: Clock, *, own_allowed: Callable[[], bool]) -> None:
+        self._outgoing = outgoing
+        self._clock = clock
+        self._own_allowed = own_allowed
+
+    async def checksum(self, url: str, file_name: str) -> str:
+        """Return the SHA-256 that a file of checksums at an address has for a file name."""
+        text = b""
+        async with self._following(url, start=0, etag="") as opened:
+            addresses.judge(opened.answer, start=0, etag="")
+            async for chunk in opened.chunks:
+                text += chunk
+                if len(text) > _MOST_SUMS_BYTES:
+                    raise Refused("the file of checksums is larger than 1 MiB: is it the right address?")
+        return addresses.sum_in(text.decode(errors="replace"), file_name)
+
+    async def __call__(self, arrivals: Arrivals, id: str) -> None:
+        """Return when all of an arrival is here; raise what stands against it."""
+        failed = 0
+        while True:
+            before = arrivals.get(id).offset
+            try:
+                if await self._go(arrivals, id):
+                    return
+                again = 0.0
+            except Unavailable as error:
+                if error.code != "remote":
+                    raise
+                failed = 0 if arrivals.get(id).offset > before else failed + 1
+                if failed >= TRIES:
+                    raise
+                again = min(2.0**failed, _LONGEST_WAIT_S)
+            await self._clock.sleep(again)
+
+    async def _go(self, arrivals: Arrivals, id: str) -> bool:
+        """Fetch in one go; True if that was all."""
+        known = arrivals.get(id)
+        if known.complete:
+            return True
+        async with self._following(known.url, start=known.offset, etag=known.etag) as opened:
+            begin = addresses.judge(opened.answer, start=known.offset, etag=known.etag)
+            if (
+                begin is None
+                or begin.at != known.offset
+                or begin.size_bytes != (known.size_bytes or begin.size_bytes)
+            ):
+                # Another file by now, or a server that cannot go on in the middle.
+                if begin is None and not known.offset:
+                    raise Refused("that server does not send the file", code="remote")
+                known = await arrivals.change(id, offset=0, size_bytes=None, etag="")
+            if begin is None:
+                return False
+            known = await arrivals.change(id, etag=begin.etag)
+            if begin.size_bytes is not None and known.size_bytes is None:
+                known = await arrivals.set_size(id, begin.size_bytes)
+            known = await arrivals.append(id, begin.at, opened.chunks)
+        if known.size_bytes is None:
+            known = await arrivals.set_size(id, known.offset)
+        if not known.complete:
+            raise Unavailable("the download broke off", code="remote")
+        return True
+
+    def _following(self, url: str, *, start: int, etag: str) -> "_Following":
+        return _Following(self._outgoing, url, start=start, etag=etag, own=self._own_allowed())
+
+
+class _Following:
+    """A request and the redirects that it meets."""
+
+    def __init__(self, outgoing: Outgoing, url: str, *, start: int, etag: str, own: bool) -> None:
+        self._outgoing, self._url, self._start, self._etag, self._own = outgoing, url, start, etag, own
+        self._inner: AbstractAsyncContextManager[Open] | None = None
+
+    async def __aenter__(self) -> Open:
+        url = self._url
+        for _ in range(addresses.MOST_REDIRECTS + 1):
+            addresses.check_url(url)
+            inner = self._outgoing.get(url, start=self._start, etag=self._etag, own=self._own)
+            opened = await inner.__aenter__()
+            if opened.answer.status not in (301, 302, 303, 307, 308):
+                self._inner = inner
+                return opened
+            await inner.__aexit__(None, None, None)
+            url = addresses.redirected(url, opened.answer.headers.get("location", ""))
+        raise Refused(f"the address leads on more than {addresses.MOST_REDIRECTS} times", code="remote")
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._inner is not None:
+            await self._inner.__aexit__(None, None, None)

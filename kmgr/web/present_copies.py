@@ -1,0 +1,137 @@
+"""The safe copies of personal desktops as plain values: where, how old, and what is wrong, in words.
+
+How old a copy is comes with its server's heartbeat, because the log hears of it
+only now and then; without a heartbeat the log's last word counts.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sqlite_utils import Database
+
+from kmgr.grid.model import RUNNING, Vitals
+from kmgr.grid.queries import servers, settings
+from kmgr.ids import DesktopId, ServerId
+from kmgr.provision.copy_commands import loss
+from kmgr.provision.model import Copy, CopyState, Desktop, TakeOver
+from kmgr.provision.queries import copies, take_overs
+from kmgr.provision.rhythm import alarming
+from kmgr.web import words
+from kmgr.web.records import Item, ServerNames
+from kmgr.web.services import Services
+
+_LIVE = (CopyState.WANTED, CopyState.READY)
+# For how long a person is told what the last start from a copy cost them.
+TOLD_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One reading of all copies and heartbeats: what the texts are made from."""
+
+    copies: Mapping[DesktopId, tuple[Copy, ...]]
+    taken: Mapping[DesktopId, TakeOver]
+    running: frozenset[ServerId]
+    names: ServerNames
+    heard: Mapping[ServerId, Vitals]
+    target_s: int
+    now_ms: int
+    now: float
+
+    def protection(self, desktop: Desktop) -> Item | None:
+        """Say how a personal desktop is protected; None for one that is not personal or nobody's."""
+        if not desktop.owned:
+            return None
+        mine = self.copies.get(desktop.id, ())
+        starting = [c for c in mine if c.state is CopyState.STARTING and c.server == desktop.server]
+        live = [c for c in mine if c.state in _LIVE and c.generation == desktop.generation]
+        if starting:
+            text = f"starts from its safe copy on {self._name(desktop.server)}"
+            return _protection("starting", starting[0].server, self.names, text, starting[0].as_of)
+        ready = max((c for c in live if c.state is CopyState.READY), key=lambda c: c.as_of or 0, default=None)
+        age_s, cause = self._told(desktop)
+        if ready is None:
+            return self._unprotected(live, cause)
+        age = age_s if age_s is not None else max(0, (self.now_ms - (ready.as_of or 0)) // 1000)
+        text = f"safe copy on {self._name(ready.server)}, {words.span(age)} old"
+        late = alarming(age, self.target_s)
+        why = cause if late else ""
+        if late and desktop.server not in self.running:
+            why = why or f"{self._name(desktop.server)} is lost: the desktop goes on from this copy"
+        item = _protection("late" if late else "safe", ready.server, self.names, text, ready.as_of)
+        return {**item, "age_s": age, "cause": why}
+
+    def superseded(self, desktop: Desktop) -> list[Item]:
+        """Return the former disks that are kept, the newest first."""
+        mine = [c for c in self.copies.get(desktop.id, ()) if c.state is CopyState.SUPERSEDED]
+        return [
+            {
+                "server": copy.server,
+                "server_name": self._name(copy.server),
+                "generation": copy.generation,
+                "since": copy.changed_at,
+            }
+            for copy in sorted(mine, key=lambda c: (-c.generation, c.server))
+        ]
+
+    def taken_over(self, desktop: Desktop) -> Item | None:
+        """Say what the last start from a safe copy left out; None if there was none of late."""
+        last = self.taken.get(desktop.id)
+        if last is None or last.as_of is None or self.now_ms - last.at > TOLD_MS:
+            return None
+        return {
+            "at": last.at,
+            "from": self._name(last.source),
+            "to": self._name(last.target),
+            "as_of": last.as_of,
+            "lost_s": max(0, -(-(last.heard_at - last.as_of) // 1000)),
+            "text": f"server {self._name(last.source)} was lost: {loss(last.as_of, last.heard_at)}.",
+        }
+
+    def _unprotected(self, live: Iterable[Copy], cause: str) -> Item:
+        coming = next(iter(live), None)
+        if coming is None:
+            return {**_protection("none", None, self.names, "no safe copy yet", None), "cause": cause}
+        text = f"the first safe copy is being made on {self._name(coming.server)}"
+        return {**_protection("making", coming.server, self.names, text, None), "cause": cause}
+
+    def _told(self, desktop: Desktop) -> tuple[int | None, str]:
+        vitals = self.heard.get(desktop.server)
+        told = vitals.extra.get("copies", {}).get(desktop.id) if vitals else None
+        if vitals is None or not isinstance(told, list) or len(told) != 2:
+            return None, ""
+        age = told[0]
+        return (age + round(self.now - vitals.heard_at) if isinstance(age, int) else None), str(told[1])
+
+    def _name(self, server: ServerId) -> str:
+        return self.names.get(server, server)
+
+
+def look(services: Services, db: Database) -> Sight:
+    """Read all that is needed, in the view of the caller."""
+    known = servers(db, removed=True)
+    held: dict[DesktopId, list[Copy]] = {}
+    for copy in copies(db):
+        held.setdefault(copy.desktop, []).append(copy)
+    return Sight(
+        copies={desktop: tuple(mine) for desktop, mine in held.items()},
+        taken={one.desktop: one for one in take_overs(db)},
+        running=frozenset(server.id for server in known if server.state in RUNNING),
+        names={server.id: server.name for server in known},
+        heard=services.board.all(),
+        target_s=settings(db)["copy_target_s"],
+        now_ms=services.clock.now_ms(),
+        now=services.clock.monotonic(),
+    )
+
+
+def _protection(state: str, server: ServerId | None, names: ServerNames, text: str, as_of: int | None) -> Item:
+    return {
+        "state": state,
+        "server": server,
+        "server_name": "" if server is None else names.get(server, server),
+        "age_s": None,
+        "as_of": as_of,
+        "text": text,
+        "cause": "",
+    }

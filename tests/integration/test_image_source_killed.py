@@ -1,0 +1,77 @@
+"""Servers in processes of their own, on slow links: a kill -9 in the middle of a copy costs next to nothing."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kmgr.ids import VersionId
+from tests.bench.image_grid import MIB, ImageGrid, distributing, picture
+from tests.bench.image_parts import received
+from tests.lab.links import Links
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("tc") is None, reason="needs root and tc for network namespaces"
+)
+V1 = VersionId("ver-1")
+SIZE = 48 * MIB
+RECEIVERS = (1, 2, 3)
+# Headers of TCP and TLS, the manifest, and what was on the way when the process died: up to a piece of each source.
+MORE = 1.02 * 1.005
+
+
+@pytest.fixture
+def links() -> Iterator[Links]:
+    with Links(4, mbit=200) as made:
+        yield made
+
+
+def share(grid: ImageGrid) -> float:
+    told = [grid.processes[place].order(progress=1)["progress"] for place in RECEIVERS]
+    return sum(here for here, _ in told) / sum(of for _, of in told)
+
+
+def half_done(grid: ImageGrid) -> None:
+    grid.go(RECEIVERS)
+    while share(grid) < 0.5:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_killed_server_comes_back_and_nothing_verified_is_sent_again(
+    victim: int, links: Links, tmp_path: Path
+) -> None:
+    picture(tmp_path / "disk", SIZE)
+    with distributing(links, tmp_path / "grid", tmp_path / "disk", RECEIVERS) as grid:
+        before = sum(received(links, place) for place in RECEIVERS)
+        half_done(grid)
+        grid.processes[victim].kill()
+        grid.begin(victim)
+        grid.ready(victim)
+        if victim:
+            grid.processes[victim].order(go=1)
+        ended = [grid.processes[place].done() for place in RECEIVERS]
+        assert not any(end["problems"] for end in ended), (ended, grid.words())
+        assert all(grid.same(place, V1) for place in RECEIVERS)
+        came = sum(received(links, place) for place in RECEIVERS) - before
+        assert came <= len(RECEIVERS) * SIZE * MORE + len(RECEIVERS) * MIB
+
+
+def test_the_others_finish_among_themselves_if_the_source_is_gone_for_good_after_giving_all_away(
+    links: Links, tmp_path: Path
+) -> None:
+    picture(tmp_path / "disk", SIZE)
+    with distributing(links, tmp_path / "grid", tmp_path / "disk", RECEIVERS) as grid:
+        grid.go(RECEIVERS[:1])
+        assert not grid.processes[1].done()["problems"]
+        grid.go(RECEIVERS[1:])
+        while not any(grid.processes[place].order(progress=1)["progress"][0] for place in RECEIVERS[1:]):
+            time.sleep(0.05)
+        grid.processes[0].kill()
+        ended = [grid.processes[place].done() for place in RECEIVERS[1:]]
+        del grid.processes[0]
+        assert not any(end["problems"] for end in ended), (ended, grid.words())
+        assert all(grid.same(place, V1) for place in RECEIVERS)

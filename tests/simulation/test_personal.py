@@ -1,0 +1,288 @@
+"""Personal desktops of three servers in one process: kept, copied, started elsewhere when their server is lost."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from kmgr.errors import NotAllowed, Unavailable
+from kmgr.grid.envelope import Rejected
+from kmgr.ids import ServerId
+from kmgr.provision.hypervisor import DomainState
+from kmgr.provision.model import Copy, CopyState, Desktop, DesktopState
+from kmgr.provision.queries import copies, take_overs
+from kmgr.users.broker import Ready, Wait
+from tests.lab.whole_grid import BOOT_S, IDS, Lab
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
+    lab = Lab(tmp_path)
+    await lab.create(kind="personal", standby=1)
+    yield lab
+    await lab.close()
+
+
+@pytest.fixture
+async def islands(tmp_path: Path) -> AsyncIterator[Lab]:
+    lab = Lab(tmp_path, ids=IDS[:2], islands=True)
+    await lab.create(kind="personal", standby=1)
+    yield lab
+    await lab.close()
+
+
+async def given(lab: Lab, user: str = "anna") -> Desktop:
+    """Return a user's desktop, once they have one."""
+    for _ in range(60):
+        answer = await lab.open(user, at=lab.ids.index(lab.alive()[0].id))
+        if isinstance(answer, Ready):
+            return answer.desktop
+        await lab.wait(0.5)
+    raise AssertionError("nobody was given a desktop")
+
+
+def theirs(lab: Lab, user: str = "anna") -> Desktop:
+    return next(d for d in lab.desktops() if d.user == user)
+
+
+def copies_of(lab: Lab, desktop: Desktop, *states: CopyState) -> list[Copy]:
+    with lab.alive()[0].grid.view() as db:
+        return [copy for copy in copies(db, desktop=desktop.id) if not states or copy.state in states]
+
+
+def running(lab: Lab, desktop: Desktop) -> list[ServerId]:
+    """Return where a desktop runs at this moment, as no server but the lab can know."""
+    found = []
+    for server in lab.servers:
+        domain = server.hypervisor._domains.get(desktop.id)
+        if domain is not None and domain.state is DomainState.RUNNING:
+            found.append(server.id)
+    return found
+
+
+async def protected(lab: Lab) -> Desktop:
+    """Return Anna's desktop once it has a complete copy."""
+    desktop = await given(lab)
+    for _ in range(60):
+        if copies_of(lab, desktop, CopyState.READY):
+            return theirs(lab)
+        await lab.wait(0.5)
+    raise AssertionError("there is no copy")
+
+
+def disk(lab: Lab, server: ServerId, desktop: Desktop) -> Path:
+    return lab.at(server).folder / "desktops" / f"{desktop.id}.qcow2"
+
+
+async def test_it_stays_its_users_through_a_log_out(lab: Lab) -> None:
+    token = await lab.log_in("anna")
+    first = await given(lab)
+    await lab.servers[0].sessions.log_out(token)
+    await lab.wait(90)
+    again = await given(lab)
+    assert again.id == first.id
+    assert again.generation == 1
+    assert running(lab, again) == [again.server]
+
+
+async def test_a_standby_takes_the_place_of_one_that_became_somebodys(lab: Lab) -> None:
+    anna, berta = await given(lab), await given(lab, "berta")
+    assert anna.id != berta.id
+    await lab.wait(2 * BOOT_S + 2)
+    assert lab.count(DesktopState.READY) == 1
+    assert lab.count(DesktopState.IN_USE) == 2
+
+
+async def test_its_user_cannot_throw_it_away_and_an_administrator_confirms_whose_work_goes(lab: Lab) -> None:
+    desktop = await given(lab)
+    refused = await lab.propose("desktop.release", desktop=desktop.id, user="anna")
+    assert isinstance(refused, Rejected)
+    assert "kept" in refused.detail
+    refused = await lab.propose("desktop.retire", desktop=desktop.id, why="by hand")
+    assert isinstance(refused, Rejected)
+    assert refused.code == "personal"
+    await lab.do("desktop.retire", desktop=desktop.id, why="by hand", lose="anna")
+    await lab.wait(15)
+    assert desktop.id not in {d.id for d in lab.desktops()}
+    assert copies_of(lab, desktop) == []
+    assert not lab.disks.copies
+
+
+async def test_it_has_one_safe_copy_on_another_server_that_stays_young(lab: Lab) -> None:
+    desktop = await protected(lab)
+    (copy,) = copies_of(lab, desktop)
+    assert copy.server != desktop.server
+    for _ in range(10):
+        await lab.wait(15)
+        [(point, _)] = lab.disks.copies.values()
+        assert lab.clock.now_ms() - point.as_of <= 60_000
+        age, cause = lab.at(desktop.server).protection.vitals()["extra"]["copies"][desktop.id]
+        assert age <= 60
+        assert cause == ""
+    # Points are told to the log once in half a minute, not with every cycle.
+    assert lab.at(desktop.server).mirror.cycles >= 8
+
+
+async def test_a_copy_that_falls_behind_is_an_alarm_on_the_console_and_in_the_history(lab: Lab) -> None:
+    desktop = await protected(lab)
+    home = lab.at(desktop.server)
+    home.mirror.fail = Unavailable("its disk is full", code="disk_full")
+    await lab.wait(170)
+    assert home.protection.problems() == ()
+    before = home.mirror.cycles
+    await lab.wait(40)
+    (problem,) = home.protection.problems()
+    assert "180 s" in problem
+    assert "its disk is full" in problem
+    assert desktop.name in problem
+    # It is tried again once a minute at least.
+    await lab.wait(61)
+    assert home.mirror.cycles > before
+    assert any("fall behind" in text for text in lab.texts("alarm"))
+    home.mirror.fail = None
+    await lab.wait(65)
+    assert home.protection.problems() == ()
+    assert any("up to date again" in text for text in lab.texts("alarm"))
+
+
+async def test_when_its_server_is_lost_it_goes_on_from_the_copy_and_what_is_missing_is_told(lab: Lab) -> None:
+    desktop = await protected(lab)
+    home, holder = desktop.server, copies_of(lab, desktop)[0].server
+    lab.disks.write(disk(lab, home, desktop), "saved")
+    await lab.wait(45)
+    lab.disks.write(disk(lab, home, desktop), "saved and lost")
+    cut_at = lab.clock.now_ms()
+    lab.cut(home)
+    for _ in range(450):
+        await lab.wait(0.1)
+        assert len(running(lab, desktop)) <= 1
+        if running(lab, desktop) == [holder]:
+            break
+    took_s = (lab.clock.now_ms() - cut_at) / 1000
+    assert took_s < 30, "45 s are promised, with the boot of the guest"
+    now = theirs(lab)
+    assert (now.server, now.generation, now.state) == (holder, 2, DesktopState.IN_USE)
+    assert lab.disks.content[disk(lab, holder, now)] == "saved"
+    await lab.wait(3)
+    with lab.at(holder).grid.view() as db:
+        (taken,) = take_overs(db, desktop.id)
+    assert taken.as_of is not None
+    assert taken.as_of < cut_at <= taken.heard_at + 2000
+    assert any("is missing" in text and "goes on" in text for text in lab.texts("copy"))
+    assert isinstance(await lab.open("anna", at=lab.ids.index(holder)), Ready)
+
+
+async def test_while_it_waits_its_user_is_told_and_given_no_other_one(lab: Lab) -> None:
+    desktop = await protected(lab)
+    lab.cut(desktop.server)
+    await lab.wait(9)
+    answer = await lab.open("anna", at=lab.ids.index(lab.alive()[0].id))
+    assert isinstance(answer, Wait)
+    assert "safe copy" in answer.reason
+    assert sum(d.user == "anna" for d in lab.desktops()) == 1
+
+
+async def test_without_a_copy_it_waits_for_its_server(lab: Lab) -> None:
+    desktop = await given(lab)
+    home = lab.at(desktop.server)
+    home.mirror.fail = Unavailable("not yet")
+    lab.disks.write(disk(lab, home.id, desktop), "work")
+    lab.cut(home.id)
+    await lab.wait(40)
+    assert theirs(lab).server == home.id
+    assert running(lab, desktop) == []
+    answer = await lab.open("anna", at=lab.ids.index(lab.alive()[0].id))
+    assert isinstance(answer, Wait)
+    assert "comes back with it" in answer.reason
+    lab.mend(home.id)
+    await lab.wait(10)
+    assert running(lab, desktop) == [home.id]
+    assert theirs(lab).generation == 1
+
+
+async def test_a_short_cut_halts_it_and_lets_it_go_on(lab: Lab) -> None:
+    desktop = await protected(lab)
+    lab.cut(desktop.server)
+    await lab.wait(7)
+    assert running(lab, desktop) == []
+    assert lab.at(desktop.server).hypervisor._domains[desktop.id].state is DomainState.PAUSED
+    lab.mend(desktop.server)
+    await lab.wait(5)
+    assert running(lab, desktop) == [desktop.server]
+    assert theirs(lab).generation == 1
+
+
+async def test_the_former_disk_is_kept_until_it_is_dropped_and_protection_turns_round(lab: Lab) -> None:
+    desktop = await protected(lab)
+    home = desktop.server
+    lab.cut(home)
+    await lab.wait(40)
+    lab.mend(home)
+    await lab.wait(20)
+    aside = lab.at(home).folder / "superseded" / f"{desktop.id}.1.qcow2"
+    assert aside.exists()
+    assert desktop.id not in lab.at(home).domains()
+    (superseded,) = copies_of(lab, desktop, CopyState.SUPERSEDED)
+    assert (superseded.server, superseded.generation) == (home, 1)
+    (copy,) = copies_of(lab, desktop, CopyState.READY)
+    assert copy.generation == 2
+    await lab.do("copy.drop", desktop=desktop.id, server=home, generation=1)
+    await lab.wait(10)
+    assert not aside.exists()
+    assert copies_of(lab, desktop, CopyState.SUPERSEDED, CopyState.DROPPING) == []
+
+
+async def test_back_and_forth_each_former_disk_is_kept(lab: Lab) -> None:
+    desktop = await protected(lab)
+    for generation in (1, 2, 3):
+        now = theirs(lab)
+        assert now.generation == generation
+        lab.cut(now.server)
+        await lab.wait(40)
+        assert theirs(lab).server != now.server
+        lab.mend(now.server)
+        await lab.wait(20)
+        assert running(lab, desktop) == [theirs(lab).server]
+        assert copies_of(lab, desktop, CopyState.READY)
+        assert (lab.at(now.server).folder / "superseded" / f"{desktop.id}.{generation}.qcow2").exists()
+
+
+async def test_a_daemon_that_dies_leaves_the_halting_to_the_guard(lab: Lab) -> None:
+    desktop = await protected(lab)
+    home = lab.at(desktop.server)
+    lab.cut(home.id)
+    await home.stop()  # the daemon is killed; the guest runs on
+    assert running(lab, desktop) == [home.id]
+    for _ in range(400):
+        await lab.wait(0.1)
+        assert len(running(lab, desktop)) <= 1
+    # A daemon that is not there is silent: the desktop goes on elsewhere, after it was halted.
+    assert running(lab, desktop) == [theirs(lab).server] != [home.id]
+
+
+async def test_a_drained_holder_is_replaced_before_its_copy_goes(lab: Lab) -> None:
+    desktop = await protected(lab)
+    (old,) = copies_of(lab, desktop)
+    await lab.do("server.drain", server=old.server)
+    for _ in range(100):
+        await lab.wait(0.1)
+        assert copies_of(lab, desktop, CopyState.READY), "there is always a complete one"
+    (new,) = copies_of(lab, desktop)
+    assert new.server not in (old.server, desktop.server)
+
+
+async def test_two_servers_without_a_majority_start_nobody_elses_desktop_and_say_so(islands: Lab) -> None:
+    lab = islands
+    desktop = await protected(lab)
+    home = lab.at(desktop.server)
+    other = next(server for server in lab.servers if server is not home)
+    lab.cut(home.id)
+    await lab.wait(30)
+    assert other.grid.status().island
+    with pytest.raises(NotAllowed, match="another server could be running yours"):
+        await lab.open("anna", at=lab.ids.index(other.id))
+    assert running(lab, desktop) == []
+    lab.mend(home.id)
+    await lab.wait(15)
+    assert running(lab, desktop) == [home.id]
+    assert [d.generation for d in lab.desktops() if d.user == "anna"] == [1]

@@ -1,0 +1,214 @@
+"""Files on their way: what is acknowledged stays, what is wrong is refused, what is forgotten expires."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kmgr.clock import ManualClock
+from kmgr.errors import Conflict, KmgrError, NotFound, Refused, Unavailable
+from kmgr.replica.images import Images, Room
+from kmgr.templates import arriving
+from kmgr.templates.arrivals import Arrivals, Checksum
+from kmgr.templates.arriving import Arrival, Way
+
+MIB = 1 << 20
+GIB = 1 << 30
+DATA = bytes(range(256)) * 1024 + bytes(300_000) + b"the end"
+
+
+def arrival(id: str = "arr-1", **more: Any) -> Arrival:
+    plain: dict[str, Any] = {"way": Way.UPLOAD, "image_name": id, "by": "anna", "created_at": 1, "touched_at": 1}
+    return Arrival(id=id, **{**plain, "size_bytes": len(DATA), **more})
+
+
+class Bench:
+    """One server's arrivals, which can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.room = Room(free_bytes=100 * GIB, total_bytes=200 * GIB)
+        self.clock = ManualClock()
+        self.images = Images(folder, measure=lambda _: self.room)
+        self.start()
+
+    def start(self) -> None:
+        self.all = Arrivals(self.images, self.clock, keep_hours=lambda: 24)
+        self.all.load()
+
+    def new(self, id: str = "arr-1", **more: Any) -> Arrival:
+        now = self.clock.now_ms()
+        return replace(arrival(id, **more), created_at=now, touched_at=now)
+
+    def left(self) -> list[str]:
+        return sorted(file.name for file in self.images.tmp.iterdir())
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+async def pieces(data: bytes, *, then: BaseException | None = None) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), 50_000):
+        yield data[start : start + 50_000]
+    if then is not None:
+        raise then
+
+
+async def test_an_upload_that_breaks_off_goes_on_where_it_was_also_after_a_kill(bench: Bench) -> None:
+    await bench.all.create(bench.new())
+    with pytest.raises(ConnectionResetError):
+        await bench.all.append("arr-1", 0, pieces(DATA[:200_000], then=ConnectionResetError()))
+    assert bench.all.get("arr-1").offset == 200_000
+    bench.start()
+    assert bench.all.get("arr-1").offset == 200_000
+    # What a kill left behind the acknowledged bytes counts for nothing.
+    with bench.all.path("arr-1").open("ab") as file:
+        file.write(b"x" * 999_999)
+    with pytest.raises(Conflict) as caught:
+        await bench.all.append("arr-1", 199_999, pieces(DATA[199_999:]))
+    assert caught.value.code == "wrong_offset"
+    done = await bench.all.append("arr-1", 200_000, pieces(DATA[200_000:]))
+    assert done.complete
+    assert bench.all.path("arr-1").read_bytes() == DATA
+
+
+async def test_more_than_was_announced_is_refused_before_and_while_it_comes(bench: Bench) -> None:
+    await bench.all.create(bench.new())
+    with pytest.raises(Refused) as caught:
+        await bench.all.append("arr-1", 0, pieces(b""), length=len(DATA) + 1)
+    assert caught.value.code == "too_long"
+    with pytest.raises(Refused) as caught:
+        await bench.all.append("arr-1", 0, pieces(DATA + b"more"))
+    assert caught.value.code == "too_long"
+    assert bench.all.path("arr-1").stat().st_size <= len(DATA)
+
+
+async def test_a_piece_with_a_wrong_checksum_leaves_no_trace(bench: Bench) -> None:
+    await bench.all.create(bench.new())
+    half = len(DATA) // 2
+    right = Checksum("sha1", hashlib.sha1(DATA[:half]).digest())  # noqa: S324
+    wrong = Checksum("sha256", hashlib.sha256(b"other").digest())
+    assert (await bench.all.append("arr-1", 0, pieces(DATA[:half]), checksum=right)).offset == half
+    with pytest.raises(Refused) as caught:
+        await bench.all.append("arr-1", half, pieces(DATA[half:]), checksum=wrong)
+    assert (caught.value.code, bench.all.get("arr-1").offset) == ("checksum", half)
+    with pytest.raises(ConnectionResetError):
+        await bench.all.append("arr-1", half, pieces(DATA[half:-9], then=ConnectionResetError()), checksum=right)
+    assert bench.all.get("arr-1").offset == half
+
+
+@pytest.mark.parametrize("killed", [False, True])
+async def test_a_whole_file_that_is_not_the_promised_one_is_dropped(bench: Bench, killed: bool) -> None:
+    for one, sha256 in (("arr-1", hashlib.sha256(DATA).hexdigest()), ("arr-2", hashlib.sha256(b"").hexdigest())):
+        await bench.all.create(bench.new(one, sha256=sha256))
+        await bench.all.append(one, 0, pieces(DATA[:100_000]))
+        if killed:
+            bench.start()
+        await bench.all.append(one, 100_000, pieces(DATA[100_000:]))
+    await bench.all.check_whole("arr-1")
+    with pytest.raises(Refused, match="SHA-256 differs"):
+        await bench.all.check_whole("arr-2")
+    assert bench.left() == ["arr-1.json", "arr-1.part"]
+
+
+async def test_a_new_sender_takes_over_from_one_whose_connection_hangs(bench: Bench) -> None:
+    await bench.all.create(bench.new())
+
+    async def hangs() -> AsyncIterator[bytes]:
+        yield DATA[:70_000]
+        begun.set()
+        await asyncio.Event().wait()
+
+    begun = asyncio.Event()
+    first = asyncio.create_task(bench.all.append("arr-1", 0, hangs()))
+    await begun.wait()
+    assert bench.all.sent_now("arr-1")
+    known = await bench.all.settle("arr-1")
+    assert known.offset == 70_000
+    with pytest.raises(Conflict) as caught:
+        await first
+    assert caught.value.code == "taken_over"
+    assert (await bench.all.append("arr-1", 70_000, pieces(DATA[70_000:]))).complete
+
+
+async def test_what_nobody_goes_on_with_expires(bench: Bench) -> None:
+    await bench.all.create(bench.new())
+    await bench.clock.advance(23 * 3600)
+    await bench.all.append("arr-1", 0, pieces(DATA[:10]))
+    await bench.clock.advance(23 * 3600)
+    await bench.all.sweep()
+    assert bench.all.get("arr-1").offset == 10
+    await bench.clock.advance(3601)
+    await bench.all.sweep()
+    with pytest.raises(NotFound):
+        bench.all.get("arr-1")
+    assert bench.left() == []
+
+
+async def test_the_reserve_holds_before_the_first_byte_and_meanwhile(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.room = Room(free_bytes=3 * GIB, total_bytes=100 * GIB)  # one of them is the reserve
+    await bench.all.create(bench.new("arr-1", size_bytes=GIB + 1))
+    with pytest.raises(Unavailable, match="too small"):
+        await bench.all.create(bench.new("arr-2", size_bytes=GIB))
+    await bench.all.create(bench.new("arr-3", size_bytes=GIB - 1))
+    monkeypatch.setattr("kmgr.templates.arrivals.NOTE_BYTES", 100_000)
+    bench.room = Room(free_bytes=GIB, total_bytes=100 * GIB)
+    with pytest.raises(Unavailable) as caught:
+        await bench.all.append("arr-1", 0, pieces(DATA))
+    assert caught.value.code == "disk_full"
+    assert bench.all.get("arr-1").offset == 100_000
+
+
+@pytest.mark.parametrize(
+    ("new", "code", "words"),
+    [
+        (arrival("arr-9", image_name="arr-1"), "name_taken", "is being uploaded as arr-1 by anna: 25 %"),
+        (arrival("arr-9"), "too_many", "4 imports under way"),
+        (arrival("arr-9", by="ben", size_bytes=17 << 40), "refused", "cannot be taken"),
+        (arrival("arr-9", by="ben", size_bytes=0), "refused", "cannot be taken"),
+        (arrival("arr-9", by="ben", sha256="abc"), "refused", "64 hexadecimal"),
+        (arrival("arr-9", by="ben", image_name=" "), "refused", "not a name"),
+    ],
+)
+def test_what_speaks_against_a_new_one_is_told(new: Arrival, code: str, words: str) -> None:
+    known = [arrival(f"arr-{n}", size_bytes=400, offset=100) for n in range(1, 5)]
+    with pytest.raises(KmgrError) as caught:
+        arriving.check_new(new, known, spare_bytes=10 * GIB)
+    assert caught.value.code == code
+    assert words in caught.value.message
+
+
+def test_who_comes_back_with_the_same_file_is_known() -> None:
+    known = arrival(fingerprint="f")
+    same = {"by": "anna", "image_name": "arr-1", "fingerprint": "f", "size_bytes": len(DATA)}
+    assert arriving.same_file(known, **same)  # type: ignore[arg-type]
+    for change in ({"by": "ben"}, {"fingerprint": ""}, {"fingerprint": "g"}, {"size_bytes": 1}, {"image_name": "x"}):
+        assert not arriving.same_file(known, **{**same, **change})  # type: ignore[arg-type]
+
+
+async def test_zeros_take_no_room_and_records_that_are_none_are_removed(bench: Bench) -> None:
+    await bench.all.create(bench.new(size_bytes=8 * MIB))
+    await bench.all.append("arr-1", 0, pieces(bytes(8 * MIB)))
+    assert bench.all.path("arr-1").stat().st_blocks == 0
+    for name, data in (("arr-2.part", b"x"), ("arr-3.json", b"{"), ("arr-4.json", b'{"offset": -1}')):
+        (bench.images.tmp / name).write_bytes(data)
+    bench.start()
+    assert bench.left() == ["arr-1.json", "arr-1.part"]
+    assert arriving.decode(arriving.encode(bench.all.get("arr-1"))) == bench.all.get("arr-1")
+
+
+async def test_a_length_may_be_told_at_the_end(bench: Bench) -> None:
+    await bench.all.create(bench.new(size_bytes=None))
+    await bench.all.append("arr-1", 0, pieces(DATA))
+    with pytest.raises(Refused):
+        await bench.all.set_size("arr-1", len(DATA) - 1)
+    assert (await bench.all.set_size("arr-1", len(DATA))).complete
+    with pytest.raises(Conflict):
+        await bench.all.set_size("arr-1", len(DATA) + 1)

@@ -1,0 +1,169 @@
+"""Personal desktops as people see them: chosen, kept, protected, started from a copy, deleted only on purpose."""
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.people import SERVERS
+from tests.lab.web_lab import ADMIN, USER, Site, WebLab, opened
+
+ONE, TWO, THREE = SERVERS
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
+    async with opened(tmp_path) as lab:
+        yield lab
+
+
+@pytest.fixture
+async def site(lab: WebLab) -> Site:
+    return await lab.site()
+
+
+async def kept(lab: WebLab) -> str:
+    """Give Anna a personal desktop on server one; return its id."""
+    await lab.office.template("own", kind="personal")
+    await lab.office.do("assignment.add", template="tpl-own", kind="user", subject=USER)
+    desktop = await lab.office.standby("tpl-own")
+    await lab.office.do("desktop.claim", user=USER, template="tpl-own")
+    return desktop
+
+
+async def copied(lab: WebLab, desktop: str) -> None:
+    """Let server two have a complete copy, as of now."""
+    await lab.office.do("copy.assign", desktop=desktop, generation=1, server=TWO)
+    point = {"desktop": desktop, "generation": 1, "server": TWO, "as_of": lab.clock.now_ms(), "bytes": 1 << 20}
+    await lab.office.do("copy.points", server=ONE, points=[point])
+
+
+async def moved(lab: WebLab, desktop: str) -> None:
+    """Lose server one half a minute after the copy, and let the desktop go on from it."""
+    await copied(lab, desktop)
+    as_of = lab.clock.now_ms()
+    await lab.clock.advance(30)
+    await lab.office.do("server.lost", server=ONE)
+    with lab.grid(TWO).view() as db:
+        lost_at = next(db.query("select changed_at from servers where id = ?", [ONE]))["changed_at"]
+    await lab.office.do("desktop.take_over", desktop=desktop, generation=1, server=ONE, lost_at=lost_at, target=TWO)
+    await lab.office.do("copy.promoted", desktop=desktop, generation=2, server=TWO, as_of=as_of)
+
+
+async def shown(site: Site, desktop: str, who: str = USER) -> dict[str, Any]:
+    status, body = await site.ask("GET", f"/desktops/{desktop}", who=who)
+    assert status == 200, body
+    return dict(body)
+
+
+def beats(lab: WebLab, desktop: str, age_s: int | None, cause: str = "") -> None:
+    """Let server one tell how old a copy is."""
+    vitals = replace(lab.vitals(ONE), extra={"copies": {desktop: [age_s, cause]}})
+    for board in lab.boards.values():
+        board.put(vitals)
+
+
+async def test_the_kind_is_chosen_once_in_the_form_and_in_the_api(lab: WebLab, site: Site) -> None:
+    form = {"name": "mine", "image": "img-1", "vcpus": "1", "memory_mib": "512", "standby": "1", "maximum": "3"}
+    page = await site.submit("/console/templates/new", {**form, "refresh": "manual", "kind": "personal"}, who=ADMIN)
+    assert page.status == 303, page.text
+    status, body = await site.ask("GET", "/templates", who=ADMIN)
+    assert {one["name"]: one["kind"] for one in body["items"]} == {"mine": "personal", "office": "pooled"}
+    template = next(one["id"] for one in body["items"] if one["name"] == "mine")
+    status, body = await site.ask("PATCH", f"/templates/{template}", {"kind": "pooled"}, who=ADMIN)
+    assert status == 400
+    said = await site.page("/console/templates/new", who=ADMIN)
+    assert "Kept: everybody has their own" in said.text
+
+
+async def test_its_page_says_where_the_copy_is_and_how_old(lab: WebLab, site: Site) -> None:
+    desktop = await kept(lab)
+    assert (await shown(site, desktop))["protection"]["state"] == "none"
+    await lab.office.do("copy.assign", desktop=desktop, generation=1, server=TWO)
+    assert (await shown(site, desktop))["protection"]["state"] == "making"
+    await copied(lab, desktop)
+    await lab.clock.advance(23)
+    told = (await shown(site, desktop))["protection"]
+    assert (told["state"], told["age_s"], told["server"]) == ("safe", 23, TWO)
+    assert told["text"] == f"safe copy on {TWO[4:]}, 23 s old"
+    # The heartbeat knows of younger points than the log.
+    beats(lab, desktop, 4)
+    await lab.clock.advance(2)
+    assert (await shown(site, desktop))["protection"]["age_s"] == 6
+    for path in (f"/console/desktops/{desktop}", "/console/desktops"):
+        page = await site.page(path, who=ADMIN)
+        assert f"safe copy on {TWO[4:]}, 6 s old" in page.text
+    page = await site.page("/", who=USER)
+    assert f"Safe copy on {TWO[4:]}, 6 s old" in page.text
+    assert "kept for you" in page.text
+    assert "Give back" not in page.text
+
+
+async def test_a_copy_that_is_too_old_is_red_and_says_why(lab: WebLab, site: Site) -> None:
+    desktop = await kept(lab)
+    await copied(lab, desktop)
+    await lab.clock.advance(200)
+    beats(lab, desktop, 200, "the disk of b is full")
+    told = (await shown(site, desktop))["protection"]
+    assert (told["state"], told["cause"]) == ("late", "the disk of b is full")
+    page = await site.page(f"/console/desktops/{desktop}", who=ADMIN)
+    assert "The disk of b is full" in page.text
+
+
+async def test_what_a_start_from_the_copy_cost_is_told_to_its_user_and_the_administrator(
+    lab: WebLab, site: Site
+) -> None:
+    desktop = await kept(lab)
+    await moved(lab, desktop)
+    told = (await shown(site, desktop))["taken_over"]
+    assert (told["from"], told["to"], told["lost_s"]) == (ONE[4:], TWO[4:], 25)
+    assert "the work of the last 25 s before" in told["text"]
+    for path, who in (("/", USER), (f"/console/desktops/{desktop}", ADMIN)):
+        assert "the work of the last 25 s before" in (await site.page(path, who=who)).text
+
+
+async def test_the_former_disk_is_listed_and_deleted_after_a_question(lab: WebLab, site: Site) -> None:
+    desktop = await kept(lab)
+    await moved(lab, desktop)
+    (disk,) = (await shown(site, desktop, ADMIN))["superseded"]
+    assert (disk["server"], disk["generation"]) == (ONE, 1)
+    at = f"/console/desktops/{desktop}/superseded/{ONE}/1/drop"
+    assert at in (await site.page(f"/console/desktops/{desktop}", who=ADMIN)).text
+    assert "nobody else has that" in (await site.page(at, who=ADMIN)).text
+    assert (await site.submit(at, {}, who=USER)).status == 403
+    status, _ = await site.ask("DELETE", f"/desktops/{desktop}/superseded?server={ONE}&generation=2", who=ADMIN)
+    assert status == 404
+    status, _ = await site.ask("DELETE", f"/desktops/{desktop}/superseded?server={ONE}&generation=1", who=ADMIN)
+    assert status == 204
+    assert (await shown(site, desktop, ADMIN))["superseded"] == []
+
+
+async def test_it_is_deleted_only_by_an_administrator_who_names_its_user(lab: WebLab, site: Site) -> None:
+    desktop = await kept(lab)
+    status, body = await site.ask("DELETE", f"/desktops/{desktop}", who=USER)
+    assert status == 400
+    assert "kept with all that they saved" in body["error"]["message"]
+    assert (await site.ask("DELETE", f"/desktops/{desktop}?lose={USER}", who=USER))[0] == 403
+    status, body = await site.ask("DELETE", f"/desktops/{desktop}", who=ADMIN)
+    assert (status, body["error"]["code"]) == (400, "personal")
+    dialog = await site.page(f"/console/desktops/{desktop}/retire", who=ADMIN)
+    assert f"everything that {USER} saved on it is lost" in dialog.text
+    assert (await site.submit(f"/console/desktops/{desktop}/retire", {"lose": "ben"}, who=ADMIN)).status == 400
+    assert (await shown(site, desktop))["state"] == "in_use"
+    assert (await site.submit(f"/console/desktops/{desktop}/retire", {"lose": USER}, who=ADMIN)).status == 303
+    assert (await shown(site, desktop))["state"] == "retired"
+
+
+async def test_while_its_server_is_lost_its_user_waits_with_a_reason(lab: WebLab, site: Site) -> None:
+    desktop = await kept(lab)
+    await copied(lab, desktop)
+    await lab.office.do("server.lost", server=ONE)
+    other = await lab.site(TWO)
+    status, body = await other.ask("POST", "/desktops", {"template": "own"}, who=USER)
+    assert status == 202
+    assert (
+        body["reason"] == f"Server {ONE[4:]} is lost: your desktop own-1 starts from its safe copy on {TWO[4:]} soon."
+    )
+    assert desktop in (await other.page("/", who=USER)).text
