@@ -10,6 +10,7 @@ const wanted = {
   "htmx.org/dist/htmx.min.js": "htmx.min.js",
   "htmx-ext-sse/dist/sse.min.js": "sse.min.js",
   "idiomorph/dist/idiomorph-ext.min.js": "idiomorph-ext.min.js",
+  "tus-js-client/dist/tus.min.js": "tus.min.js",
   "@novnc/novnc/core": "novnc/core",
   "@novnc/novnc/vendor": "novnc/vendor",
   "@novnc/novnc/LICENSE.txt": "novnc/LICENSE.txt",

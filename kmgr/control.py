@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,8 +19,11 @@ from kmgr.errors import KmgrError, NotFound, Refused, Unavailable
 logger = logging.getLogger(__name__)
 
 Operation: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
+# Of these the body's `length` bytes follow the line.
+Taking: TypeAlias = Callable[[Mapping[str, Any], AsyncIterator[bytes]], Awaitable[Mapping[str, Any]]]
 
 MAX_LINE = 1 << 20
+_CHUNK = 1 << 18
 
 
 def socket_path(data_dir: Path) -> Path:
@@ -29,9 +32,12 @@ def socket_path(data_dir: Path) -> Path:
 
 
 class ControlServer:
-    """Answers local commands; `operations` maps a word to what it does."""
+    """Answers local commands; `operations` maps a word to what it does, `taking` those that bytes follow."""
 
-    def __init__(self, data_dir: Path, operations: Mapping[str, Operation]) -> None:
+    def __init__(
+        self, data_dir: Path, operations: Mapping[str, Operation], *, taking: Mapping[str, Taking] | None = None
+    ) -> None:
+        self._taking = taking or {}
         self._path = socket_path(data_dir)
         self._operations = operations
         self._server: asyncio.Server | None = None
@@ -55,16 +61,18 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             line = await asyncio.wait_for(reader.readline(), 10)
-            writer.write(json.dumps(await self._answer(line)).encode() + b"\n")
+            writer.write(json.dumps(await self._answer(line, reader)).encode() + b"\n")
             await writer.drain()
         except (OSError, TimeoutError, ValueError) as error:
             logger.warning("a local command broke off", extra={"cause": str(error)})
         finally:
             writer.close()
 
-    async def _answer(self, line: bytes) -> Mapping[str, Any]:
+    async def _answer(self, line: bytes, reader: asyncio.StreamReader) -> Mapping[str, Any]:
         try:
             request = json.loads(line)
+            if (taking := self._taking.get(request["op"])) is not None:
+                return {"ok": await _taken(taking, request["body"], reader)}
             operation = self._operations.get(request["op"])
             if operation is None:
                 raise NotFound(f"this daemon does not know {request['op']!r}: is it an older version?")
@@ -75,10 +83,30 @@ class ControlServer:
             return {"error": {"class": "Refused", "code": "refused", "message": f"not a request: {error!r}"}}
 
 
+async def _taken(taking: Taking, body: Mapping[str, Any], reader: asyncio.StreamReader) -> Mapping[str, Any]:
+    left = int(body["length"])
+
+    async def chunks() -> AsyncIterator[bytes]:
+        nonlocal left
+        while left:
+            data = await reader.read(min(left, _CHUNK))
+            if not data:
+                raise ConnectionResetError("the command ended")
+            left -= len(data)
+            yield data
+
+    try:
+        return await taking(body, chunks())
+    finally:
+        # Whoever sends looks for the answer when it has sent all.
+        async for _ in chunks():
+            pass
+
+
 async def ask(
-    data_dir: Path, op: str, body: Mapping[str, Any] | None = None, *, wait_s: float = 30
+    data_dir: Path, op: str, body: Mapping[str, Any] | None = None, *, data: bytes = b"", wait_s: float = 30
 ) -> dict[str, Any]:
-    """Ask the daemon that runs on `data_dir`; raises what it raised, or `Unavailable` if none runs."""
+    """Ask the daemon of `data_dir`; raises what it raised, or `Unavailable` if none runs. `data` follows the line."""
     path = socket_path(data_dir)
     try:
         reader, writer = await asyncio.open_unix_connection(short_address(path), limit=MAX_LINE)
@@ -87,7 +115,7 @@ async def ask(
     except PermissionError:
         raise Refused(f"you may not open {path}: run this command as root or as the user of the daemon") from None
     try:
-        writer.write(json.dumps({"op": op, "body": dict(body or {})}).encode() + b"\n")
+        writer.write(json.dumps({"op": op, "body": dict(body or {})}).encode() + b"\n" + data)
         line = await asyncio.wait_for(reader.readline(), wait_s)
     except TimeoutError:
         raise Unavailable(f"the daemon on {data_dir} did not answer within {wait_s:.0f} s") from None

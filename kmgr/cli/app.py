@@ -5,7 +5,7 @@ import sys
 import typer
 
 from kmgr import __version__
-from kmgr.cli import found, grid, operate, run, servers, witness
+from kmgr.cli import found, grid, images, operate, run, servers, witness
 from kmgr.cli.outcome import guarded
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ def version() -> None:
 
 
 app.add_typer(grid.grid, name="grid")
+app.add_typer(images.image, name="image")
 app.add_typer(witness.witness, name="witness")
 app.command("init")(found.init)
 app.command("join")(found.join)

@@ -15,7 +15,7 @@ from kmgr.balancer.collector import Collector
 from kmgr.clock import Clock
 from kmgr.config import Config
 from kmgr.control import ControlServer
-from kmgr.daemon import addresses, comparing_door, maintenance_door, standing_door
+from kmgr.daemon import addresses, comparing_door, images_door, maintenance_door, standing_door
 from kmgr.daemon.desktops import Desktops
 from kmgr.daemon.local_door import operations
 from kmgr.daemon.supervise import Loops, every_day
@@ -158,8 +158,9 @@ class Member:
             **maintenance_door.operations(self._trunk.grid, self._trunk.board, clock=clock),
             **standing_door.operations(self._island, self._trunk.grid, config.data_dir, clock=clock),
             **comparing_door.operations(self._trunk.verifier),
+            **images_door.operations(self._island, self._importer, self._reception, self._download.checksum),
         }
-        door = ControlServer(config.data_dir, words)
+        door = ControlServer(config.data_dir, words, taking=images_door.taking(self._reception))
         await door.start()
         stack.push_async_callback(door.stop)
 

@@ -35,6 +35,7 @@ from kmgr.replica.overlay_file import OverlayFile
 logger = logging.getLogger(__name__)
 
 Seed = Callable[[DesktopId], Path | None]
+Admit = Callable[[ServerId, DesktopId, int], bool]
 
 _GOOD_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _CHECK_S = 120.0
@@ -47,12 +48,30 @@ def no_seed(_desktop: DesktopId) -> Path | None:
     return None
 
 
-class Copies:
-    """The `CopyStore` of this server. `seed` finds a former overlay of a desktop, whose grains need not travel."""
+def everybody(_server: ServerId, _desktop: DesktopId, _generation: int) -> bool:
+    """Admit cycles from any server of the grid."""
+    return True
 
-    def __init__(self, requests: Requests, images: Images, *, seed: Seed = no_seed, measure: Measure = room) -> None:
+
+class Copies:
+    """The `CopyStore` of this server.
+
+    `seed` finds a former overlay of a desktop, whose grains need not travel; `admit`
+    tells whether a server may send cycles of a desktop's generation.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        images: Images,
+        *,
+        seed: Seed = no_seed,
+        admit: Admit = everybody,
+        measure: Measure = room,
+    ) -> None:
         self._images = images
         self._seed = seed
+        self._admit = admit
         self._measure = measure
         self._folder = images.data_dir / "copies"
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -104,6 +123,11 @@ class Copies:
             identity = identity_from(body.get("disk") or {})
         except (ValueError, AttributeError) as error:
             raise Refused(f"the request to keep a copy makes no sense: {error}") from error
+        if not self._admit(peer, identity.desktop, identity.generation):
+            raise Refused(
+                f"desktop {identity.desktop}, generation {identity.generation}, does not belong to server {peer}: "
+                "no copy of it is taken from there"
+            )
         folder = self._of(identity.desktop, identity.generation)
         await asyncio.to_thread(self._check, identity, folder)
         async with self._exclusively(identity.desktop, identity.generation):

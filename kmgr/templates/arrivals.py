@@ -158,7 +158,7 @@ class Arrivals:
         return await self._note(replace(self.get(id), **changes))
 
     async def check_whole(self, id: str) -> None:
-        """Raise `Refused` if a complete file is not the one whose SHA-256 was given; it is dropped then."""
+        """Raise `Refused` if a complete file is not the one whose SHA-256 was given."""
         known = self.get(id)
         if not known.sha256:
             return
@@ -166,7 +166,6 @@ class Arrivals:
         if running is None or at != known.offset:
             running = await asyncio.to_thread(_hashed, self.path(id))
         if running.hexdigest() != known.sha256:
-            await self.drop(id)
             raise arriving.wrong_sum(known)
 
     async def drop(self, id: str) -> None:

@@ -10,11 +10,12 @@ Runs in the daemon's loop.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, Protocol
 
 from kmgr.clock import Clock
 from kmgr.entropy import new_id
-from kmgr.errors import KmgrError, OutcomeUnknown, Refused, Unavailable
+from kmgr.errors import KmgrError, NotFound, OutcomeUnknown, Refused, Unavailable
 from kmgr.templates.arrivals import Arrivals, Checksum
 from kmgr.templates.arriving import Arrival, Way, same_file
 from kmgr.templates.importer import Importer
@@ -23,6 +24,8 @@ from kmgr.templates.jobs import ImportProgress, Rate
 logger = logging.getLogger(__name__)
 
 _SWEEP_S = 60.0
+# So many finished ones are told of to whoever asks for them by their id.
+_REMEMBERED = 50
 
 
 class Download(Protocol):
@@ -44,6 +47,7 @@ class Reception:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._rates: dict[str, Rate] = {}
         self._seen: dict[str, tuple[int, int]] = {}
+        self._done: dict[str, ImportProgress] = {}
         arrivals.moved = self._moved
 
     async def run(self) -> None:
@@ -68,6 +72,14 @@ class Reception:
         """Return the arrivals that are not being imported yet, oldest first."""
         working = {one.id for one in self._importer.running()}
         return tuple(self._progress(one) for one in self.arrivals.all() if one.id not in working)
+
+    def find(self, id: str) -> ImportProgress:
+        """Return one import, also if it ended of late; raise `NotFound` if it was cancelled, expired or never was."""
+        jobs = (*self._importer.running(), *self.progress(), *self._importer.failed(), *self._done.values())
+        for one in jobs:
+            if one.id == id:
+                return one
+        raise NotFound(f"there is no import {id} on this server: it was cancelled or expired, or ended long ago")
 
     async def upload(
         self,
@@ -123,6 +135,8 @@ class Reception:
     async def retry(self, id: str) -> None:
         """Try again what stopped for want of room, of a majority, of an answer."""
         known = self.arrivals.get(id)
+        if known.error and (former := self._tasks.get(id)) is not None:
+            await asyncio.wait({former})  # it has said why it ends, and is about to
         if known.complete:
             self._begin(id, self._import(id))
         elif known.way is Way.URL:
@@ -184,7 +198,11 @@ class Reception:
                 shown=known.shown,
             )
 
+        known = self.arrivals.get(id)
         if await self._kept(id, work):
+            while len(self._done) >= _REMEMBERED:
+                del self._done[next(iter(self._done))]
+            self._done[id] = replace(self._progress(known), step="done", percent=100)
             await self.arrivals.drop(id)
 
     async def _kept(self, id: str, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
@@ -221,7 +239,9 @@ class Reception:
         if not moving:
             self._seen.pop(one.id, None)
             self._rates.pop(one.id, None)
-        if one.way is Way.URL:
+        if one.error:
+            step = "stopped"
+        elif one.way is Way.URL:
             step = "downloading"
         else:
             step = "uploading" if moving else "waiting for the rest of the upload"

@@ -20,7 +20,6 @@ from kmgr.grid.model import Server, ServerState
 from kmgr.ids import DesktopId, TemplateId
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.settings import SETTINGS
-from kmgr.templates.jobs import ImportProgress
 from kmgr.users.access import may_administer
 from kmgr.users.broker import Offer
 from kmgr.users.model import Session
@@ -231,22 +230,16 @@ def events(
     return [records.event(one, servers=names) for one in found]
 
 
-def _imports(services: Services) -> tuple[ImportProgress, ...]:
-    importer = services.importer
-    return (*importer.failed(), *services.reception.progress(), *importer.running())
-
-
 def imports(services: Services) -> list[Item]:
     """Return the imports that failed on this server within the last hour, then those that run; each oldest first."""
-    return [records.importing(one) for one in _imports(services)]
+    importer = services.importer
+    jobs = (*importer.failed(), *services.reception.progress(), *importer.running())
+    return [records.importing(one) for one in jobs]
 
 
 def importing(services: Services, import_id: str) -> Item:
     """Return one import of this server."""
-    for one in _imports(services):
-        if one.id == import_id:
-            return records.importing(one)
-    raise NotFound(f"there is no import {import_id} on this server: it ended, was cancelled or expired")
+    return records.importing(services.reception.find(import_id))
 
 
 def redundancy(services: Services) -> Item:

@@ -391,6 +391,17 @@ async def test_a_disk_on_something_else_is_not_copied(pair: Pair, tmp_path: Path
         await pair.a.mirror.cycle(D1, 1, alone, to=B, last=None)
 
 
+async def test_cycles_are_taken_only_from_the_server_whose_desktop_it_is(pair: Pair) -> None:
+    Copies(
+        pair.network.port(B),
+        pair.b.images,
+        admit=lambda server, desktop, number: (server, desktop, number) != (A, D1, 1),
+    )
+    with pytest.raises(Refused, match="does not belong to server srv-a"):
+        await cycle(pair)
+    assert await pair.a.mirror.cycle(D1, 2, pair.a.disk, to=B, last=None) == (await pair.b.copies.held())[0]
+
+
 async def test_it_goes_over_the_wires_of_the_grid_as_well(pair: Pair, tmp_path: Path) -> None:
     wires, clock = Wires(tmp_path / "wires"), SystemClock()
     ports = [wires.port(server) for server in (A, B)]

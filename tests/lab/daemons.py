@@ -74,6 +74,12 @@ class Daemon:
             self._child.kill()
             return self._child.wait(15)
 
+    def kill(self) -> None:
+        """Kill it as the kernel would for want of memory."""
+        assert self._child is not None
+        self._child.kill()
+        self._child.wait(15)
+
     @property
     def alive(self) -> bool:
         """True while the process runs."""

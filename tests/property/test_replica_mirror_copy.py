@@ -1,9 +1,10 @@
 """A copy cut off anywhere is its former point or its new one; an overlay made of it says what was put in."""
 
 import hashlib
-import os
+import shutil
 import tempfile
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -72,6 +73,22 @@ def play(folder: Path, script: list[tuple[dict[int, int], str]]) -> tuple[Copy, 
     return copy, model, last
 
 
+def killed(copy: Copy, offered: GrainSet, number: int, cut: Callable[[int, int], int]) -> tuple[Path, bool]:
+    """Commit, and return the folder as a kill would leave it that lets the index grow only up to a byte.
+
+    Nothing is given back before the frame is on the disk: the other files are as they were before.
+    """
+    folder, left = copy.folder, copy.folder.with_name("left")
+    shutil.copytree(folder, left)
+    before = (folder / "index").stat().st_size
+    copy.commit(state(number), offered=offered, everything=False)
+    copy.close()
+    data = (folder / "index").read_bytes()
+    at = cut(before, len(data))
+    (left / "index").write_bytes(data[:at])
+    return left, at == len(data)
+
+
 @given(cycles)
 @settings(max_examples=25)
 def test_a_copy_says_what_its_complete_cycles_brought(script: list[tuple[dict[int, int], str]]) -> None:
@@ -93,14 +110,10 @@ def test_a_cycle_cut_off_at_any_byte_of_its_frame_leaves_the_former_point(
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp) / "copy"
         copy, model, last = play(folder, script)
-        before = (folder / "index").stat().st_size
-        copy.commit(state(99), offered=put(copy, change), everything=False)
-        copy.close()
-        after = (folder / "index").stat().st_size
-        cut = data.draw(st.integers(before, after), label="cut")
-        os.truncate(folder / "index", cut)
-        again = Copy.opened(folder)
-        whole = cut == after
+        left, whole = killed(
+            copy, put(copy, change), 99, lambda before, after: data.draw(st.integers(before, after), label="cut")
+        )
+        again = Copy.opened(left)
         assert again.state == state(99 if whole else last)
         assert said(again) == (model | change if whole else model)
         again.close()
@@ -114,10 +127,7 @@ def test_after_a_cut_the_next_cycle_makes_it_right(
     with tempfile.TemporaryDirectory() as tmp:
         folder = Path(tmp) / "copy"
         copy, model, _ = play(folder, script)
-        before = (folder / "index").stat().st_size
-        copy.commit(state(98), offered=put(copy, lost), everything=False)
-        copy.close()
-        os.truncate(folder / "index", (before + (folder / "index").stat().st_size) // 2)
+        folder, _ = killed(copy, put(copy, lost), 98, lambda before, after: (before + after) // 2)
         again = Copy.opened(folder)
         again.commit(state(99), offered=put(again, lost | change), everything=False)
         again.close()

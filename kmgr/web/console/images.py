@@ -26,6 +26,7 @@ def add_routes(app: web.Application) -> None:
             web.get("/console/images/import", ask_import),
             web.post("/console/images/import", import_file),
             web.post("/console/imports/{import}/dismiss", dismiss),
+            web.post("/console/imports/{import}/retry", retry),
             web.get("/console/images/{image}/delete", ask_delete),
             web.post("/console/images/{image}/delete", delete),
             web.get("/console/images/{image}/copies", ask_copies),
@@ -37,19 +38,32 @@ def add_routes(app: web.Application) -> None:
 
 
 async def ask_import(request: web.Request) -> web.Response:
-    """Show the form for a disk image, from this computer or from this server's own disks."""
+    """Show the form for a disk image: from this computer, from an address, or from this server's folder."""
     auth.require_admin(request)
-    every = present.images(request.app[SERVICES])
-    name = request.query.get("name", "")
-    return html_env.dialog(request, "console/dialog/import.html", images=every, name=name)
+    services = request.app[SERVICES]
+    files = await asyncio.to_thread(services.folder.files)
+    return html_env.dialog(
+        request,
+        "console/dialog/import.html",
+        images=present.images(services),
+        name=request.query.get("name", ""),
+        files=files,
+        folder=str(services.folder.path),
+    )
 
 
 async def import_file(request: web.Request) -> web.Response:
-    """Import a disk image that lies on this server."""
+    """Import a disk image that lies on this server, or have it downloaded."""
     by = auth.require_admin(request).person.name
     form = await forms.read_form(request)
-    name, path, notes = form.text("name", "the name"), form.text("path", "the path"), form.text("notes")
+    if form.text("from") == "url":
+        return await _fetch(request, form, by)
+    name, notes = form.text("name", "the name"), form.text("notes")
+    path = form.text("path")
+    file = "" if path else form.text("file", "the file")
     form.check()
+    if not path:
+        path = str(await asyncio.to_thread(request.app[SERVICES].folder.file, file))
     task = asyncio.create_task(_import(request.app, by, name, path, notes))
     request.app[BACKGROUND].add(task)
     task.add_done_callback(request.app[BACKGROUND].discard)
@@ -65,10 +79,26 @@ async def import_file(request: web.Request) -> web.Response:
 
 
 async def dismiss(request: web.Request) -> web.Response:
-    """Show a failed import no more."""
+    """Cancel an upload or a download, or show a failed import no more."""
     auth.require_admin(request)
-    actions.dismiss_import(request.app[SERVICES], request.match_info["import"])
+    await actions.cancel_import(request.app[SERVICES], request.match_info["import"])
     return html_env.done(request, "Dismissed.", to=_PAGE)
+
+
+async def retry(request: web.Request) -> web.Response:
+    """Try an import again that stopped for want of room or of a majority."""
+    auth.require_admin(request)
+    await actions.retry_import(request.app[SERVICES], request.match_info["import"])
+    return html_env.done(request, "Tried again.", to=_PAGE)
+
+
+async def _fetch(request: web.Request, form: forms.Form, by: str) -> web.Response:
+    name, url = form.text("name", "the name"), form.text("url", "the address")
+    told = form.text("sum")
+    form.check()
+    sums = {"sums": told} if "/" in told else {"sha256": told}
+    await actions.fetch_image(request.app[SERVICES], by, name, url, notes=form.text("notes"), **sums)
+    return html_env.done(request, f"{name} is being downloaded by server {request.app[SERVICES].own.name}.", to=_PAGE)
 
 
 async def ask_delete(request: web.Request) -> web.Response:
