@@ -81,7 +81,7 @@ def test_planned_again_after_it_was_done_nothing_more_is_planned(
         done.setdefault(desktop, []).append(server)
     again = dict(holders(disks, shelves, done))
     keeps = {shelf.server for shelf in shelves if shelf.keeps}
-    assert not [desktop for desktop in again if set(done[desktop]) & keeps - {_home(disks, desktop)}]
+    assert not [desktop for desktop in again if set(done.get(desktop, ())) & keeps - {_home(disks, desktop)}]
 
 
 @given(disks, shelves(), held, st.randoms())

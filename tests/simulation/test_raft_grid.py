@@ -308,7 +308,7 @@ async def test_a_removed_voter_that_is_fed_learns_on_and_a_learner_becomes_a_vot
     await put(leader, 1301)
     await lab.kill(other)
     await put(learner, 1302)
-    assert lab.value(leader.server) == 1302
+    await eventually(lambda: lab.value(leader.server) == 1302)
 
 
 async def test_a_learner_that_nobody_feeds_any_more_learns_no_more(lab: RaftLab) -> None:

@@ -46,7 +46,7 @@ _SETTINGS = ("heartbeat_ms", "login_wait_s", "session_hours", "keep_days", "scru
 
 
 def test_a_setting_names_its_unit() -> None:
-    assert [words.unit(name) for name in ("heartbeat_ms", "login_wait_s", "session_hours", "keep_days", "scrub_mib_s", "login_tries")] == [
+    assert [words.unit(name) for name in _SETTINGS] == [
         "ms", "s", "hours", "days", "MiB/s", "",
     ]  # fmt: skip
 
