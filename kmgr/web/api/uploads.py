@@ -100,7 +100,7 @@ def _about(call: Call, known: Arrival, status: int, more: dict[str, str]) -> web
 
 
 ROUTES = (
-    Route("OPTIONS", "/uploads", offer, Access.ANYONE, "What of tus is spoken here (resumable uploads)", {204: None}),
+    Route("OPTIONS", "/uploads", offer, Access.ADMIN, "What of tus is spoken here (resumable uploads)", {204: None}),
     Route(
         "POST", "/uploads", create, Access.ADMIN,
         "Begin a resumable upload (tus: Upload-Length, Upload-Metadata name, filename, notes, fingerprint, sha256)",
