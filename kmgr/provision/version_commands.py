@@ -18,7 +18,7 @@ from kmgr.grid.rows import Row, one, rows, scalar
 from kmgr.ids import ImageId, ServerId, VersionId
 from kmgr.provision.uses import uses
 from kmgr.replica import collect
-from kmgr.replica.commands import forget_holding, forget_version
+from kmgr.replica.commands import described, forget_holding, forget_version, holds, version_row
 from kmgr.replica.copies import may_drop
 from kmgr.replica.model import ALL_SERVERS
 from kmgr.replica.queries import holdings, versions
@@ -33,11 +33,11 @@ def delete_version(db: Database, command: Command) -> Outcome:
     if users:
         return Rejected(
             "conflict",
-            f"version {version['number']} of {version['name']!r} is used by {users}: publish another version in its "
+            f"{described(version)} is used by {users}: publish another version in its "
             "place, and wait until the desktops are gone",
         )
     forget_version(db, version["id"])
-    note(db, command, "image", version["image"], f"version {version['number']} of {version['name']!r} deleted")
+    note(db, command, "image", version["image"], f"{described(version)} deleted")
     return Applied()
 
 
@@ -54,12 +54,11 @@ def collect_version(db: Database, command: Command) -> Outcome:
         keep_days=rules["keep_days"],
         now_ms=command.at,
     )
-    told = f"version {version['number']} of {version['name']!r}"
     why = kept.get(VersionId(version["id"]))
     if why is not None:
-        return Rejected("conflict", f"{told} stays: {why}")
+        return Rejected("conflict", f"{described(version)} stays: {why}")
     forget_version(db, version["id"])
-    note(db, command, "image", version["image"], f"{told} deleted: nothing uses it any more")
+    note(db, command, "image", version["image"], f"{described(version)} deleted: nothing uses it any more")
     return Applied()
 
 
@@ -69,8 +68,7 @@ def drop_version(db: Database, command: Command) -> Outcome:
     if isinstance(version, Rejected):
         return version
     server = one(db, "select id, name from servers where id = ?", [command.body["server"]])
-    held = "select at from holdings where version = ? and server = ?"
-    if server is None or one(db, held, [version["id"], server["id"]]) is None:
+    if server is None or not holds(db, version["id"], server["id"]):
         return Applied()
     copies = scalar(db, "select copies from image_copies where image = ?", [version["image"]], default=ALL_SERVERS)
     running = {row["id"] for row in rows(db, "select id from servers where state in (?, ?)", list(RUNNING))}
@@ -82,19 +80,15 @@ def drop_version(db: Database, command: Command) -> Outcome:
         uses(db),
     )
     if why:
-        return Rejected("conflict", f"version {version['number']} of {version['name']!r} stays here: {why}")
+        return Rejected("conflict", f"{described(version)} stays here: {why}")
     forget_holding(db, version["id"], server["id"])
-    text = f"version {version['number']} of {version['name']!r} is not kept on {server['name']} any more"
+    text = f"{described(version)} is not kept on {server['name']} any more"
     note(db, command, "image", version["image"], f"{text}: enough other servers have it")
     return Applied()
 
 
 def _version(db: Database, command: Command) -> Row | Rejected:
-    found = one(
-        db,
-        "select v.id, v.image, v.number, i.name from versions v join images i on i.id = v.image where v.id = ?",
-        [command.body["version"]],
-    )
+    found = version_row(db, command.body["version"])
     return found or Rejected("not_found", f"there is no version {command.body['version']} (any more)")
 
 

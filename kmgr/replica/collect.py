@@ -15,7 +15,7 @@ Pure.
 
 from collections.abc import Mapping, Sequence
 
-from kmgr.ids import ImageId, VersionId
+from kmgr.ids import VersionId
 from kmgr.replica.model import Uses, Version
 
 _DAY_MS = 86_400_000
@@ -56,11 +56,6 @@ def collect(
     kept = reasons(versions, uses, keep_versions=keep_versions, keep_days=keep_days, now_ms=now_ms)
     going = [one for one in versions if one.id not in kept]
     return tuple(one.id for one in sorted(going, key=lambda one: (one.created_at, one.image, one.number)))
-
-
-def images_in_use(versions: Sequence[Version], uses: Uses) -> frozenset[ImageId]:
-    """Return the images of which some version is used now."""
-    return frozenset(one.image for one in versions if needed(one.id, uses))
 
 
 def _used(version: Version, uses: Uses) -> str:

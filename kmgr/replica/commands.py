@@ -81,10 +81,10 @@ def version_here(db: Database, command: Command) -> Outcome:
     if isinstance(found, Rejected):
         return found
     version, server = found
-    if _held(db, version["id"], server["id"]):
+    if holds(db, version["id"], server["id"]):
         return Applied()
     _hold(db, command, version["id"], server["id"])
-    note(db, command, "image", version["image"], f"{_described(version)} is on {server['name']}")
+    note(db, command, "image", version["image"], f"{described(version)} is on {server['name']}")
     return Applied()
 
 
@@ -94,11 +94,11 @@ def version_gone(db: Database, command: Command) -> Outcome:
     if isinstance(found, Rejected):
         return found
     version, server = found
-    if not _held(db, version["id"], server["id"]):
+    if not holds(db, version["id"], server["id"]):
         return Applied()
     forget_holding(db, version["id"], server["id"])
     why = f": {command.body['why']}" if command.body.get("why") else ""
-    note(db, command, "image", version["image"], f"{_described(version)} is no longer on {server['name']}{why}")
+    note(db, command, "image", version["image"], f"{described(version)} is no longer on {server['name']}{why}")
     return Applied()
 
 
@@ -142,7 +142,7 @@ def version_repaired(db: Database, command: Command) -> Outcome:
     names = ", ".join(row["name"] for row in told if row is not None) or "its own other versions"
     note(
         db, command, "alarm", version["image"],
-        f"{server['name']}: {_blocks(body['blocks'])} of {_described(version)} went bad on its disk, the first at "
+        f"{server['name']}: {_blocks(body['blocks'])} of {described(version)} went bad on its disk, the first at "
         f"byte {body['offset']} of {body['file']}, and came anew from {names}. Its disk may be failing",
     )  # fmt: skip
     return Applied()
@@ -160,15 +160,15 @@ def version_damaged(db: Database, command: Command) -> Outcome:
     body = command.body
     if not isinstance(body["blocks"], int) or not isinstance(body["offset"], int):
         return Rejected("refused", "blocks and offset of a damage must be whole numbers")
-    if not _held(db, version["id"], server["id"]):
-        return Rejected("conflict", f"{server['name']} does not hold {_described(version)}")
+    if not holds(db, version["id"], server["id"]):
+        return Rejected("conflict", f"{server['name']} does not hold {described(version)}")
     key = [version["id"], server["id"]]
     before = int(scalar(db, "select blocks from damages where version = ? and server = ?", key, default=0))
     if body["blocks"] == before:
         return Applied()
     db.execute("delete from damages where version = ? and server = ?", key)
     if body["blocks"] < 1:
-        note(db, command, "image", version["image"], f"{_described(version)} is whole again on {server['name']}")
+        note(db, command, "image", version["image"], f"{described(version)} is whole again on {server['name']}")
         return Applied()
     db.execute(
         "insert into damages (version, server, blocks, first_byte, at) values (?, ?, ?, ?, ?)",
@@ -176,7 +176,7 @@ def version_damaged(db: Database, command: Command) -> Outcome:
     )
     note(
         db, command, "alarm", version["image"],
-        f"{server['name']}: {_blocks(body['blocks'])} of {_described(version)} went bad on its disk, the first at "
+        f"{server['name']}: {_blocks(body['blocks'])} of {described(version)} went bad on its disk, the first at "
         f"byte {body['offset']} of {body['file']}, and no other server could give the right bytes. Its disk may be "
         "failing",
     )  # fmt: skip
@@ -194,7 +194,7 @@ def version_lied(db: Database, command: Command) -> Outcome:
         return liar
     note(
         db, command, "alarm", version["image"],
-        f"{liar['name']} sent wrong bytes of {_described(version)} to {server['name']}, which kept none of them. "
+        f"{liar['name']} sent wrong bytes of {described(version)} to {server['name']}, which kept none of them. "
         f"The disk or memory of {liar['name']} may be failing",
     )  # fmt: skip
     return Applied()
@@ -204,6 +204,25 @@ def forget_holding(db: Database, version: str, server: str) -> None:
     """Drop the record that a server has a version."""
     db.execute("delete from holdings where version = ? and server = ?", [version, server])
     db.execute("delete from damages where version = ? and server = ?", [version, server])
+
+
+def version_row(db: Database, version: str) -> Row | None:
+    """Return id, image and number of a version and the name of its image, or None."""
+    return one(
+        db,
+        "select v.id, v.image, v.number, i.name from versions v join images i on i.id = v.image where v.id = ?",
+        [version],
+    )
+
+
+def described(version: Row) -> str:
+    """Return how histories and refusals call a `version_row`."""
+    return f"version {version['number']} of {version['name']!r}"
+
+
+def holds(db: Database, version: str, server: str) -> bool:
+    """Tell whether a server holds a version."""
+    return one(db, "select at from holdings where version = ? and server = ?", [version, server]) is not None
 
 
 def forget_version(db: Database, version: str) -> None:
@@ -236,11 +255,7 @@ def _bad_numbers(body: Mapping[str, object]) -> Rejected | None:
 
 
 def _version_and_server(db: Database, command: Command) -> tuple[Row, Row] | Rejected:
-    version = one(
-        db,
-        "select v.id, v.image, v.number, i.name from versions v join images i on i.id = v.image where v.id = ?",
-        [command.body["version"]],
-    )
+    version = version_row(db, command.body["version"])
     if version is None:
         return Rejected(
             "not_found", f"there is no version {command.body['version']}: its image may have been deleted"
@@ -256,17 +271,9 @@ def _server(db: Database, server: str) -> Row | Rejected:
     return row
 
 
-def _held(db: Database, version: str, server: str) -> bool:
-    return one(db, "select at from holdings where version = ? and server = ?", [version, server]) is not None
-
-
 def _hold(db: Database, command: Command, version: str, server: str) -> None:
     db.execute("insert into holdings (version, server, at) values (?, ?, ?)", [version, server, command.at])
 
 
 def _blocks(count: object) -> str:
     return "one block" if count == 1 else f"{count} blocks"
-
-
-def _described(version: Row) -> str:
-    return f"version {version['number']} of {version['name']!r}"

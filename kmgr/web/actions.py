@@ -114,11 +114,6 @@ async def import_file(services: Services, by: str, name: str, path: str, *, note
     return present.image_of(services, result.image)
 
 
-def dismiss_import(services: Services, import_id: str) -> None:
-    """Show a failed import of this server no more."""
-    services.importer.dismiss(import_id)
-
-
 async def fetch_image(
     services: Services, by: str, name: str, url: str, *, notes: str = "", sha256: str = "", sums: str = ""
 ) -> Item:
