@@ -16,7 +16,7 @@ from kmgr.grid.model import PLACEABLE, ServerRole, ServerState
 from kmgr.grid.queries import settings
 from kmgr.grid.rows import Row, one, rows, scalar
 from kmgr.provision.lifecycle import LIVING, Event, after
-from kmgr.provision.model import CopyState
+from kmgr.provision.model import CopyState, Origin
 from kmgr.provision.model import DesktopState as S
 from kmgr.templates.model import Kind, Refresh
 
@@ -93,15 +93,15 @@ def building(db: Database, command: Command) -> Outcome:
 
 
 def ready(db: Database, command: Command) -> Outcome:
-    """Its guest answered. body: desktop, generation, server."""
+    """Its guest answered. body: desktop, generation, server, and origin if it was not booted: warm."""
     row = _fenced(db, command)
     if isinstance(row, Rejected):
         return row
     outcome = _reported(db, command, Event.ANSWERED)
     if isinstance(outcome, Applied):
         db.execute(
-            "update desktops set ready_at = coalesce(ready_at, ?), step = '', cause = '' where id = ?",
-            [command.at, row["id"]],
+            "update desktops set ready_at = coalesce(ready_at, ?), step = '', cause = '', origin = ? where id = ?",
+            [command.at, _origin(command), row["id"]],
         )
         db.execute("delete from failures where template = ? and version = ?", [row["template"], row["version"]])
     return outcome
@@ -139,7 +139,8 @@ def claim(db: Database, command: Command) -> Outcome:
     if chosen is None:
         return Rejected("none_ready", "no desktop is ready at this moment")
     db.execute(
-        "update desktops set state = ?, user = ?, claimed_at = ?, changed_at = ? where id = ?",
+        "update desktops set state = ?, user = ?, claimed_at = ?, changed_at = ?, connected_at = null,"
+        " disconnected_at = null where id = ?",
         [after(S.READY, Event.CLAIMED), user, command.at, command.at, chosen["id"]],
     )
     db.execute("delete from asks where template = ? and user = ?", [template, user])
@@ -274,7 +275,8 @@ def retry(db: Database, command: Command) -> Outcome:
         return Applied()
     db.execute(
         "update desktops set state = ?, generation = generation + 1, step = '', cause = '', user = null,"
-        " claimed_at = null, ready_at = null, changed_at = ? where id = ?",
+        " claimed_at = null, ready_at = null, moving_to = null, connected_at = null, disconnected_at = null,"
+        " changed_at = ? where id = ?",
         [state, command.at, row["id"]],
     )
     note(db, command, "desktop", row["id"], f"desktop {row['name']} is made again")
@@ -365,6 +367,10 @@ def _delete(db: Database, command: Command, row: Row) -> None:
     db.execute(
         "update copies set state = ?, changed_at = ? where desktop = ?", [CopyState.DROPPING, command.at, row["id"]]
     )
+
+
+def _origin(command: Command) -> Origin:
+    return Origin.WARM if command.body.get("origin") == Origin.WARM else Origin.COLD
 
 
 def _claimed(row: Row, *, new: bool) -> Applied:

@@ -117,7 +117,7 @@ def take_over(db: Database, command: Command) -> Outcome:
 def _move(db: Database, command: Command, row: Row, copy: Row, source: Row) -> None:
     db.execute(
         "update desktops set server = ?, generation = generation + 1, state = ?, step = '', cause = '',"
-        " changed_at = ? where id = ?",
+        " moving_to = null, changed_at = ? where id = ?",
         [copy["server"], after(S(row["state"]), Event.KEPT), command.at, row["id"]],
     )
     db.execute(

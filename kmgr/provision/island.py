@@ -32,6 +32,8 @@ from kmgr.provision.lifecycle import LIFECYCLE, Event
 from kmgr.provision.model import DesktopState as S
 from kmgr.templates.model import Kind
 
+# What a row has that an island of an older release recorded without it.
+_LACKING = {"kind": "pooled", "origin": "cold"}
 # What must have happened to a desktop of the grid's record so that it is in the island's state.
 _WAYS: Mapping[S, tuple[Event, ...]] = {
     S.PLACED: (),
@@ -43,7 +45,8 @@ _WAYS: Mapping[S, tuple[Event, ...]] = {
 }
 _COLUMNS = (
     "id", "name", "template", "version", "server", "state", "generation", "vcpus", "memory_mib", "user", "claimed_at",
-    "step", "cause", "created_at", "changed_at", "ready_at", "kind",
+    "step", "cause", "created_at", "changed_at", "ready_at", "kind", "moving_to", "connected_at", "disconnected_at",
+    "origin",
 )  # fmt: skip
 
 
@@ -84,7 +87,7 @@ def _gone(db: Database, command: Command, known: Row | None) -> None:
 
 def _insert(db: Database, mine: Row) -> None:
     template = one(db, "select * from templates where id = ?", [mine["template"]])
-    row = {column: mine.get(column, "pooled") for column in _COLUMNS}
+    row = {column: mine.get(column, _LACKING.get(column)) for column in _COLUMNS}
     if template is None and row["state"] != S.IN_USE:
         row["state"] = S.RETIRED
     if template is not None:

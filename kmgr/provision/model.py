@@ -21,12 +21,21 @@ class DesktopState(StrEnum):
     RETIRED = "retired"  # to be removed from its server; the row goes when that is done
 
 
+class Origin(StrEnum):
+    """How a desktop came to be ready."""
+
+    COLD = "cold"  # its guest booted
+    WARM = "warm"  # its memory was restored from a guest that had booted before
+
+
 @dataclass(frozen=True, slots=True)
 class Desktop:
     """One virtual machine for one user at a time.
 
     `generation` counts rebuilds and fences stale owners. `user` is empty for a
     standby. `step` and `cause` say what failed last (empty: nothing).
+    `moving_to` is the server that it is on its way to. `connected_at` and
+    `disconnected_at` say when its user's display was opened and closed last.
     Stamps are ms since 1970.
     """
 
@@ -47,6 +56,10 @@ class Desktop:
     changed_at: int
     ready_at: int | None
     kind: Kind = Kind.POOLED
+    moving_to: ServerId | None = None
+    connected_at: int | None = None
+    disconnected_at: int | None = None
+    origin: Origin = Origin.COLD
 
     @property
     def personal(self) -> bool:

@@ -4,7 +4,7 @@ from sqlite_utils import Database
 
 from kmgr.grid.rows import Row, one, rows
 from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId
-from kmgr.provision.model import Ask, Copy, CopyState, Desktop, DesktopState, Failure, TakeOver
+from kmgr.provision.model import Ask, Copy, CopyState, Desktop, DesktopState, Failure, Origin, TakeOver
 from kmgr.templates.model import Kind
 
 
@@ -64,4 +64,5 @@ def take_overs(db: Database, desktop: DesktopId | None = None) -> tuple[TakeOver
 
 def record(row: Row) -> Desktop:
     """Make a record from a row."""
-    return Desktop(**{**row, "state": DesktopState(row["state"]), "kind": Kind(row["kind"])})
+    words = {"state": DesktopState(row["state"]), "kind": Kind(row["kind"]), "origin": Origin(row["origin"])}
+    return Desktop(**{**row, **words})

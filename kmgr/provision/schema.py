@@ -6,7 +6,8 @@ create table if not exists desktops (
     server text not null, state text not null, generation integer not null, vcpus integer not null,
     memory_mib integer not null, user text, claimed_at integer, step text not null, cause text not null,
     created_at integer not null, changed_at integer not null, ready_at integer,
-    kind text not null default 'pooled'
+    kind text not null default 'pooled', moving_to text, connected_at integer, disconnected_at integer,
+    origin text not null default 'cold'
 );
 create index if not exists desktops_by_server on desktops (server, state);
 create index if not exists desktops_by_user on desktops (user);

@@ -304,3 +304,13 @@ async def test_a_template_made_again_passes_over_names_that_desktops_of_the_form
     assert done(await office.place("d-3"))["name"] == "office-3"  # office-1 and office-2 are not removed yet
     done(await office.report("removed", "d-1"))
     assert done(await office.place("d-4"))["name"] == "office-4"
+
+
+async def test_a_desktop_says_whether_its_guest_booted_or_was_restored(office: Office) -> None:
+    for name, more in (("cold", {}), ("warm", {"origin": "warm"}), ("odd", {"origin": "lukewarm"})):
+        done(await office.place(name))
+        done(await office.report("building", name))
+        done(await office.report("ready", name, **more))
+    assert [str(office.one(name).origin) for name in ("cold", "warm", "odd")] == ["cold", "warm", "cold"]
+    fresh = office.one("warm")
+    assert (fresh.moving_to, fresh.connected_at, fresh.disconnected_at) == (None, None, None)
