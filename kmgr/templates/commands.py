@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlite_utils import Database
 
+from kmgr.errors import Refused
 from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
@@ -13,6 +15,7 @@ from kmgr.grid.rows import Row, one, rows
 from kmgr.replica.commands import forget_version
 from kmgr.replica.model import VersionState
 from kmgr.templates.model import Kind, Refresh
+from kmgr.templates.policy import USUAL, Policy, as_values, from_json, policy_of, to_json
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
@@ -29,7 +32,8 @@ _CHANGEABLE = (*LIMITS, "notes", "refresh", "enabled")
 def create_template(db: Database, command: Command) -> Outcome:
     """Add a template.
 
-    body: template, name, notes, image, version, vcpus, memory_mib, standby, maximum, refresh, kind? (pooled)
+    body: template, name, notes, image, version, vcpus, memory_mib, standby, maximum, refresh, kind? (pooled),
+    policy? (what differs from the usual one)
     """
     body = command.body
     if not _NAME.fullmatch(str(body["name"])):
@@ -45,16 +49,17 @@ def create_template(db: Database, command: Command) -> Outcome:
     problem = _shape_problem(body) or _version_problem(db, str(body["image"]), str(body["version"]))
     if problem:
         return Rejected("refused", problem)
+    policy = _changed_policy(USUAL, body)
+    if isinstance(policy, Rejected):
+        return policy
     db.execute(
         "insert into templates (id, name, notes, image, version, vcpus, memory_mib, standby, maximum, refresh,"
-        " enabled, broken_cause, next_number, created_at, changed_at, kind)"
-        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, '', 1, ?, ?, ?)",
+        " enabled, broken_cause, next_number, created_at, changed_at, kind, policy)"
+        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, '', 1, ?, ?, ?, ?)",
         [
             *(body[name] for name in ("template", "name", "notes", "image", "version", "vcpus", "memory_mib")),
-            *(body[name] for name in ("standby", "maximum", "refresh")),
-            command.at,
-            command.at,
-            body.get("kind", Kind.POOLED),
+            *(body["standby"], body["maximum"], policy.refresh, command.at, command.at),
+            *(body.get("kind", Kind.POOLED), to_json(policy)),
         ],
     )
     note(db, command, "template", body["template"], f"template {body['name']} created")
@@ -62,12 +67,15 @@ def create_template(db: Database, command: Command) -> Outcome:
 
 
 def update_template(db: Database, command: Command) -> Outcome:
-    """Change some fields. body: template, any of notes, vcpus, memory_mib, standby, maximum, refresh, enabled."""
+    """Change some fields.
+
+    body: template, any of notes, vcpus, memory_mib, standby, maximum, refresh, enabled, policy (what changes of it)
+    """
     row = _template(db, command)
     if isinstance(row, Rejected):
         return row
     changes = {name: value for name, value in command.body.items() if name != "template"}
-    unknown = sorted(set(changes) - set(_CHANGEABLE))
+    unknown = sorted(set(changes) - {*_CHANGEABLE, "policy"})
     if "kind" in unknown:
         return Rejected(
             "refused",
@@ -79,7 +87,14 @@ def update_template(db: Database, command: Command) -> Outcome:
     problem = _shape_problem(merged)
     if problem:
         return Rejected("refused", problem)
-    told = []
+    former = replace(from_json(row["policy"]), refresh=Refresh(row["refresh"]))
+    policy = _changed_policy(former, changes)
+    if isinstance(policy, Rejected):
+        return policy
+    merged["refresh"] = policy.refresh
+    told = _policy_changes(former, policy)
+    if policy != former:
+        db.execute("update templates set policy = ? where id = ?", [to_json(policy), row["id"]])
     for name in _CHANGEABLE:
         value = int(merged[name]) if name == "enabled" else merged[name]
         if value != row[name]:
@@ -173,6 +188,30 @@ def _shape_problem(body: Mapping[str, Any]) -> str:
     if not isinstance(body["notes"], str) or body.get("enabled", True) not in (True, False):
         return "notes are a text, and a template is enabled or not: true or false"
     return ""
+
+
+def _changed_policy(former: Policy, changes: Mapping[str, Any]) -> Policy | Rejected:
+    """Return a policy with what a command changes of it; `refresh` may stand beside it, as it always did."""
+    wanted = changes.get("policy", {})
+    if not isinstance(wanted, Mapping):
+        return Rejected("refused", f"a policy is an object of its fields, not {wanted!r}")
+    beside = {"refresh": changes["refresh"]} if "refresh" in changes else {}
+    try:
+        return policy_of({**beside, **wanted}, base=former)
+    except Refused as error:
+        return Rejected("refused", error.message)
+
+
+def _policy_changes(former: Policy, policy: Policy) -> list[str]:
+    before, after = as_values(former), as_values(policy)
+    changed = [name for name in before if before[name] != after[name] and name != "refresh"]
+    # What the first boot is told may be long, and is nobody's business in the history.
+    return [
+        f"{name.replace('_', ' ')} changed"
+        if name == "seed_data"
+        else f"{name.replace('_', ' ')} {before[name]} → {after[name]}"
+        for name in changed
+    ]
 
 
 def _version_problem(db: Database, image: str, version: str) -> str:

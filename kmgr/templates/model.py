@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kmgr.ids import ImageId, TemplateId, VersionId
+from kmgr.templates.policy import USUAL, Policy
+from kmgr.templates.policy import Refresh as Refresh
 
 
 class Kind(StrEnum):
@@ -14,13 +16,6 @@ class Kind(StrEnum):
 
     POOLED = "pooled"
     PERSONAL = "personal"
-
-
-class Refresh(StrEnum):
-    """When a pooled desktop is thrown away and made anew."""
-
-    ON_LOGOUT = "on_logout"
-    MANUAL = "manual"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +27,7 @@ class Template:
     exist in all. `name` is also the stem of desktop names, so it is a host name.
     `broken_cause` is set when refilling was stopped after repeated failures.
     `kind` never changes: what its desktops are to their users must not change under them.
+    `refresh` is the policy's own, always.
     """
 
     id: TemplateId
@@ -49,3 +45,4 @@ class Template:
     created_at: int
     changed_at: int
     kind: Kind = Kind.POOLED
+    policy: Policy = USUAL

@@ -1,10 +1,13 @@
 """Reads of the templates package: rows of the state → records."""
 
+from dataclasses import replace
+
 from sqlite_utils import Database
 
 from kmgr.grid.rows import Row, one, rows
 from kmgr.ids import TemplateId
 from kmgr.templates.model import Kind, Refresh, Template
+from kmgr.templates.policy import from_json
 
 
 def templates(db: Database) -> tuple[Template, ...]:
@@ -26,6 +29,11 @@ def template_by_name(db: Database, name: str) -> Template | None:
 
 def _template(row: Row) -> Template:
     kept = {name: value for name, value in row.items() if name != "next_number"}
-    return Template(
-        **{**kept, "refresh": Refresh(row["refresh"]), "enabled": bool(row["enabled"]), "kind": Kind(row["kind"])}
-    )
+    refresh = Refresh(row["refresh"])
+    read = {
+        "refresh": refresh,
+        "enabled": bool(row["enabled"]),
+        "kind": Kind(row["kind"]),
+        "policy": replace(from_json(row["policy"]), refresh=refresh),
+    }
+    return Template(**{**kept, **read})
