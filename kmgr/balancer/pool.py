@@ -115,9 +115,10 @@ class _Pool:
         coming = [d for d in fresh if d.state in COMING]
         self.lacking = [d for d in coming if self._lacks_image(d)]
         # What boots again after its server was restarted is coming, whatever that server's last word was.
-        unable = [d for d in coming if d.ready_at is None and not able(view, d.server)]
-        self.stuck = [d for d in coming if d in unable or d in self.lacking]
-        self.coming = [d for d in coming if d not in self.stuck]
+        stuck = {d.id for d in coming if d.ready_at is None and not able(view, d.server)}
+        stuck |= {d.id for d in self.lacking}
+        self.stuck = [d for d in coming if d.id in stuck]
+        self.coming = [d for d in coming if d.id not in stuck]
 
     def drop_unstarted(self) -> None:
         """Nothing exists yet of a former one that is merely placed."""
@@ -133,14 +134,13 @@ class _Pool:
         """Fresh ones above the target go: first those that wait in vain, then those still coming."""
         order = [*self._leaving(self.stuck), *self._leaving(self.coming), *self._leaving(self.ready)]
         excess = len(order) - self.target - (1 if self._is_evening() else 0)
-        for desktop in order[: max(0, excess)]:
-            self._drop_one(desktop, Why.TOO_MANY)
+        self._drop_any(order[: max(0, excess)], Why.TOO_MANY)
 
     def keep_below(self, maximum: int) -> None:
         """Under a maximum that was lowered, what is not ready yet goes before what is."""
         excess = len(self.ready) + len(self.coming) + len(self.stuck) + len(self.former) - max(0, maximum)
-        for desktop in [*self._leaving(self.stuck), *self._leaving(self.coming)][: max(0, excess)]:
-            self._drop_one(desktop, Why.ABOVE_MAXIMUM)
+        order = [*self._leaving(self.stuck), *self._leaving(self.coming)]
+        self._drop_any(order[: max(0, excess)], Why.ABOVE_MAXIMUM)
 
     def need(self, maximum: int, own: Sequence[Desktop], retire: Sequence[Retire]) -> Need | None:
         """Return what is lacking, None if nothing is. Nothing is missing if it is merely uneven."""
@@ -154,7 +154,7 @@ class _Pool:
             missing,
             allowed=max(0, maximum - living),
             stuck=tuple(self._leaving(self.stuck)),
-            holders_only=any(desktop in self.stuck for desktop in self.lacking),
+            holders_only=bool({d.id for d in self.stuck} & {d.id for d in self.lacking}),
             former=tuple(d for d in self._leaving(self.former) if d.state is DesktopState.READY),
             settled=not self.coming and not self.stuck and not self._being_removed(own, retire),
             fullest=max(self._on_each().values(), default=0),
@@ -194,13 +194,15 @@ class _Pool:
         return desktop.state is DesktopState.PLACED and desktop.server not in holders
 
     def _drop(self, among: list[Desktop], desktops: Sequence[Desktop], why: Why) -> None:
-        for desktop in desktops:
-            among.remove(desktop)
-            self.retire.append(Retire(desktop, why))
+        gone = {desktop.id for desktop in desktops}
+        among[:] = [desktop for desktop in among if desktop.id not in gone]
+        self.retire += [Retire(desktop, why) for desktop in desktops]
 
-    def _drop_one(self, desktop: Desktop, why: Why) -> None:
-        among = next(group for group in (self.stuck, self.coming, self.ready) if desktop in group)
-        self._drop(among, [desktop], why)
+    def _drop_any(self, desktops: Sequence[Desktop], why: Why) -> None:
+        gone = {desktop.id for desktop in desktops}
+        for among in (self.stuck, self.coming, self.ready):
+            among[:] = [desktop for desktop in among if desktop.id not in gone]
+        self.retire += [Retire(desktop, why) for desktop in desktops]
 
 
 def _old_breakage(own: Sequence[Desktop]) -> list[Retire]:

@@ -11,10 +11,11 @@ Pure.
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import heapify, heapreplace
 from typing import TypeAlias
 
 from kmgr.balancer.model import View
-from kmgr.balancer.place import OVERHEAD_MIB, Room, rooms
+from kmgr.balancer.place import OVERHEAD_MIB, Room, by_server, rooms
 from kmgr.balancer.protection import safe_copies
 from kmgr.grid.membership import settled, spare
 from kmgr.grid.model import PLACEABLE, RUNNING, Server, ServerState
@@ -130,9 +131,11 @@ def _images(view: View) -> Iterator[tuple[Weakness, str]]:
 
 
 def _memory(view: View) -> Iterator[tuple[Weakness, str]]:
+    every = [room for room in rooms(view) if room.closed is None]
+    on_each = by_server(view.desktops)
     for server in _desktop_servers(view):
-        own = _own(view, server)
-        others = [r for r in rooms(view) if r.server != server.id and r.closed is None]
+        own = _alive(on_each.get(server.id, ()))
+        others = [room for room in every if room.server != server.id]
         homeless = len(own) - len(_placed(own, others))
         if homeless:
             yield (
@@ -248,18 +251,23 @@ def _desktop_servers(view: View) -> list[Server]:
 
 
 def _own(view: View, server: Server) -> list[Desktop]:
-    return [d for d in view.desktops if d.server == server.id and d.state in LIVING]
+    return _alive([d for d in view.desktops if d.server == server.id])
+
+
+def _alive(desktops: Sequence[Desktop]) -> list[Desktop]:
+    return [desktop for desktop in desktops if desktop.state in LIVING]
 
 
 def _placed(desktops: Sequence[Desktop], others: Sequence[Room]) -> dict[str, ServerId]:
     """Return a server for each desktop that fits, the largest taking the widest gap first."""
-    left = {room.server: room.memory_mib for room in others}
+    gaps = [(-room.memory_mib, room.server) for room in others]
+    heapify(gaps)
     homes: dict[str, ServerId] = {}
     for desktop in sorted(desktops, key=lambda d: (-d.memory_mib, d.id)):
         need = desktop.memory_mib + OVERHEAD_MIB
-        widest = max(sorted(left), key=lambda server: left[server], default=None)
-        if widest is not None and left[widest] >= need:
-            left[widest] -= need
+        if gaps and -gaps[0][0] >= need:
+            left, widest = gaps[0]
+            heapreplace(gaps, (left + need, widest))
             homes[desktop.id] = widest
     return homes
 
