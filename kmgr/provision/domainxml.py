@@ -14,6 +14,9 @@ NAMESPACE = "urn:kmgr:desktop:1"
 # Translated code QEMU keeps in emulation; the default of a gigabyte would dwarf a small guest.
 _TB_CACHE_MIB = 128
 _PERSONAL = "personal"
+_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
+# The name of the block that the memory of a restored domain is, in QEMU's own words.
+RAM = "kmgr-ram"
 _AGENT = "org.qemu.guest_agent.0"
 
 
@@ -31,10 +34,43 @@ def mac_address(desktop: DesktopId, generation: int) -> str:
     return f"52:54:00:{digest[0:2]}:{digest[2:4]}:{digest[4:6]}"
 
 
+def spec_mac(spec: DomainSpec) -> str:
+    """Return the network address that a domain of this spec has."""
+    return mac_address(spec.desktop, 0 if spec.personal else spec.generation)
+
+
+def machine_uuid(desktop: DesktopId, generation: int, kind: str) -> str:
+    """Return one of a desktop's machine ids, by `kind`: always the same for the same generation."""
+    digest = hashlib.sha256(f"{kind}/{desktop}/{generation}".encode()).hexdigest()
+    # The form of a random one (version 4).
+    return f"{digest[:8]}-{digest[8:12]}-4{digest[13:16]}-8{digest[17:20]}-{digest[20:32]}"
+
+
 def render(spec: DomainSpec) -> str:
-    """Return the XML that defines a desktop's domain."""
+    """Return the XML that defines a desktop's domain, to be started by booting."""
+    root = _domain(spec)
+    if spec.ram:
+        _memory_file(root, spec.memory_mib, spec.ram, shared=True)
+    return _written(root)
+
+
+def render_restored(spec: DomainSpec, ram: str) -> str:
+    """Return the XML of the same domain whose memory is the file `ram`, copied on write; it waits for its state.
+
+    It is only ever started like that; what is defined, for later starts, is `render`'s.
+    """
+    root = _domain(spec)
+    _memory_file(root, spec.memory_mib, ram, shared=False)
+    return _written(root)
+
+
+def _domain(spec: DomainSpec) -> ET.Element:
     root = ET.Element("domain", type="kvm" if spec.accelerator == "kvm" else "qemu")
     _text(root, "name", domain_name(spec.desktop))
+    generation = 0 if spec.personal else spec.generation
+    _text(root, "uuid", machine_uuid(spec.desktop, generation, "machine"))
+    # Tells a guest that was restored from another's memory that it is a fork: it takes new random numbers then.
+    _text(root, "genid", machine_uuid(spec.desktop, spec.generation, "genid"))
     _text(root, "title", spec.name)
     _metadata(root, spec)
     _text(root, "memory", str(spec.memory_mib), unit="MiB")
@@ -48,6 +84,10 @@ def render(spec: DomainSpec) -> str:
     for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
         _text(root, event, action)
     _devices(ET.SubElement(root, "devices"), spec)
+    return root
+
+
+def _written(root: ET.Element) -> str:
     ET.indent(root)
     return ET.tostring(root, encoding="unicode") + "\n"
 
@@ -117,10 +157,20 @@ def _devices(devices: ET.Element, spec: DomainSpec) -> None:
 def _network(devices: ET.Element, spec: DomainSpec) -> None:
     kind, _, name = spec.network.partition(":")
     card = ET.SubElement(devices, "interface", type=kind)
-    ET.SubElement(card, "mac", address=mac_address(spec.desktop, 0 if spec.personal else spec.generation))
+    ET.SubElement(card, "mac", address=spec_mac(spec))
     if name:
         ET.SubElement(card, "source", {kind: name})
     ET.SubElement(card, "model", type="virtio")
+
+
+def _memory_file(root: ET.Element, memory_mib: int, path: str, *, shared: bool) -> None:
+    """Have the memory lie in a file of ours: libvirt offers that only with a path of its own choice."""
+    ET.register_namespace("qemu", _QEMU)
+    command = ET.SubElement(root, f"{{{_QEMU}}}commandline")
+    memory = f"memory-backend-file,id={RAM},size={memory_mib}M,mem-path={path.replace(',', ',,')}"
+    arguments = ["-object", f"{memory},share={'on' if shared else 'off'}", "-machine", f"memory-backend={RAM}"]
+    for value in arguments if shared else [*arguments, "-incoming", "defer"]:
+        ET.SubElement(command, f"{{{_QEMU}}}arg", value=value)
 
 
 def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:

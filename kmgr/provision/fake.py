@@ -3,10 +3,15 @@
 Guests "boot" in `boot_s` of the given clock. `fail` maps a step (`define`,
 `start`, `boot`) to the cause that every next desktop fails with; `down` is the
 reason the hypervisor does not answer at all; `picture` is what every guest shows.
+`save_warm` and `restore_warm` may fail too. `guest` is what happens in a guest
+when its agent is called: `FakeGuest` does what is asked of it, as a Linux would.
 """
 
-from collections.abc import Sequence
+import base64
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from kmgr.clock import Clock
 from kmgr.errors import NotFound, Refused, Unavailable
@@ -25,6 +30,39 @@ class _Domain:
     spec: DomainSpec
     state: DomainState
     started_at: float = 0.0
+    provisional: bool = False
+    boots: bool = True
+
+
+class FakeGuest:
+    """Guest agents of Linux guests: `calls` is all that they were asked, `programs` what the next programs print.
+
+    Without the latter a program that takes on an identity (`provision/identity.py`) reports just that.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[DesktopId, str, Mapping[str, Any]]] = []
+        self.refuses: dict[str, str] = {}
+        self.programs: list[str] = []
+        self._printed: dict[int, str] = {}
+
+    def __call__(self, desktop: DesktopId, command: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Answer one call."""
+        self.calls.append((desktop, command, arguments))
+        if command in self.refuses:
+            raise Refused(self.refuses[command])
+        if command == "guest-exec":
+            number = 1000 + len(self._printed)
+            self._printed[number] = self.programs.pop(0) if self.programs else self._identity(arguments, number)
+            return {"pid": number}
+        if command == "guest-exec-status":
+            printed = base64.b64encode(self._printed[arguments["pid"]].encode()).decode()
+            return {"exited": True, "exitcode": 0, "out-data": printed}
+        return {}
+
+    def _identity(self, arguments: Mapping[str, Any], number: int) -> str:
+        name, mac = [*arguments.get("arg", []), "", ""][3:5]
+        return f"name={name}\nmac={mac}\nsample={number:032x}\n"
 
 
 class FakeHypervisor:
@@ -34,6 +72,8 @@ class FakeHypervisor:
         self._clock = clock
         self._boot_s = boot_s
         self._domains: dict[DesktopId, _Domain] = {}
+        self.guest: Callable[[DesktopId, str, Mapping[str, Any]], Mapping[str, Any]] = FakeGuest()
+        self.processor = "fake 1"
         self.fail: dict[str, str] = {}
         self.down = ""
         self.picture = _GREY
@@ -42,7 +82,7 @@ class FakeHypervisor:
         """Return all domains by desktop."""
         self._check()
         return tuple(
-            DomainStatus(desktop, domain.spec.generation, domain.state, domain.spec.personal)
+            DomainStatus(desktop, domain.spec.generation, domain.state, domain.spec.personal, domain.provisional)
             for desktop, domain in sorted(self._domains.items())
         )
 
@@ -53,6 +93,8 @@ class FakeHypervisor:
         old = self._domains.get(spec.desktop)
         if old is None or old.spec.generation != spec.generation:
             self._domains[spec.desktop] = _Domain(spec, DomainState.OFF)
+        elif old.provisional:
+            self._domains[spec.desktop] = replace(old, provisional=False)
 
     async def start(self, desktop: DesktopId) -> None:
         """Begin to boot."""
@@ -60,7 +102,9 @@ class FakeHypervisor:
         self._maybe_fail("start")
         domain = self._one(desktop)
         if domain.state is not DomainState.RUNNING:
-            self._domains[desktop] = replace(domain, state=DomainState.RUNNING, started_at=self._clock.monotonic())
+            started = domain.started_at if domain.state is DomainState.PAUSED else self._clock.monotonic()
+            boots = domain.boots or domain.state is DomainState.OFF
+            self._domains[desktop] = replace(domain, state=DomainState.RUNNING, started_at=started, boots=boots)
 
     async def suspend(self, desktop: DesktopId) -> None:
         """Halt it."""
@@ -80,7 +124,41 @@ class FakeHypervisor:
         domain = self._domains.get(desktop)
         if domain is None or domain.state is not DomainState.RUNNING or "boot" in self.fail:
             return False
+        if not domain.boots:
+            return True
         return self._clock.monotonic() - domain.started_at >= self._boot_s
+
+    async def agent(
+        self, desktop: DesktopId, command: str, arguments: Mapping[str, Any], timeout_s: float
+    ) -> Mapping[str, Any]:
+        """Have `guest` answer, once the guest has booted."""
+        self._one(desktop)
+        if not await self.answers(desktop):
+            raise Unavailable("the guest agent does not answer")
+        return self.guest(desktop, command, arguments)
+
+    async def hardware(self) -> str:
+        """Return what a test says it is."""
+        self._check()
+        return self.processor
+
+    async def save_warm(self, desktop: DesktopId, to: str) -> None:
+        """Write a file in place of the memory."""
+        self._check()
+        domain = self._one(desktop)
+        self._maybe_fail("save_warm")
+        (Path(to) / "memory").write_text(f"{domain.spec.template} {domain.spec.memory_mib}\n")
+        self._domains.pop(desktop)
+
+    async def restore_warm(self, spec: DomainSpec, memory: str) -> None:
+        """Run a domain that need not boot."""
+        self._check()
+        self._maybe_fail("restore_warm")
+        if not (Path(memory) / "memory").exists():
+            raise Refused(f"there is no saved memory in {memory}")
+        self._domains[spec.desktop] = _Domain(
+            spec, DomainState.RUNNING, self._clock.monotonic(), provisional=True, boots=False
+        )
 
     async def screenshot(self, desktop: DesktopId) -> bytes:
         """Return what a running guest shows."""
@@ -93,8 +171,9 @@ class FakeHypervisor:
         """Nothing to let go of."""
 
     def power_cut(self) -> None:
-        """The server loses power: definitions stay, nothing runs."""
-        self._domains = {d: replace(domain, state=DomainState.OFF) for d, domain in self._domains.items()}
+        """The server loses power: definitions stay, nothing runs; what is provisional was never defined."""
+        kept = {d: domain for d, domain in self._domains.items() if not domain.provisional}
+        self._domains = {d: replace(domain, state=DomainState.OFF) for d, domain in kept.items()}
 
     def power_off(self, desktop: DesktopId) -> None:
         """The guest shut itself down."""

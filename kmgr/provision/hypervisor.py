@@ -6,10 +6,10 @@ does not answer raises `Unavailable`: nothing is known about its domains then. A
 step that it refuses raises `Refused` with the cause in plain words.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from kmgr.errors import Unavailable
 from kmgr.ids import DesktopId
@@ -27,7 +27,8 @@ class DomainState(StrEnum):
 class DomainSpec:
     """All that makes a desktop's domain. `network` is `user`, `bridge:NAME` or `network:NAME`; memory in MiB.
 
-    A `personal` one is marked as such: it runs only under a lease, whoever looks at it.
+    A `personal` one is marked as such: it runs only under a lease, whoever looks at it. `ram` is the file that a
+    builder's memory lies in, so that the desktops restored from it share that (empty: memory of its own).
     """
 
     desktop: DesktopId
@@ -43,16 +44,22 @@ class DomainSpec:
     accelerator: str
     network: str
     personal: bool = False
+    ram: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class DomainStatus:
-    """One of kmgr's domains on this server, as found now."""
+    """One of kmgr's domains on this server, as found now.
+
+    A `provisional` one was restored from another's memory and has not been defined since: it may still believe that
+    it is that other one. It ends with a power cut, and nobody else but who restored it may call it a desktop.
+    """
 
     desktop: DesktopId
     generation: int
     state: DomainState
     personal: bool = False
+    provisional: bool = False
 
 
 class Hypervisor(Protocol):
@@ -80,6 +87,34 @@ class Hypervisor(Protocol):
 
     async def answers(self, desktop: DesktopId) -> bool:
         """Tell whether the guest agent answers right now."""
+        ...
+
+    async def agent(
+        self, desktop: DesktopId, command: str, arguments: Mapping[str, Any], timeout_s: float
+    ) -> Mapping[str, Any]:
+        """Call the guest agent: QEMU's `command` with its arguments, its answer back ({} if it has none to give).
+
+        `Unavailable` if the agent does not answer in time, `Refused` if it will not do this.
+        """
+        ...
+
+    async def hardware(self) -> str:
+        """Return what saved memory depends on besides the domain: the version of the emulator, the processor."""
+        ...
+
+    async def save_warm(self, desktop: DesktopId, to: str) -> None:
+        """Save a running domain's memory into the folder `to`, synced, and forget the domain; its disk stays.
+
+        Memory and disk belong together: neither may be used with another one of the other.
+        """
+        ...
+
+    async def restore_warm(self, spec: DomainSpec, memory: str) -> None:
+        """Run a domain of this spec from the memory saved in the folder `memory`, on a disk as it was at that moment.
+
+        It runs `provisional` until `define` makes it a domain like any other. Its guest does not know yet that it is
+        another one: name, network address, clock and random numbers are those of the saved one.
+        """
         ...
 
     async def screenshot(self, desktop: DesktopId) -> bytes:
@@ -118,6 +153,24 @@ class NoHypervisor:
         raise Unavailable(self.reason)
 
     async def answers(self, desktop: DesktopId) -> bool:
+        """Raise the reason."""
+        raise Unavailable(self.reason)
+
+    async def agent(
+        self, desktop: DesktopId, command: str, arguments: Mapping[str, Any], timeout_s: float
+    ) -> Mapping[str, Any]:
+        """Raise the reason."""
+        raise Unavailable(self.reason)
+
+    async def hardware(self) -> str:
+        """Raise the reason."""
+        raise Unavailable(self.reason)
+
+    async def save_warm(self, desktop: DesktopId, to: str) -> None:
+        """Raise the reason."""
+        raise Unavailable(self.reason)
+
+    async def restore_warm(self, spec: DomainSpec, memory: str) -> None:
         """Raise the reason."""
         raise Unavailable(self.reason)
 

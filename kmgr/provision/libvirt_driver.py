@@ -7,14 +7,18 @@ says why and nothing is concluded about domains.
 """
 
 import contextlib
+import hashlib
 import io
+import json
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from kmgr.errors import NotFound, Refused, Unavailable
 from kmgr.ids import DesktopId
-from kmgr.provision import domainxml
+from kmgr.provision import domainxml, libvirt_warm
 from kmgr.provision.hypervisor import DomainSpec, DomainState, DomainStatus, Hypervisor, NoHypervisor
 from kmgr.provision.timely import Timely
 
@@ -30,6 +34,9 @@ T = TypeVar("T")
 
 DEADLINE_S = 30.0
 AGENT_S = 3
+# Saving and loading memory takes as long as the disk needs for it.
+_MEMORY_S = 600.0
+_PROCESSOR = Path("/proc/cpuinfo")
 _PING = '{"execute":"guest-ping"}'
 # screendump of a large screen; more is not a picture.
 _MOST_PICTURE = 16 << 20
@@ -55,6 +62,7 @@ class LibvirtDriver:
         self._uri = uri
         self._grid = grid
         self._timely = Timely("libvirt", deadline_s=deadline_s, advice=_LOOK)
+        self._patient = Timely("libvirt", deadline_s=max(deadline_s, _MEMORY_S), advice=_LOOK)
         self._connection: Any = None
 
     async def domains(self) -> Sequence[DomainStatus]:
@@ -78,8 +86,11 @@ class LibvirtDriver:
             if domain is not None:
                 known = domainxml.ours(domain.XMLDesc(0), grid=self._grid)
                 if known is None:
-                    raise Refused(f"a domain named {domain.name()} exists that is not kmgr's: rename or remove it")
-                if known[1] == spec.generation:
+                    raise Refused(_NOT_OURS.format(domain.name()))
+                if known[1] == spec.generation and domain.isPersistent():
+                    return
+                if known[1] == spec.generation:  # restored from memory a moment ago: it stays, from now on
+                    connection.defineXML(domainxml.render(spec))
                     return
                 _undefine(domain)
             connection.defineXML(domainxml.render(spec))
@@ -144,6 +155,58 @@ class LibvirtDriver:
             return True
 
         return await self._call(ping)
+
+    async def agent(
+        self, desktop: DesktopId, command: str, arguments: Mapping[str, Any], timeout_s: float
+    ) -> Mapping[str, Any]:
+        """Call the guest agent."""
+        asked = json.dumps({"execute": command, **({"arguments": dict(arguments)} if arguments else {})})
+
+        def call(connection: Any) -> Mapping[str, Any]:
+            domain = self._one(connection, desktop)
+            if not domain.isActive():
+                raise Unavailable("the desktop is powered off")
+            try:
+                answer = libvirt_qemu.qemuAgentCommand(domain, asked, max(1, math.ceil(timeout_s)), 0)
+            except libvirt.libvirtError as error:
+                if _no_agent(error):
+                    raise Unavailable(f"the guest agent does not answer: {_words(error)}") from error
+                raise
+            told = json.loads(answer).get("return")
+            return told if isinstance(told, dict) else {} if told in (None, "") else {"value": told}
+
+        return await self._call(call)
+
+    async def hardware(self) -> str:
+        """Return versions and processor."""
+
+        def look(connection: Any) -> str:
+            return f"{connection.getType()} {connection.getVersion()}, {connection.getInfo()[0]}, {_processor()}"
+
+        return await self._call(look)
+
+    async def save_warm(self, desktop: DesktopId, to: str) -> None:
+        """Save the domain's memory, and forget it."""
+
+        def save(connection: Any) -> None:
+            domain = self._one(connection, desktop)
+            libvirt_warm.save(domain, to)
+            _undefine(domain)
+
+        await self._patient.call(lambda: self._run(save))
+
+    async def restore_warm(self, spec: DomainSpec, memory: str) -> None:
+        """Restore a transient domain; one that is there already under this name is removed first."""
+
+        def restore(connection: Any) -> None:
+            domain = _lookup(connection, spec.desktop)
+            if domain is not None:
+                if self._status(domain) is None:
+                    raise Refused(_NOT_OURS.format(domain.name()))
+                _undefine(domain)
+            libvirt_warm.restore(connection, spec, memory)
+
+        await self._patient.call(lambda: self._run(restore))
 
     async def screenshot(self, desktop: DesktopId) -> bytes:
         """Return the screen as PNG."""
@@ -217,11 +280,14 @@ class LibvirtDriver:
             xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
             known = domainxml.ours(xml, grid=self._grid)
             state = domain.state()[0]
+            provisional = not domain.isPersistent()
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None  # it went between being listed and being looked at
             raise
-        return None if known is None else DomainStatus(known[0], known[1], _state(state), domainxml.personal(xml))
+        if known is None:
+            return None
+        return DomainStatus(known[0], known[1], _state(state), domainxml.personal(xml), provisional)
 
     def _find(self, connection: Any, desktop: DesktopId) -> Any:
         """Return a desktop's domain, or None; somebody else's of that name is none."""
@@ -239,6 +305,7 @@ class _Broken(Unavailable):
     """The connection is of no use any more: another one may do."""
 
 
+_NOT_OURS = "a domain named {} exists that is not kmgr's: rename or remove it"
 _LOOK = "Is libvirtd well (systemctl status libvirtd)? kmgr tries again by itself."
 
 
@@ -247,6 +314,23 @@ def _broken(error: Any) -> bool:
         return True
     # Whatever goes wrong on the wire itself; a missing disk is a "system error" too, from another part of libvirt.
     return bool(error.get_error_domain() in (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE))
+
+
+def _no_agent(error: Any) -> bool:
+    return error.get_error_code() in (
+        libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
+        libvirt.VIR_ERR_AGENT_UNSYNCED,
+        libvirt.VIR_ERR_AGENT_COMMAND_TIMEOUT,
+        libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
+        libvirt.VIR_ERR_NO_SUPPORT,
+    )
+
+
+def _processor() -> str:
+    # Memory saved on one processor may not run on another: its features are part of what was saved.
+    with _PROCESSOR.open() as told:
+        lines = [line.partition(":")[2].strip() for line in told if line.startswith(("model name", "flags"))]
+    return hashlib.sha256("\n".join(sorted(set(lines))).encode()).hexdigest()[:16]
 
 
 def _set_going(domain: Any) -> None:
