@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import kmgr.grid.commands
 import kmgr.grid.standing
+import kmgr.provision.attendance_commands
 import kmgr.provision.commands
 import kmgr.provision.copy_commands
 import kmgr.provision.island
@@ -34,5 +35,6 @@ APPLIERS: Mapping[str, Applier] = {
     **kmgr.provision.copy_commands.APPLIERS,
     **kmgr.provision.version_commands.APPLIERS,
     **kmgr.users.commands.APPLIERS,
+    **kmgr.provision.attendance_commands.APPLIERS,
     SETTLE: settling(ISLAND),
 }

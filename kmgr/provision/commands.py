@@ -145,6 +145,11 @@ def claim(db: Database, command: Command) -> Outcome:
     )
     db.execute("delete from asks where template = ? and user = ?", [template, user])
     kept = ", which stays theirs" if chosen["kind"] == Kind.PERSONAL else ""
+        # Who asks for it again is coming back: from now on it is kept for them anew.
+        db.execute(
+            "update desktops set disconnected_at = ? where id = ? and disconnected_at is not null",
+            [command.at, own["id"]],
+        )
     note(db, command, "desktop", chosen["id"], f"{user} got desktop {chosen['name']}{kept}")
     return _claimed(chosen, new=True)
 

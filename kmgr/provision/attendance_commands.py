@@ -1,0 +1,83 @@
+"""Replicated facts about desktops and their users: a screen opened, a screen closed, and the end that follows.
+
+The desktop's own server reports; what it says carries the generation, so that a
+word about a former life of the desktop changes nothing.
+"""
+
+from collections.abc import Mapping
+
+from sqlite_utils import Database
+
+from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
+from kmgr.grid.fsm import Applier
+from kmgr.grid.history import note
+from kmgr.grid.rows import Row, one
+from kmgr.provision.commands import owned
+from kmgr.provision.lifecycle import Event, after
+from kmgr.provision.model import DesktopState as S
+
+
+def connected(db: Database, command: Command) -> Outcome:
+    """Its user's screen was opened. body: desktop, generation, server."""
+    row = _in_use(db, command)
+    if isinstance(row, Rejected):
+        return row
+    if row["connected_at"] is None or row["disconnected_at"] is not None:
+        db.execute(
+            "update desktops set connected_at = ?, disconnected_at = null where id = ?", [command.at, row["id"]]
+        )
+    return Applied()
+
+
+def disconnected(db: Database, command: Command) -> Outcome:
+    """Its user's screen was closed. body: desktop, generation, server."""
+    row = _in_use(db, command)
+    if isinstance(row, Rejected):
+        return row
+    if row["connected_at"] is not None and row["disconnected_at"] is None:
+        db.execute("update desktops set disconnected_at = ? where id = ?", [command.at, row["id"]])
+    return Applied()
+
+
+def over(db: Database, command: Command) -> Outcome:
+    """Give a pooled desktop back because its time with its user is over.
+
+    body: desktop, user, generation, connected_at, disconnected_at, why. All but why is what was believed: whoever
+    came back to it in the meantime keeps it.
+    """
+    body = command.body
+    row = one(db, "select * from desktops where id = ?", [body["desktop"]])
+    if row is None:
+        return Rejected("not_found", f"there is no desktop {body['desktop']}")
+    if row["state"] == S.RETIRED:
+        return Applied()
+    if row["state"] != S.IN_USE or row["user"] != body["user"]:
+        return Rejected("conflict", f"desktop {row['name']} is not {body['user']}'s any more")
+    if owned(row):
+        return Rejected("refused", f"desktop {row['name']} is {row['user']}'s personal desktop and is kept")
+    for believed in ("generation", "connected_at", "disconnected_at"):
+        if row[believed] != body[believed]:
+            return Rejected("conflict", f"{row['user']} has come back to desktop {row['name']}, or left it only now")
+    db.execute(
+        "update desktops set state = ?, changed_at = ? where id = ?",
+        [after(S.IN_USE, Event.RETIRED), command.at, row["id"]],
+    )
+    note(db, command, "desktop", row["id"], f"desktop {row['name']} of {row['user']} is given back: {body['why']}")
+    return Applied()
+
+
+def _in_use(db: Database, command: Command) -> Row | Rejected:
+    body = command.body
+    row = one(db, "select * from desktops where id = ?", [body["desktop"]])
+    if row is None:
+        return Rejected("not_found", f"there is no desktop {body['desktop']}")
+    if (row["generation"], row["server"], row["state"]) != (body["generation"], body["server"], S.IN_USE):
+        return Rejected("conflict", f"desktop {row['name']} has another life by now: the report was of a former one")
+    return row
+
+
+APPLIERS: Mapping[str, Applier] = {
+    "desktop.connected": connected,
+    "desktop.disconnected": disconnected,
+    "desktop.over": over,
+}
