@@ -1,166 +1,26 @@
 """One contract for every hypervisor: the fake, libvirt's own test driver, and real QEMU under a private libvirtd."""
 
 import asyncio
-import contextlib
 import os
 import signal
-import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import psutil
 import pytest
 
-from appliance.image import tiny
 from appliance.lab import processes
-from appliance.lab.node import PrivateLibvirt
-from kmgr.clock import ManualClock, SystemClock
+from kmgr.clock import SystemClock
 from kmgr.errors import NotFound, Refused, Unavailable
-from kmgr.ids import DesktopId
-from kmgr.provision import disks, domainxml
-from kmgr.provision.fake import FakeHypervisor
-from kmgr.provision.hypervisor import DomainSpec, DomainState, DomainStatus, Hypervisor, NoHypervisor
+from kmgr.provision import domainxml
+from kmgr.provision.hypervisor import DomainState, DomainStatus, NoHypervisor
 from kmgr.provision.libvirt_driver import connect
+from tests.lab.hypervisors import D1, D2, NONE, OFF, RUNNING, Bench, WithLibvirt, domains, plain, until
 
 libvirt = pytest.importorskip("libvirt")
-
-D1, D2, NONE = DesktopId("dsk-1"), DesktopId("dsk-2"), DesktopId("dsk-none")
-RUNNING, OFF = DomainState.RUNNING, DomainState.OFF
-STRANGER = "<domain type='{kind}'><name>{name}</name><memory>65536</memory><os><type>hvm</type></os></domain>"
-
-
-class Bench(Protocol):
-    """A hypervisor to try, and what a person at that server could do."""
-
-    hypervisor: Hypervisor
-    has_agent: bool
-
-    def spec(self, desktop: DesktopId, generation: int = 1) -> DomainSpec: ...
-    def power_off(self, desktop: DesktopId) -> None: ...
-
-
-def plain(folder: Path, desktop: DesktopId, generation: int) -> DomainSpec:
-    return DomainSpec(
-        desktop=desktop,
-        generation=generation,
-        name=f"office-{desktop}",
-        grid="grid-1",
-        template="office",
-        vcpus=1,
-        memory_mib=128,
-        disk=str(disks.overlay_path(folder, desktop)),
-        display=str(folder / "run" / f"{desktop}.vnc"),
-        log=str(folder / "desktops" / f"{desktop}.log"),
-        accelerator="tcg",
-        network="user",
-    )
-
-
-class InMemory:
-    has_agent = True
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.hypervisor: Hypervisor = FakeHypervisor(ManualClock(), boot_s=0)
-
-    def spec(self, desktop: DesktopId, generation: int = 1) -> DomainSpec:
-        return plain(self.folder, desktop, generation)
-
-    def power_off(self, desktop: DesktopId) -> None:
-        assert isinstance(self.hypervisor, FakeHypervisor)
-        self.hypervisor.power_off(desktop)
-
-
-class WithLibvirt:
-    """`uri` is the test driver's or a real one's; the latter's desktops get real clones of the test guest."""
-
-    def __init__(self, folder: Path, uri: str, *, backing: Path | None = None, deadline_s: float = 30) -> None:
-        self.folder = folder
-        self.uri = uri
-        self.backing = backing
-        self.has_agent = backing is not None
-        self.hypervisor = connect(uri, grid="grid-1", deadline_s=deadline_s)
-        self.admin = libvirt.open(uri)
-        for part in ("desktops", "run"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-
-    def spec(self, desktop: DesktopId, generation: int = 1) -> DomainSpec:
-        spec = plain(self.folder, desktop, generation)
-        if self.backing is not None and not Path(spec.disk).exists():
-            disks.make_overlay(Path(spec.disk), self.backing)
-        return spec
-
-    def power_off(self, desktop: DesktopId) -> None:
-        self.admin.lookupByName(domainxml.domain_name(desktop)).destroy()
-
-    def stranger(self, name: str) -> Any:
-        return self.admin.defineXML(STRANGER.format(name=name, kind="test" if self.backing is None else "qemu"))
-
-    async def close(self) -> None:
-        await self.hypervisor.close()
-        for domain in self.admin.listAllDomains():
-            if domain.name() != "test":  # the test driver's own
-                with contextlib.suppress(libvirt.libvirtError):
-                    domain.destroy()  # it may be off, or just going
-                domain.undefine()
-        self.admin.close()
-
-
-@pytest.fixture(scope="session")
-def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The test guest's disk as a raw file, as a version's file is."""
-    raw = tmp_path_factory.mktemp("guest") / "tiny.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny.cached()), str(raw)], check=True, timeout=120)
-    return raw
-
-
-@pytest.fixture(scope="module")
-def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A private libvirtd with QEMU."""
-    server = PrivateLibvirt(tmp_path_factory.mktemp("libvirt") / "s", "contract")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(params=["memory", "test-driver", pytest.param("qemu", marks=pytest.mark.libvirt)])
-async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
-    if request.param == "memory":
-        yield InMemory(tmp_path)
-        return
-    if request.param == "qemu":
-        libvirtd = request.getfixturevalue("libvirtd")
-        libvirtd.start()
-        made = WithLibvirt(tmp_path, libvirtd.uri, backing=request.getfixturevalue("guest"))
-    else:
-        made = WithLibvirt(tmp_path, "test:///default")
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def qemu(libvirtd: Any, guest: Path, tmp_path: Path) -> AsyncIterator[WithLibvirt]:
-    """The real thing with a deadline that a test can wait for."""
-    libvirtd.start()
-    made = WithLibvirt(tmp_path, libvirtd.uri, backing=guest, deadline_s=2)
-    yield made
-    libvirtd.start()
-    await WithLibvirt.close(made)
-
-
-async def domains(hypervisor: Hypervisor) -> list[DomainStatus]:
-    return list(await hypervisor.domains())
-
-
-async def until(look: Callable[[], Any], limit_s: float) -> float:
-    started = time.monotonic()
-    while not await look():
-        assert time.monotonic() - started < limit_s, "that took too long"
-        await asyncio.sleep(0.1)
-    return time.monotonic() - started
 
 
 async def test_a_domains_life_from_nothing_to_nothing(bench: Bench) -> None:
