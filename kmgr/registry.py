@@ -8,6 +8,7 @@ import kmgr.provision.attendance_commands
 import kmgr.provision.commands
 import kmgr.provision.copy_commands
 import kmgr.provision.island
+import kmgr.provision.move_commands
 import kmgr.provision.version_commands
 import kmgr.replica.commands
 import kmgr.templates.commands
@@ -34,6 +35,7 @@ APPLIERS: Mapping[str, Applier] = {
     **kmgr.provision.commands.APPLIERS,
     **kmgr.provision.copy_commands.APPLIERS,
     **kmgr.provision.version_commands.APPLIERS,
+    **kmgr.provision.move_commands.APPLIERS,
     **kmgr.users.commands.APPLIERS,
     **kmgr.provision.attendance_commands.APPLIERS,
     SETTLE: settling(ISLAND),

@@ -18,6 +18,7 @@ from kmgr.grid.rows import Row, one, rows, scalar
 from kmgr.provision.lifecycle import LIVING, Event, after
 from kmgr.provision.model import CopyState, Origin
 from kmgr.provision.model import DesktopState as S
+from kmgr.provision.move_rows import give_up
 from kmgr.templates.model import Kind, Refresh
 
 _LIVING_SQL = ", ".join(f"'{state}'" for state in LIVING)
@@ -255,12 +256,15 @@ def forget(db: Database, command: Command) -> Outcome:
 
 
 def stray(db: Database, command: Command) -> Outcome:
-    """Answer whether something found on a server is a desktop of it; changes nothing. body: desktop, server.
+    """Answer whether something found on a server is a desktop of it. body: desktop, server.
 
     values: wanted. A server asks the log before it deletes what it finds no
-    record of, because its own copy of the state may be behind.
+    record of, because its own copy of the state may be behind. What was on its way
+    there is not handed over any more: nothing would be left of it.
     """
-    row = one(db, "select server from desktops where id = ?", [command.body["desktop"]])
+    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
+    if row is not None and row["moving_to"] == command.body["server"]:
+        give_up(db, command, row, "the other server began anew meanwhile")
     return Applied({"wanted": row is not None and row["server"] == command.body["server"]})
 
 

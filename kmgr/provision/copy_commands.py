@@ -85,6 +85,10 @@ def _point(db: Database, command: Command, told: Any) -> int:
             " where desktop = ? and state in (?, ?) and not (server = ? and generation = ?)",
             [C.DROPPING, command.at, copy["desktop"], C.WANTED, C.READY, copy["server"], copy["generation"]],
         )
+        db.execute(
+            "update copies set state = ?, changed_at = ? where desktop = ? and state = ?",
+            [C.DROPPING, command.at, copy["desktop"], C.LEFT],
+        )
     return 1
 
 

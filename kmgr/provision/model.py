@@ -79,6 +79,7 @@ class CopyState(StrEnum):
     READY = "ready"  # a complete safe copy, as of some moment
     STARTING = "starting"  # its server was lost: the copy becomes the desktop's disk
     SUPERSEDED = "superseded"  # the desktop goes on elsewhere; its former disk is kept for the administrator
+    LEFT = "left"  # the desktop moved away with all of it; kept until another safe copy is complete
     DROPPING = "dropping"  # to be deleted; the row goes when that is done
 
 
@@ -114,6 +115,20 @@ class TakeOver:
     heard_at: int
     at: int
     as_of: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A desktop's way to another server while it runs, or the last one that failed: `failures` in a row, and why."""
+
+    desktop: DesktopId
+    generation: int
+    source: ServerId
+    target: ServerId
+    why: str
+    begun_at: int
+    failures: int
+    cause: str
 
 
 @dataclass(frozen=True, slots=True)

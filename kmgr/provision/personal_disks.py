@@ -76,7 +76,7 @@ class PersonalDisks:
     def set_aside(self, desktop: DesktopId) -> bool:
         """Keep an overlay as superseded if the log says that it is; False if it is to be deleted. Blocks."""
         overlay = disks.overlay_path(self._data_dir, desktop)
-        copy = self._row(desktop, CopyState.SUPERSEDED)
+        copy = self._row(desktop, CopyState.LEFT) or self._row(desktop, CopyState.SUPERSEDED)
         if copy is None or not overlay.exists():
             return False
         aside = self._aside(desktop, copy.generation)
@@ -85,7 +85,7 @@ class PersonalDisks:
         aside.parent.mkdir(exist_ok=True)
         overlay.rename(aside)
         self._mark(desktop).unlink(missing_ok=True)
-        logger.warning("a superseded disk is kept", extra={"desktop": desktop, "file": str(aside)})
+        logger.warning("a former disk is kept", extra={"desktop": desktop, "file": str(aside)})
         return True
 
     def forget(self, desktop: DesktopId) -> None:

@@ -120,7 +120,12 @@ class Protection:
         now = self._clock.monotonic()
         with self._grid.view() as db:
             self._target_s = float(settings(db)["copy_target_s"])
-            mine = [d for d in desktops(db, server=self._grid.server) if d.owned and d.state is DesktopState.IN_USE]
+            # What moves is copied as a whole anyway, and QEMU does one of the two at a time.
+            mine = [
+                d
+                for d in desktops(db, server=self._grid.server)
+                if d.owned and d.state is DesktopState.IN_USE and d.moving_to is None
+            ]
             rows = copies(db)
             alone = sum(not s.is_witness for s in servers(db)) < 2
         held: dict[DesktopId, list[Copy]] = {}

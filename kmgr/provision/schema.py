@@ -21,6 +21,10 @@ create table if not exists take_overs (
     desktop text primary key, generation integer not null, source text not null, target text not null,
     heard_at integer not null, at integer not null, as_of integer
 );
+create table if not exists moves (
+    desktop text primary key, generation integer not null, source text not null, target text not null,
+    why text not null, begun_at integer not null, failures integer not null, cause text not null
+);
 create table if not exists asks (
     template text not null, user text not null, since integer not null, at integer not null,
     primary key (template, user)
