@@ -34,6 +34,10 @@ SETTINGS: Mapping[str, Setting] = {
     "login_wait_s": Setting(60, 1, 86_400, "how long an account waits after too many wrong passwords"),
     "build_failures": Setting(3, 1, 100, "failed desktops in a row after which a template's refill stops"),
     "build_timeout_s": Setting(300, 30, 3_600, "time a desktop has from its start until its guest answers"),
+    "begin_timeout_s": Setting(
+        600, 30, 86_400, "time a server has to begin with a desktop that it was given, or to remove one"
+    ),
+    "image_timeout_s": Setting(3_600, 60, 604_800, "how long a desktop waits for its golden image to be copied"),
     "keep_versions": Setting(3, 0, 1_000, "former versions of a golden image that are kept to go back to"),
     "keep_days": Setting(30, 0, 3_650, "how long a former version is kept at least after a newer one was imported"),
     "scrub_days": Setting(7, 0, 365, "how often every server reads its golden images again; 0 means never"),

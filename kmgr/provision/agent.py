@@ -16,12 +16,13 @@ from typing import Any
 from kmgr.clock import Clock
 from kmgr.errors import KmgrError, Unavailable
 from kmgr.grid.port import Grid
-from kmgr.grid.queries import servers
+from kmgr.grid.queries import servers, settings
 from kmgr.ids import DesktopId, VersionId
 from kmgr.provision import disks
+from kmgr.provision.deadlines import Deadlines, pause
 from kmgr.provision.hypervisor import DomainState, DomainStatus, Hypervisor
 from kmgr.provision.lease import MARGIN_S
-from kmgr.provision.model import Desktop
+from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.queries import desktops, outline
 from kmgr.provision.reconcile import (
     POWER_OFF_WINDOW_S,
@@ -84,16 +85,21 @@ class ProvisionAgent:
         self._seen: dict[DesktopId, DomainState] = {}
         self._power_offs: dict[DesktopId, list[float]] = {}
         self._paused: Mapping[DesktopId, int] = {}
+        self._deadlines = Deadlines()
+        self._late = ""
+        self._pause = ""
+        self._words: dict[DesktopId, str] = {}
 
     def problems(self) -> tuple[str, ...]:
         """Return what a person should look after on this server: why it runs no desktops, or not all of them."""
         halted = sorted(desktop for desktop, looks in self._paused.items() if looks >= _HALTED_LOOKS)
         told = [_HALTED.format(len(halted), ", ".join(halted[:3]))] if halted else []
-        return (self._problem,) if self._problem else tuple(told)
+        more = [one for one in (self._late, self._pause) if one]
+        return (self._problem,) if self._problem else (*told, *more)
 
     def can_run(self) -> bool:
-        """Tell whether the hypervisor answered in the last round."""
-        return not self._problem
+        """Tell whether new desktops may be made here: the hypervisor answered, none broke by this server's fault."""
+        return not self._problem and not self._pause
 
     def waiting(self, desktop: DesktopId) -> str:
         """Return what a desktop waits for on this server, empty if nothing."""
@@ -137,14 +143,15 @@ class ProvisionAgent:
         with self._grid.view() as db:
             if not any(server.id == self._grid.server for server in servers(db)):
                 return ()  # the state of the grid has not arrived here yet: nobody's desktop is judged by it
-            wanted = desktops(db, server=self._grid.server)
+            wanted, limits = desktops(db, server=self._grid.server), settings(db)
+        self._pause = pause(wanted, now_ms=self._clock.now_ms())
         try:
             observed = await self._hypervisor.domains()
             absent = await self._absent(wanted)
             lying = await self._blocking(lambda: disks.overlays(self._shape.data_dir))
         except Unavailable as error:
             self._cannot(error.message)
-            return ()
+            return self._give_up(wanted, busy, frozenset(), limits)
         self._cannot("")
         self._count_power_offs(observed, busy)
         leased = self._leased()
@@ -168,7 +175,32 @@ class ProvisionAgent:
         for action in actions:
             self._begin(action)
         self._waiting = self._waits(wanted, absent)
-        return actions
+        return actions + self._give_up(wanted, busy | set(self._jobs), absent, limits)
+
+    def _give_up(
+        self,
+        wanted: Sequence[Desktop],
+        busy: Collection[DesktopId],
+        absent: Collection[VersionId],
+        limits: Mapping[str, int],
+    ) -> tuple[Action, ...]:
+        """Report those that are past their deadline as broken, also while the hypervisor does not answer."""
+        now = self._clock.monotonic()
+        # Who waits for its turn waits for builds that have deadlines of their own.
+        queued = (
+            {d.id for d in being_made(wanted) if d.state is DesktopState.PLACED} - set(busy) if self._building else ()
+        )
+        self._deadlines.look(wanted, now=now, queued=queued, absent=absent)
+        self._words = {d.id: self._words[d.id] for d in wanted if d.id in self._words}
+        self._late = self._deadlines.told(wanted, now=now, limits=limits, words=self._words)
+        failures = tuple(
+            self._deadlines.failures(
+                wanted, now=now, limits=limits, busy=busy, words=self._words, problem=self._problem
+            )
+        )
+        for failure in failures:
+            self._begin(failure)
+        return failures
 
     def _leased(self) -> bool:
         return self._personal is not None and self._personal.lease.holds(MARGIN_S)
@@ -203,10 +235,15 @@ class ProvisionAgent:
     async def _guarded(self, desktop: DesktopId, work: Callable[[], Awaitable[None]]) -> None:
         try:
             await work()
+            self._words.pop(desktop, None)
             # Only then: what failed is tried again after the period, not at once and for ever.
             self._job_ended.set()
         except KmgrError as error:
+            self._words[desktop] = error.message
             logger.info("work on a desktop was cut short", extra={"desktop": desktop, "cause": error.message})
+        except OSError as error:
+            self._words[desktop] = str(error)
+            logger.warning("a disk refused work on a desktop", extra={"desktop": desktop, "cause": str(error)})
         except Exception:
             logger.exception("work on a desktop failed by a bug", extra={"desktop": desktop})
         finally:

@@ -109,10 +109,11 @@ def ready(db: Database, command: Command) -> Outcome:
 
 
 def failed(db: Database, command: Command) -> Outcome:
-    """A step failed. body: desktop, generation, server, step, cause.
+    """A step failed. body: desktop, generation, server, step, cause; trouble: what that is a case of.
 
     The k-th one in a row that failed while it was made stops its template's
-    refill. One that was ready once has shown that its version boots.
+    refill. One that was ready once has shown that its version boots; where
+    against is false, the server that reports takes the blame.
     """
     row = _fenced(db, command)
     if isinstance(row, Rejected):
@@ -121,9 +122,13 @@ def failed(db: Database, command: Command) -> Outcome:
     if isinstance(outcome, Rejected):
         return outcome
     step, cause = str(command.body["step"]), str(command.body["cause"])
-    db.execute("update desktops set step = ?, cause = ? where id = ?", [step, cause, row["id"]])
+    db.execute(
+        "update desktops set step = ?, cause = ?, trouble = ? where id = ?",
+        [step, cause, str(command.body.get("trouble", "")), row["id"]],
+    )
     note(db, command, "desktop", row["id"], f"desktop {row['name']} is broken: {step}: {cause}")
-    if row["state"] in (S.PLACED, S.BUILDING) and row["ready_at"] is None:
+    against = command.body.get("against", True) is not False
+    if against and row["state"] in (S.PLACED, S.BUILDING) and row["ready_at"] is None:
         _count_failure(db, command, row, step, cause)
     return outcome
 

@@ -33,7 +33,7 @@ from kmgr.provision.model import DesktopState as S
 from kmgr.templates.model import Kind
 
 # What a row has that an island of an older release recorded without it.
-_LACKING = {"kind": "pooled", "origin": "cold"}
+_LACKING = {"kind": "pooled", "origin": "cold", "trouble": ""}
 # What must have happened to a desktop of the grid's record so that it is in the island's state.
 _WAYS: Mapping[S, tuple[Event, ...]] = {
     S.PLACED: (),
@@ -46,7 +46,7 @@ _WAYS: Mapping[S, tuple[Event, ...]] = {
 _COLUMNS = (
     "id", "name", "template", "version", "server", "state", "generation", "vcpus", "memory_mib", "user", "claimed_at",
     "step", "cause", "created_at", "changed_at", "ready_at", "kind", "moving_to", "connected_at", "disconnected_at",
-    "origin",
+    "origin", "trouble",
 )  # fmt: skip
 
 
@@ -114,7 +114,10 @@ def _follow(db: Database, command: Command, known: Row, mine: Row) -> None:
     for event in _WAYS[S(mine["state"])]:
         state = LIFECYCLE[state].get(event, state)
     if state == S.BROKEN and mine["state"] == S.BROKEN:
-        db.execute("update desktops set step = ?, cause = ? where id = ?", [mine["step"], mine["cause"], known["id"]])
+        db.execute(
+            "update desktops set step = ?, cause = ?, trouble = ? where id = ?",
+            [mine["step"], mine["cause"], mine.get("trouble", ""), known["id"]],
+        )
     if state == S.READY and mine["state"] == S.READY:
         db.execute("update desktops set ready_at = ? where id = ?", [mine["ready_at"], known["id"]])
     if mine["user"] is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId, VersionId
+from kmgr.provision.causes import Trouble
 from kmgr.templates.model import Kind
 
 
@@ -33,8 +34,8 @@ class Desktop:
     """One virtual machine for one user at a time.
 
     `generation` counts rebuilds and fences stale owners. `user` is empty for a
-    standby. `step` and `cause` say what failed last (empty: nothing).
-    `moving_to` is the server that it is on its way to. `connected_at` and
+    standby. `step` and `cause` say what failed last (empty: nothing), `trouble`
+    what that is a case of. `moving_to` is the server that it is on its way to. `connected_at` and
     `disconnected_at` say when its user's display was opened and closed last.
     Stamps are ms since 1970.
     """
@@ -60,6 +61,7 @@ class Desktop:
     connected_at: int | None = None
     disconnected_at: int | None = None
     origin: Origin = Origin.COLD
+    trouble: Trouble | None = None
 
     @property
     def personal(self) -> bool:
@@ -67,9 +69,31 @@ class Desktop:
         return self.kind is Kind.PERSONAL
 
     @property
+    def is_open(self) -> bool:
+        """True while the log knows its user's screen as open."""
+        return self.connected_at is not None and self.disconnected_at is None
+
+    @property
     def owned(self) -> bool:
         """True once a personal desktop is somebody's: its disk is theirs and never thrown away by itself."""
         return self.personal and self.user is not None and self.state is not DesktopState.RETIRED
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a desktop's life: since `at` it was in a state, on a server, somebody's.
+
+    It lasted until the next stage began. `step` and `cause` say what failed.
+    """
+
+    n: int
+    at: int
+    state: DesktopState
+    generation: int
+    server: ServerId
+    user: AccountName | None
+    step: str
+    cause: str
 
 
 class CopyState(StrEnum):

@@ -4,7 +4,8 @@ from sqlite_utils import Database
 
 from kmgr.grid.rows import Row, one, rows
 from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId
-from kmgr.provision.model import Ask, Copy, CopyState, Desktop, DesktopState, Failure, Origin, TakeOver
+from kmgr.provision.causes import known
+from kmgr.provision.model import Ask, Copy, CopyState, Desktop, DesktopState, Failure, Origin, Stage, TakeOver
 from kmgr.templates.model import Kind
 
 
@@ -33,6 +34,16 @@ def desktop(db: Database, desktop: DesktopId) -> Desktop | None:
     """Return one desktop, or None if it is gone."""
     row = one(db, "select * from desktops where id = ?", [desktop])
     return None if row is None else record(row)
+
+
+def life(db: Database, desktop: DesktopId) -> tuple[Stage, ...]:
+    """Return the stages of a desktop's life, the first one first; of a long life the last ones."""
+    found = rows(
+        db,
+        "select n, at, state, generation, server, user, step, cause from stages where desktop = ? order by n",
+        [desktop],
+    )
+    return tuple(Stage(**{**row, "state": DesktopState(row["state"])}) for row in found)
 
 
 def asks(db: Database, template: TemplateId | None = None) -> tuple[Ask, ...]:
@@ -65,4 +76,5 @@ def take_overs(db: Database, desktop: DesktopId | None = None) -> tuple[TakeOver
 def record(row: Row) -> Desktop:
     """Make a record from a row."""
     words = {"state": DesktopState(row["state"]), "kind": Kind(row["kind"]), "origin": Origin(row["origin"])}
-    return Desktop(**{**row, **words})
+    trouble = known(row["trouble"]) if row["cause"] else None
+    return Desktop(**{**row, **words, "trouble": trouble})

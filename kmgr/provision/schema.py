@@ -1,4 +1,9 @@
-"""Tables of the provision package."""
+"""Tables of the provision package.
+
+The stages of desktops' lives are written by triggers: whichever applier changes a
+desktop's state, now or in a later release, its page tells of it. `changed_at` is
+what dates them, so it is set by the statement that sets the state.
+"""
 
 SCHEMA = """
 create table if not exists desktops (
@@ -7,11 +12,37 @@ create table if not exists desktops (
     memory_mib integer not null, user text, claimed_at integer, step text not null, cause text not null,
     created_at integer not null, changed_at integer not null, ready_at integer,
     kind text not null default 'pooled', moving_to text, connected_at integer, disconnected_at integer,
-    origin text not null default 'cold'
+    origin text not null default 'cold', trouble text not null default ''
 );
 create index if not exists desktops_by_server on desktops (server, state);
 create index if not exists desktops_by_user on desktops (user);
 create index if not exists desktops_by_template on desktops (template, state);
+create table if not exists stages (
+    n integer primary key, desktop text not null, at integer not null, state text not null,
+    generation integer not null, server text not null, user text, step text not null, cause text not null
+);
+create index if not exists stages_by_desktop on stages (desktop, n);
+create trigger if not exists desktop_made after insert on desktops begin
+    insert into stages (desktop, at, state, generation, server, user, step, cause)
+    values (new.id, new.changed_at, new.state, new.generation, new.server, new.user, new.step, new.cause);
+end;
+create trigger if not exists desktop_changed after update on desktops
+when new.state <> old.state or new.generation <> old.generation or new.server <> old.server
+  or new.user is not old.user begin
+    insert into stages (desktop, at, state, generation, server, user, step, cause)
+    values (new.id, new.changed_at, new.state, new.generation, new.server, new.user, '', '');
+    delete from stages where desktop = new.id and n <= (
+        select n from stages where desktop = new.id order by n desc limit 1 offset 100
+    );
+end;
+create trigger if not exists desktop_broken after update of cause on desktops when new.cause <> '' begin
+    update stages set step = new.step, cause = new.cause where n = (
+        select max(n) from stages where desktop = new.id
+    );
+end;
+create trigger if not exists desktop_gone after delete on desktops begin
+    delete from stages where desktop = old.id;
+end;
 create table if not exists copies (
     desktop text not null, server text not null, generation integer not null, state text not null, as_of integer,
     bytes integer not null, changed_at integer not null, primary key (desktop, server, generation)

@@ -18,6 +18,7 @@ from kmgr.grid.port import Grid
 from kmgr.grid.queries import settings
 from kmgr.ids import DesktopId, VersionId
 from kmgr.provision import disks
+from kmgr.provision.causes import counts, recognise
 from kmgr.provision.hypervisor import DomainSpec, DomainState, Hypervisor
 from kmgr.provision.lease import MARGIN_S, Lease
 from kmgr.provision.model import Desktop, DesktopState
@@ -150,7 +151,10 @@ class Work:
     async def fail(self, desktop: Desktop, step: str, cause: str) -> None:
         """Report a desktop as broken, with the step and the cause."""
         logger.warning("a desktop is broken", extra={"desktop": desktop.name, "step": step, "cause": cause})
-        await self._report("desktop.failed", desktop, step=step, cause=cause)
+        trouble = recognise(step, cause)
+        await self._report(
+            "desktop.failed", desktop, step=step, cause=cause, trouble=trouble, against=counts(trouble)
+        )
 
     async def _make(self, desktop: Desktop) -> None:
         observed = {status.desktop: status for status in await self._hypervisor.domains()}
@@ -226,7 +230,7 @@ class Work:
         for leftover in (self._shape.display(desktop), self._log(desktop)):
             leftover.unlink(missing_ok=True)
 
-    async def _report(self, command: str, desktop: Desktop, **more: str) -> bool:
+    async def _report(self, command: str, desktop: Desktop, **more: Any) -> bool:
         body: Mapping[str, Any] = {
             "desktop": desktop.id,
             "generation": desktop.generation,
