@@ -1,34 +1,21 @@
 """The life of a desktop: the table, its picture, and what is not in it."""
 
-import re
-from pathlib import Path
-
 import pytest
 
 from kmgr.errors import Conflict
 from kmgr.provision.lifecycle import LIFECYCLE, LIVING, Event, after
 from kmgr.provision.model import DesktopState as S
-
-PICTURE = Path(__file__).parents[2] / "docs" / "lifecycle.md"
-
-
-def diagram() -> str:
-    """Draw the table; a way that leads back to its own state is not drawn."""
-    lines = ["stateDiagram-v2", f"    [*] --> {S.PLACED}: placed"]
-    for state, ways in LIFECYCLE.items():
-        lines += [f"    {state} --> {then}: {event}" for event, then in ways.items() if then is not state]
-    return "\n".join([*lines, f"    {S.RETIRED} --> [*]: removed"])
+from tests.lab.lifecycle_picture import PAGE, redrawn
 
 
-def test_the_picture_is_the_table() -> None:
-    drawn = re.search(r"```mermaid\n(.*?)\n```", PICTURE.read_text(), re.DOTALL)
-    assert drawn is not None
-    assert drawn.group(1) == diagram(), f"docs/lifecycle.md is stale; its diagram should be:\n{diagram()}"
+def test_what_the_page_draws_is_the_code() -> None:
+    text = PAGE.read_text()
+    assert redrawn(text) == text, "docs/lifecycle.md is stale: python -m tests.lab.lifecycle_picture draws it anew"
 
 
 def test_every_state_is_a_row_and_is_explained_in_the_picture() -> None:
     assert set(LIFECYCLE) == set(S)
-    text = PICTURE.read_text()
+    text = PAGE.read_text()
     for state in S:
         assert f"**{state}**" in text
 
