@@ -18,6 +18,7 @@ from kmgr.grid.port import Grid, Requests
 from kmgr.ids import DesktopId, VersionId
 from kmgr.provision import accelerator
 from kmgr.provision.agent import ProvisionAgent, Shape
+from kmgr.provision.attendance import Attendance
 from kmgr.provision.display import serve_display, socket_finder
 from kmgr.provision.libvirt_driver import connect
 from kmgr.replica.images import Images
@@ -50,7 +51,9 @@ class Desktops:
         self._display = socket_finder(config.data_dir)
         self.personal = PersonalParts(config, own, log, requests, images, self._hypervisor, clock=clock)
         self._agent: ProvisionAgent | None = None
-        self.connected = serve_display(requests, grid, self._hypervisor, socket=self._display)
+        self.attendance = Attendance(grid, clock=clock)
+        self.attendance.serve(requests)
+        serve_display(requests, grid, self._hypervisor, socket=self._display, attendance=self.attendance)
 
     def vitals(self) -> Mapping[str, Any]:
         """Return what this part adds to the heartbeat."""

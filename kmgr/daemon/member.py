@@ -96,7 +96,7 @@ class Member:
         self._desktops = Desktops(
             config, own, self._island, trunk.requests, self._images, log=trunk.grid, clock=clock
         )
-        self._island.attend(self._desktops.connected)
+        self._island.attend(self._desktops.attendance.watched)
         self._sessions = Sessions(self._island, directories_of(self._island), clock=clock)
         self._importer = Importer(self._island, self._images, clock)
         self._download = Downloader(WebOutgoing(), clock, own_allowed=lambda: bool(self._set("import_own_addresses")))
@@ -137,6 +137,7 @@ class Member:
         loops.begin("disks", self._disks.run)
         loops.begin("desktops", self._desktops.run)
         for name, loop in self._desktops.personal.loops.items():
+        loops.begin("attendance", self._desktops.attendance.run)
             loops.begin(name, loop)
         if config.mdns:
             await self._announce(stack)

@@ -9,14 +9,14 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kmgr.errors import ConfigError, Conflict, NotFound, Unavailable
 from kmgr.grid.port import Accept, Grid, Requests
 from kmgr.ids import DesktopId, ServerId
+from kmgr.provision.attendance import Attendance
 from kmgr.provision.hypervisor import Hypervisor
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.queries import desktop as find_desktop
@@ -53,15 +53,17 @@ def _own(folder: Path) -> None:
 
 
 def serve_display(
-    requests: Requests, grid: Grid, hypervisor: Hypervisor, *, socket: Callable[[DesktopId], Path]
-) -> Callable[[], frozenset[DesktopId]]:
-    """Answer `display` streams and `screenshot` calls of this server's desktops.
+    requests: Requests,
+    grid: Grid,
+    hypervisor: Hypervisor,
+    *,
+    socket: Callable[[DesktopId], Path],
+    attendance: Attendance,
+) -> None:
+    """Answer `display` streams and `screenshot` calls of this server's desktops; `attendance` is told who looks.
 
     body: desktop, whose it is in the eyes of who asks (user), and for streams its generation
-
-    Returns what tells which desktops are looked at now.
     """
-    watching: Counter[DesktopId] = Counter()
 
     async def display(_: ServerId, body: Mapping[str, Any], accept: Accept) -> None:
         desktop = _checked(grid, body)
@@ -71,11 +73,12 @@ def serve_display(
             raise Unavailable(f"the desktop's screen cannot be reached: {error.strerror or error}") from error
         try:
             stream = await accept()
-            watching[desktop] += 1
-            try:
-                await _both_ways(reader, writer, stream.reader, stream.writer)
-            finally:
-                watching.subtract([desktop])
+            with attendance.open(desktop) as viewer:
+                await _first_of(
+                    _copy(reader, stream.writer),
+                    _copy(stream.reader, writer, heard=lambda data: attendance.heard(desktop, viewer, data)),
+                    viewer.cut.wait(),
+                )
         finally:
             writer.close()
 
@@ -88,7 +91,6 @@ def serve_display(
 
     requests.serve_stream(OPERATION, display)
     requests.serve_stream(SCREENSHOT, screenshot)
-    return lambda: frozenset(+watching)
 
 
 async def fetch_screenshot(requests: Requests, server: ServerId, desktop: DesktopId, user: str | None) -> bytes:
@@ -128,14 +130,9 @@ def _checked(grid: Grid, body: Mapping[str, Any]) -> DesktopId:
     return found.id
 
 
-async def _both_ways(
-    near_in: asyncio.StreamReader,
-    near_out: asyncio.StreamWriter,
-    far_in: asyncio.StreamReader,
-    far_out: asyncio.StreamWriter,
-) -> None:
-    """Copy until either side closes."""
-    tasks = [asyncio.create_task(_copy(near_in, far_out)), asyncio.create_task(_copy(far_in, near_out))]
+async def _first_of(*ways: Awaitable[object]) -> None:
+    """Return as soon as one of them ends, and end the others."""
+    tasks = [asyncio.ensure_future(way) for way in ways]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -144,7 +141,11 @@ async def _both_ways(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+async def _copy(
+    source: asyncio.StreamReader, target: asyncio.StreamWriter, *, heard: Callable[[bytes], None] | None = None
+) -> None:
     while data := await source.read(_PIECE):
+        if heard is not None:
+            heard(data)
         target.write(data)
         await target.drain()

@@ -13,7 +13,7 @@ from kmgr.grid.local import LocalGrid, LocalLog
 from kmgr.grid.schema import SCHEMA as GRID_SCHEMA
 from kmgr.ids import DesktopId, ServerId, VersionId
 from kmgr.provision import commands as provision_commands
-from kmgr.provision import copy_commands
+from kmgr.provision import attendance_commands, copy_commands
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.fake import FakeHypervisor
 from kmgr.provision.model import Desktop
@@ -35,6 +35,7 @@ APPLIERS = {
     **copy_commands.APPLIERS,
 }
 
+    **attendance_commands.APPLIERS,
 
 class Office:
     """A grid of two servers with one image and the template `office`; commands are done at once."""

@@ -27,6 +27,7 @@ from kmgr.grid.local import LocalGrid, LocalNetwork
 from kmgr.grid.model import Vitals
 from kmgr.grid.vitals import Board
 from kmgr.ids import DesktopId, ServerId
+from kmgr.provision.attendance import Attendance
 from kmgr.provision.display import serve_display
 from kmgr.provision.fake import FakeHypervisor
 from kmgr.replica.images import Images
@@ -64,6 +65,7 @@ class WebLab:
         self.network = LocalNetwork()
         self.hypervisors = {server: FakeHypervisor(self.clock, boot_s=0) for server in SERVERS}
         self.boards = {server: Board() for server in SERVERS}
+        self.attendances: dict[ServerId, Attendance] = {}
         self.waiting: dict[DesktopId, str] = {}
         self._sites: list[Site] = []
         self._tokens: dict[str, str] = {}
@@ -78,7 +80,10 @@ class WebLab:
         await self.office.account(OTHER, groups=["students"])
         await self.office.do("assignment.add", template="tpl-office", kind="user", subject=USER)
         for server, grid in zip(SERVERS, self.office.grids, strict=True):
-            serve_display(self.network.port(server), grid, self.hypervisors[server], socket=self.screen)
+            port, attendance = self.network.port(server), Attendance(grid, clock=self.clock)
+            attendance.serve(port)
+            serve_display(port, grid, self.hypervisors[server], socket=self.screen, attendance=attendance)
+            self.attendances[server] = attendance
             for board in self.boards.values():
                 board.put(self.vitals(server))
 

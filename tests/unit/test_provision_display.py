@@ -11,6 +11,7 @@ from kmgr.errors import ConfigError, Conflict, NotFound, Unavailable
 from kmgr.grid.local import LocalNetwork, LocalRequests
 from kmgr.grid.port import Accept
 from kmgr.ids import DesktopId, ServerId
+from kmgr.provision.attendance import Attendance
 from kmgr.provision.display import OPERATION, SCREENSHOT, fetch_screenshot, serve_display, socket_finder
 from tests.lab.provision import A, B, Desk, done
 
@@ -53,7 +54,8 @@ async def far(desk: Desk) -> AsyncIterator[LocalRequests]:
     """Server b's requests; server a has a ready desktop with a screen."""
     network = LocalNetwork()
     socket = socket_finder(desk.folder)
-    serve_display(network.port(A), desk.grid, desk.hypervisor, socket=socket)
+    attendance = Attendance(desk.grid, clock=desk.clock)
+    serve_display(network.port(A), desk.grid, desk.hypervisor, socket=socket, attendance=attendance)
     done(await desk.place(D1))
     await desk.live(14)
     screen = Screen()
@@ -111,7 +113,9 @@ async def test_a_screen_opens_only_for_whom_its_own_server_takes_for_its_user(fa
 
 async def test_what_is_looked_at_is_known(desk: Desk, far: LocalRequests) -> None:
     network = LocalNetwork()
-    looked_at = serve_display(network.port(A), desk.grid, desk.hypervisor, socket=socket_finder(desk.folder))
+    attendance = Attendance(desk.grid, clock=desk.clock)
+    looked_at, socket = attendance.watched, socket_finder(desk.folder)
+    serve_display(network.port(A), desk.grid, desk.hypervisor, socket=socket, attendance=attendance)
     assert looked_at() == frozenset()
     streams = [await network.port(B).open(A, OPERATION, asked()) for _ in range(2)]
     for stream in streams:
