@@ -12,6 +12,7 @@ import kmgr.provision.move_commands
 import kmgr.provision.version_commands
 import kmgr.replica.commands
 import kmgr.templates.commands
+import kmgr.templates.version_commands
 import kmgr.users.commands
 import kmgr.users.island
 from kmgr.grid.fsm import Applier
@@ -32,6 +33,7 @@ APPLIERS: Mapping[str, Applier] = {
     **kmgr.grid.standing.APPLIERS,
     **kmgr.replica.commands.APPLIERS,
     **kmgr.templates.commands.APPLIERS,
+    **kmgr.templates.version_commands.APPLIERS,
     **kmgr.provision.commands.APPLIERS,
     **kmgr.provision.copy_commands.APPLIERS,
     **kmgr.provision.version_commands.APPLIERS,

@@ -4,7 +4,7 @@ Pure: no I/O, no clock.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -12,6 +12,7 @@ from kmgr.grid.model import Server, Vitals
 from kmgr.ids import DesktopId, ServerId, TemplateId, VersionId
 from kmgr.provision.model import Copy, Desktop
 from kmgr.templates.model import Template
+from kmgr.templates.versions import Rollout
 
 
 class Why(StrEnum):
@@ -24,6 +25,7 @@ class Why(StrEnum):
     NOT_STARTED = "its template has a newer version"
     REPLACED = "a newer version has taken its place"
     MAKES_ROOM = "it makes room for the newer version"
+    WITHDRAWN = "its version was withdrawn"
     STUCK = "its server cannot make it now and another one can"
     TOO_MANY = "more stand by than the template asks for"
     ABOVE_MAXIMUM = "the template's maximum is smaller now"
@@ -37,6 +39,7 @@ class View:
     `servers` includes removed ones; `vitals` has fresh heartbeats only. `asks` counts the users who wait
     for a desktop of a template. `fenced` are the servers whose loss was waited out: none of them runs a
     personal desktop any more; `given_up` were lost so long ago that their copies are made anew elsewhere.
+    `rollouts` say of which templates a canary goes on, and which of their versions nobody is given any more.
     """
 
     servers: tuple[Server, ...]
@@ -48,6 +51,7 @@ class View:
     copies: tuple[Copy, ...] = ()
     fenced: frozenset[ServerId] = frozenset()
     given_up: frozenset[ServerId] = frozenset()
+    rollouts: Mapping[TemplateId, Rollout] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

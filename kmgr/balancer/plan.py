@@ -16,6 +16,7 @@ from kmgr.balancer.model import Forget, Place, Plan, Retire, Shortage, View, Why
 from kmgr.balancer.place import COMING, Room, able, blocked_by, choose, refusal, rooms
 from kmgr.balancer.pool import UNEVEN, Need, judge, orphaned
 from kmgr.balancer.protection import protect
+from kmgr.balancer.rollout import lines, withdrawn
 from kmgr.grid.model import RUNNING
 from kmgr.provision.model import Desktop, DesktopState
 
@@ -29,10 +30,13 @@ def plan(view: View, *, calm: bool = False) -> Plan:
     retire += orphaned(view, staying)
     needs = []
     for template in sorted(view.templates, key=lambda t: t.id):
-        verdict = judge(template, staying, view)
-        retire += verdict.retire
-        if verdict.need is not None:
-            needs.append(verdict.need)
+        over, staying_of_it = withdrawn(template, staying, view)
+        retire += over
+        for line in lines(template, staying_of_it, view):
+            verdict = judge(line.template, line.desktops, line.view)
+            retire += verdict.retire
+            if verdict.need is not None:
+                needs.append(verdict.need)
     going = {action.desktop.id for action in retire}
     filling = _Filling(view, needs, rooms(view, going))
     filling.fill()

@@ -17,6 +17,7 @@ from kmgr.ids import ServerId, VersionId
 from kmgr.provision.queries import asks, copies, desktops
 from kmgr.replica.queries import holdings
 from kmgr.templates.queries import templates
+from kmgr.templates.version_queries import rollouts
 
 # Heartbeats that may be missing before a server's word is too old to act on.
 _FRESH_BEATS = 3
@@ -40,6 +41,7 @@ def look(db: Database, board: Mapping[ServerId, Vitals], now: float) -> View:
         vitals={server: vitals for server, vitals in board.items() if now - vitals.heard_at < fresh_s},
         asks=Counter(ask.template for ask in asks(db)),
         copies=copies(db),
+        rollouts=rollouts(db),
     )
 
 

@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 
 from kmgr import __version__
 from kmgr.balancer.agent import Balancer
+from kmgr.balancer.canaries import Canaries
 from kmgr.balancer.collector import Collector
 from kmgr.clock import Clock
 from kmgr.config import Config
@@ -136,8 +137,8 @@ class Member:
         loops.begin("scrub", self._replica.scrub.run)
         loops.begin("disks", self._disks.run)
         loops.begin("desktops", self._desktops.run)
-        for name, loop in self._desktops.personal.loops.items():
         loops.begin("attendance", self._desktops.attendance.run)
+        for name, loop in self._desktops.personal.loops.items():
             loops.begin(name, loop)
         if config.mdns:
             await self._announce(stack)
@@ -191,6 +192,7 @@ class Member:
         """What the leader does for people and desktops; on an island this server leads itself."""
         keeping = Leadership(self._island, clock=self._clock)
         keeping.duty("balancer", Balancer(self._island, self._trunk.board, clock=self._clock).run)
+        keeping.duty("canaries", Canaries(self._island, clock=self._clock).run)
         keeping.duty("collector", Collector(self._island, clock=self._clock).run)
         keeping.duty("sessions", self._sessions.housekeeping)
         return keeping

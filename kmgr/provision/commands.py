@@ -20,8 +20,11 @@ from kmgr.provision.model import CopyState, Origin
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.move_rows import give_up
 from kmgr.templates.model import Kind, Refresh
+from kmgr.templates.version_commands import count_failure, forget_template, made_now
+from kmgr.templates.versions import OVER
 
 _LIVING_SQL = ", ".join(f"'{state}'" for state in LIVING)
+_OVER_SQL = ", ".join(f"'{stand}'" for stand in OVER)
 _OWNED_SQL = "kind = 'personal' and user is not null"
 
 
@@ -38,9 +41,9 @@ def place_below(db: Database, command: Command, limit: Callable[[Row], tuple[int
     template = one(db, "select * from templates where id = ?", [body["template"]])
     if template is None:
         return Rejected("not_found", f"there is no template {body['template']}")
-    if not template["enabled"] or template["broken_cause"]:
+    if not template["enabled"] or not made_now(db, template):
         return Rejected("refused", f"template {template['name']} is not refilled at present")
-    if template["version"] != body["version"]:
+    if body["version"] not in made_now(db, template):
         return Rejected("conflict", f"template {template['name']} has another version by now")
     server = one(db, "select * from servers where id = ?", [body["server"]])
     if server is None or server["role"] != ServerRole.SERVER or ServerState(server["state"]) not in PLACEABLE:
@@ -54,7 +57,7 @@ def place_below(db: Database, command: Command, limit: Callable[[Row], tuple[int
         " claimed_at, step, cause, created_at, changed_at, ready_at, kind)"
         " values (?, ?, ?, ?, ?, ?, 1, ?, ?, null, null, '', '', ?, ?, null, ?)",
         [
-            *(body["desktop"], name, template["id"], template["version"], server["id"], S.PLACED),
+            *(body["desktop"], name, template["id"], body["version"], server["id"], S.PLACED),
             *(template["vcpus"], template["memory_mib"], command.at, command.at, template["kind"]),
         ],
     )
@@ -126,6 +129,9 @@ def failed(db: Database, command: Command) -> Outcome:
         "update desktops set step = ?, cause = ?, trouble = ? where id = ?",
         [step, cause, str(command.body.get("trouble", "")), row["id"]],
     )
+    note(db, command, "desktop", row["id"], f"desktop {row['name']} is broken: {step}: {cause}")
+    if against:
+        count_failure(db, row["template"], row["version"], step, cause)
     note(db, command, "desktop", row["id"], f"desktop {row['name']} is broken: {step}: {cause}")
     against = command.body.get("against", True) is not False
     if against and row["state"] in (S.PLACED, S.BUILDING) and row["ready_at"] is None:
@@ -313,6 +319,7 @@ def delete_template(db: Database, command: Command) -> Outcome:
         if row["state"] != S.RETIRED:
             _set_state(db, command, row, after(S(row["state"]), Event.RETIRED))
     db.execute("delete from templates where id = ?", [template["id"]])
+    forget_template(db, template["id"])
     db.execute("delete from failures where template = ?", [template["id"]])
     db.execute("delete from asks where template = ?", [template["id"]])
     note(db, command, "template", template["id"], f"template {template['name']} deleted")
@@ -341,11 +348,14 @@ def _own(db: Database, user: str, template: str) -> Row | None:
 
 
 def _best_standby(db: Database, template: str) -> Row | None:
-    # Least used server first, the template's present version before older ones, then the one that waits longest.
+    # The template's present version before others, least used server first, then the one that waits longest. Of a
+    # version that was stopped or withdrawn nobody is given one, though it may be ready.
     return one(
         db,
-        "select d.* from desktops d join servers s on s.id = d.server join templates t on t.id = d.template"
-        " where d.template = ? and d.state = ? and s.state = ? order by d.version = t.version desc,"
+        "select d.* from desktops d join servers s on s.id = d.server join templates t on t.id = d.template"  # noqa: S608
+        " left join template_versions v on v.template = d.template and v.version = d.version"
+        f" where d.template = ? and d.state = ? and s.state = ? and coalesce(v.stand, '') not in ({_OVER_SQL})"
+        " order by d.version = t.version desc,"
         " (select count(*) from desktops o where o.server = d.server and o.state = ?), d.ready_at, d.id",
         [template, S.READY, ServerState.UP, S.IN_USE],
     )

@@ -1,4 +1,4 @@
-"""Who needs which version of a golden image: templates that publish it, desktops that were made from it."""
+"""Who needs which version of a golden image: templates that publish, try or tag it, desktops made from it."""
 
 from sqlite_utils import Database
 
@@ -6,6 +6,7 @@ from kmgr.grid.rows import rows
 from kmgr.ids import ServerId, VersionId
 from kmgr.replica.model import Uses
 from kmgr.templates.queries import templates
+from kmgr.templates.version_queries import canaries, tags
 
 
 def uses(db: Database) -> Uses:
@@ -24,4 +25,15 @@ def uses(db: Database) -> Uses:
     ):
         where = desktops.setdefault(VersionId(row["version"]), {})
         where[ServerId(row["server"])] = where.get(ServerId(row["server"]), 0) + int(row["n"])
-    return Uses({version: tuple(names) for version, names in published.items()}, desktops)
+    others: dict[VersionId, list[str]] = {}
+    names = {template.id: template.name for template in templates(db)}
+    for canary in canaries(db):
+        others.setdefault(canary.version, []).append(f"the canary of {names.get(canary.template, canary.template)}")
+    for template_id, tagged in tags(db).items():
+        for tag, version in tagged.items():
+            others.setdefault(version, []).append(f"the tag {tag} of {names.get(template_id, template_id)}")
+    return Uses(
+        {version: tuple(names) for version, names in published.items()},
+        desktops,
+        {version: tuple(words) for version, words in others.items()},
+    )

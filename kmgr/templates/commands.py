@@ -11,11 +11,11 @@ from kmgr.errors import Refused
 from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
-from kmgr.grid.rows import Row, one, rows
+from kmgr.grid.rows import one, rows
 from kmgr.replica.commands import forget_version
-from kmgr.replica.model import VersionState
 from kmgr.templates.model import Kind, Refresh
 from kmgr.templates.policy import USUAL, Policy, as_values, from_json, policy_of, to_json
+from kmgr.templates.version_commands import expired, first_version, template_row, version_problem
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
@@ -46,7 +46,7 @@ def create_template(db: Database, command: Command) -> Outcome:
         return Rejected("conflict", f"there is already a template named {body['name']}")
     if one(db, "select id from templates where id = ?", [body["template"]]):
         return Rejected("conflict", f"the id {body['template']} is taken by another template")
-    problem = _shape_problem(body) or _version_problem(db, str(body["image"]), str(body["version"]))
+    problem = _shape_problem(body) or version_problem(db, str(body["image"]), str(body["version"]))
     if problem:
         return Rejected("refused", problem)
     policy = _changed_policy(USUAL, body)
@@ -62,6 +62,7 @@ def create_template(db: Database, command: Command) -> Outcome:
             *(body.get("kind", Kind.POOLED), to_json(policy)),
         ],
     )
+    first_version(db, command, str(body["template"]), str(body["version"]))
     note(db, command, "template", body["template"], f"template {body['name']} created")
     return Applied({"template": body["template"]})
 
@@ -71,7 +72,7 @@ def update_template(db: Database, command: Command) -> Outcome:
 
     body: template, any of notes, vcpus, memory_mib, standby, maximum, refresh, enabled, policy (what changes of it)
     """
-    row = _template(db, command)
+    row = template_row(db, command)
     if isinstance(row, Rejected):
         return row
     changes = {name: value for name, value in command.body.items() if name != "template"}
@@ -106,29 +107,9 @@ def update_template(db: Database, command: Command) -> Outcome:
     return Applied()
 
 
-def publish(db: Database, command: Command) -> Outcome:
-    """Make new desktops from another version. body: template, version."""
-    row = _template(db, command)
-    if isinstance(row, Rejected):
-        return row
-    problem = _version_problem(db, row["image"], str(command.body["version"]))
-    if problem:
-        return Rejected("refused", problem)
-    if row["version"] == command.body["version"] and not row["broken_cause"]:
-        return Applied()
-    number = one(db, "select number from versions where id = ?", [command.body["version"]])
-    db.execute(
-        "update templates set version = ?, broken_cause = '', changed_at = ? where id = ?",
-        [command.body["version"], command.at, row["id"]],
-    )
-    shown = number["number"] if number else "?"
-    note(db, command, "template", row["id"], f"template {row['name']} published version {shown}")
-    return Applied()
-
-
 def mark_broken(db: Database, command: Command) -> Outcome:
     """Stop refilling a template because its desktops keep failing. body: template, version, cause."""
-    row = _template(db, command)
+    row = template_row(db, command)
     if isinstance(row, Rejected):
         return row
     if row["version"] != command.body["version"]:
@@ -143,9 +124,11 @@ def mark_broken(db: Database, command: Command) -> Outcome:
 
 def mend(db: Database, command: Command) -> Outcome:
     """Let a broken template be refilled again. body: template."""
-    row = _template(db, command)
+    row = template_row(db, command)
     if isinstance(row, Rejected):
         return row
+    if expired(db, row["id"], row["version"]):
+        return Rejected("refused", f"{row['broken_cause']}, or give it another date")
     if row["broken_cause"]:
         db.execute("update templates set broken_cause = '', changed_at = ? where id = ?", [command.at, row["id"]])
         note(db, command, "template", row["id"], f"template {row['name']} is refilled again")
@@ -167,11 +150,6 @@ def delete_image(db: Database, command: Command) -> Outcome:
     db.execute("delete from images where id = ?", [image["id"]])
     note(db, command, "image", image["id"], f"golden image {image['name']} deleted")
     return Applied()
-
-
-def _template(db: Database, command: Command) -> Row | Rejected:
-    row = one(db, "select * from templates where id = ?", [command.body["template"]])
-    return row or Rejected("not_found", f"there is no template {command.body['template']}")
 
 
 def _shape_problem(body: Mapping[str, Any]) -> str:
@@ -214,19 +192,9 @@ def _policy_changes(former: Policy, policy: Policy) -> list[str]:
     ]
 
 
-def _version_problem(db: Database, image: str, version: str) -> str:
-    row = one(db, "select image, state from versions where id = ?", [version])
-    if row is None or row["image"] != image:
-        return f"the golden image has no version {version}: choose one of its versions"
-    if row["state"] != VersionState.READY:
-        return f"version {version} is {row['state']}: choose one that is ready"
-    return ""
-
-
 APPLIERS: Mapping[str, Applier] = {
     "template.create": create_template,
     "template.update": update_template,
-    "template.publish": publish,
     "template.broken": mark_broken,
     "template.mend": mend,
     "image.delete": delete_image,

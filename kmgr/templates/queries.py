@@ -12,22 +12,23 @@ from kmgr.templates.policy import from_json
 
 def templates(db: Database) -> tuple[Template, ...]:
     """Return all templates by name."""
-    return tuple(_template(row) for row in rows(db, "select * from templates order by name"))
+    return tuple(template_of_row(row) for row in rows(db, "select * from templates order by name"))
 
 
 def template(db: Database, template: TemplateId) -> Template | None:
     """Return one template, or None."""
     row = one(db, "select * from templates where id = ?", [template])
-    return None if row is None else _template(row)
+    return None if row is None else template_of_row(row)
 
 
 def template_by_name(db: Database, name: str) -> Template | None:
     """Return the template of that name, or None."""
     row = one(db, "select * from templates where name = ?", [name])
-    return None if row is None else _template(row)
+    return None if row is None else template_of_row(row)
 
 
-def _template(row: Row) -> Template:
+def template_of_row(row: Row) -> Template:
+    """Make a record from a row."""
     kept = {name: value for name, value in row.items() if name != "next_number"}
     refresh = Refresh(row["refresh"])
     read = {

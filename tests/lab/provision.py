@@ -23,6 +23,7 @@ from kmgr.provision.timely import at_once
 from kmgr.replica import commands as replica_commands
 from kmgr.replica.schema import SCHEMA as REPLICA_SCHEMA
 from kmgr.templates import commands as template_commands
+from kmgr.templates import version_commands as template_version_commands
 from kmgr.templates.schema import SCHEMA as TEMPLATES_SCHEMA
 
 A, B = ServerId("srv-a"), ServerId("srv-b")
@@ -31,11 +32,12 @@ APPLIERS = {
     **grid_commands.APPLIERS,
     **replica_commands.APPLIERS,
     **template_commands.APPLIERS,
+    **template_version_commands.APPLIERS,
     **provision_commands.APPLIERS,
     **copy_commands.APPLIERS,
+    **attendance_commands.APPLIERS,
 }
 
-    **attendance_commands.APPLIERS,
 
 class Office:
     """A grid of two servers with one image and the template `office`; commands are done at once."""

@@ -78,6 +78,15 @@ FIELDS: Mapping[str, tuple[Any, ...]] = {
     "block_bytes": (1 << 18, 0),
     "manifest_hash": (HASH, "b" * 64, "c" * 64, "short"),
     "copies": (2, 0, 1, -1, HUGE, True, "2"),
+    "canary": (1, 0, 3, -1, HUGE, True, "2"),
+    "canary_percent": (0, 50, 101, None),
+    "watch_s": (60, 1, 0, HUGE, "1"),
+    "patience_s": (900, 1, 0, None),
+    "by_hand": (False, True, "yes"),
+    "tag": ("stable", "head", "default", "", "Not One", 3, None),
+    "soft_at": (None, 0, 1_005, HUGE, "1", True),
+    "hard_at": (None, 1_005, HUGE, -1),
+    "stand": ("expired", "ended", "published", "odd", None),
     "offset": (0, 4096, HUGE, None),
     "blocks": (1, 0, 3, -1, "1"),
     "sources": (["srv-b"], [], ["srv-none"]),
@@ -221,6 +230,10 @@ FITTING = {
     ("account.create", "name"): "berta",
     ("invitation.create", "invitation"): "inv-2",
     ("desktop.connected", "desktop"): "dsk-4",
+    ("template.canary_passed", "template"): "tpl-broken",
+    ("template.canary_passed", "version"): "ver-2",
+    ("template.canary_stopped", "template"): "tpl-broken",
+    ("template.canary_stopped", "version"): "ver-2",
     ("desktop.disconnected", "desktop"): "dsk-4",
     ("desktop.over", "desktop"): "dsk-4",
     ("image.create", "image"): "img-3",
@@ -270,6 +283,8 @@ def grid() -> State:
     state.do("assignment.add", template="tpl-office", kind="user", subject="anna")
     state.do("invitation.create", invitation="inv-1", sealed="s", expires_at=HUGE, tries=5)
     state.do("desktop.ask", user="berta", template="tpl-broken")
+    state.do("template.publish", template="tpl-broken", version="ver-2", canary=2)
+    state.do("template.tag", template="tpl-office", version="ver-1", tag="stable")
     return state
 
 
