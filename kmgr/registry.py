@@ -35,10 +35,10 @@ APPLIERS: Mapping[str, Applier] = {
     **kmgr.templates.commands.APPLIERS,
     **kmgr.templates.version_commands.APPLIERS,
     **kmgr.provision.commands.APPLIERS,
+    **kmgr.provision.attendance_commands.APPLIERS,
     **kmgr.provision.copy_commands.APPLIERS,
     **kmgr.provision.version_commands.APPLIERS,
     **kmgr.provision.move_commands.APPLIERS,
     **kmgr.users.commands.APPLIERS,
-    **kmgr.provision.attendance_commands.APPLIERS,
     SETTLE: settling(ISLAND),
 }

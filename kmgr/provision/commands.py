@@ -129,11 +129,10 @@ def failed(db: Database, command: Command) -> Outcome:
         "update desktops set step = ?, cause = ?, trouble = ? where id = ?",
         [step, cause, str(command.body.get("trouble", "")), row["id"]],
     )
-    note(db, command, "desktop", row["id"], f"desktop {row['name']} is broken: {step}: {cause}")
+    against = command.body.get("against", True) is not False
     if against:
         count_failure(db, row["template"], row["version"], step, cause)
     note(db, command, "desktop", row["id"], f"desktop {row['name']} is broken: {step}: {cause}")
-    against = command.body.get("against", True) is not False
     if against and row["state"] in (S.PLACED, S.BUILDING) and row["ready_at"] is None:
         _count_failure(db, command, row, step, cause)
     return outcome
@@ -146,6 +145,11 @@ def claim(db: Database, command: Command) -> Outcome:
         return Rejected("not_found", f"there is no template {template}")
     own = _own(db, str(user), str(template))
     if own is not None:
+        # Who asks for it again is coming back: from now on it is kept for them anew.
+        db.execute(
+            "update desktops set disconnected_at = ? where id = ? and disconnected_at is not null",
+            [command.at, own["id"]],
+        )
         return _why_away(db, own) or _claimed(own, new=False)
     chosen = _best_standby(db, str(template))
     if chosen is None:
@@ -157,11 +161,6 @@ def claim(db: Database, command: Command) -> Outcome:
     )
     db.execute("delete from asks where template = ? and user = ?", [template, user])
     kept = ", which stays theirs" if chosen["kind"] == Kind.PERSONAL else ""
-        # Who asks for it again is coming back: from now on it is kept for them anew.
-        db.execute(
-            "update desktops set disconnected_at = ? where id = ? and disconnected_at is not null",
-            [command.at, own["id"]],
-        )
     note(db, command, "desktop", chosen["id"], f"{user} got desktop {chosen['name']}{kept}")
     return _claimed(chosen, new=True)
 
@@ -319,8 +318,8 @@ def delete_template(db: Database, command: Command) -> Outcome:
         if row["state"] != S.RETIRED:
             _set_state(db, command, row, after(S(row["state"]), Event.RETIRED))
     db.execute("delete from templates where id = ?", [template["id"]])
-    forget_template(db, template["id"])
     db.execute("delete from failures where template = ?", [template["id"]])
+    forget_template(db, template["id"])
     db.execute("delete from asks where template = ?", [template["id"]])
     note(db, command, "template", template["id"], f"template {template['name']} deleted")
     return Applied()
