@@ -17,7 +17,7 @@ fail() {
 }
 
 # ovmf and swtpm are not needed by a user-mode desktop; --no-install-recommends keeps graphical stacks out.
-packages=(python3 python3-venv python3-dev gcc pkg-config libvirt-dev ca-certificates openssl
+packages=(python3 python3-venv python3-dev gcc pkg-config libvirt-dev ca-certificates openssl tzdata
     qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients libvirt-daemon-system
     mmdebstrap debian-archive-keyring syslinux syslinux-common mtools dosfstools fdisk e2fsprogs systemd-boot-efi
     busybox-static cpio zstd xz-utils kmod util-linux procps bubblewrap)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import kmgr.grid.commands
 import kmgr.grid.standing
+import kmgr.grid.zone
 import kmgr.provision.attendance_commands
 import kmgr.provision.commands
 import kmgr.provision.copy_commands
@@ -31,6 +32,7 @@ ISLAND: IslandRules = {**kmgr.provision.island.ISLAND, **kmgr.users.island.ISLAN
 APPLIERS: Mapping[str, Applier] = {
     **kmgr.grid.commands.APPLIERS,
     **kmgr.grid.standing.APPLIERS,
+    **kmgr.grid.zone.APPLIERS,
     **kmgr.replica.commands.APPLIERS,
     **kmgr.templates.commands.APPLIERS,
     **kmgr.templates.version_commands.APPLIERS,

@@ -80,7 +80,7 @@ class Balancer:
         self._rejected = 0
         now = self._clock.monotonic()
         with self._grid.view() as db:
-            view = look(db, self._board.all(), now)
+            view = look(db, self._board.all(), now, at_ms=self._clock.now_ms())
             asking = asks(db)
             calm_s = settings(db)["calm_after_election_ms"] / 1000
         view = replace(

@@ -4,7 +4,8 @@ Any server can ask: the same plan is made from the same view everywhere.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from sqlite_utils import Database
 
@@ -13,9 +14,12 @@ from kmgr.balancer.plan import plan
 from kmgr.balancer.redundancy import Maintenance, Redundancy, can_lose_one, would_break
 from kmgr.grid.model import Vitals
 from kmgr.grid.queries import servers, settings
+from kmgr.grid.zone import local_time
 from kmgr.ids import ServerId, VersionId
 from kmgr.provision.queries import asks, copies, desktops
 from kmgr.replica.queries import holdings
+from kmgr.templates.calendar import wanted_standby
+from kmgr.templates.model import Template
 from kmgr.templates.queries import templates
 from kmgr.templates.version_queries import rollouts
 
@@ -23,8 +27,11 @@ from kmgr.templates.version_queries import rollouts
 _FRESH_BEATS = 3
 
 
-def look(db: Database, board: Mapping[ServerId, Vitals], now: float) -> View:
-    """Return what the balancer decides on; `now` is the monotonic clock that the board was stamped with."""
+def look(db: Database, board: Mapping[ServerId, Vitals], now: float, *, at_ms: int | None = None) -> View:
+    """Return what the balancer decides on; `now` is the monotonic clock that the board was stamped with.
+
+    At a moment `at_ms` as many desktops should stand by as the calendars say; without one, as many as usually do.
+    """
     fresh_s = _FRESH_BEATS * settings(db)["heartbeat_ms"] / 1000
     holders: dict[VersionId, set[ServerId]] = {}
     every = holdings(db)
@@ -35,7 +42,7 @@ def look(db: Database, board: Mapping[ServerId, Vitals], now: float) -> View:
             holders.setdefault(holding.version, set()).add(holding.server)
     return View(
         servers=servers(db, removed=True),
-        templates=templates(db),
+        templates=templates(db) if at_ms is None else tuple(_at_that_time(db, at_ms)),
         desktops=desktops(db),
         holders={version: frozenset(held) for version, held in holders.items()},
         vitals={server: vitals for server, vitals in board.items() if now - vitals.heard_at < fresh_s},
@@ -45,9 +52,17 @@ def look(db: Database, board: Mapping[ServerId, Vitals], now: float) -> View:
     )
 
 
-def shortages_now(db: Database, board: Mapping[ServerId, Vitals], now: float) -> tuple[Shortage, ...]:
+def _at_that_time(db: Database, at_ms: int) -> Iterator[Template]:
+    at = local_time(db, at_ms)
+    for one in templates(db):
+        yield replace(one, standby=min(one.maximum, wanted_standby(one.policy, one.standby, at)))
+
+
+def shortages_now(
+    db: Database, board: Mapping[ServerId, Vitals], now: float, *, at_ms: int | None = None
+) -> tuple[Shortage, ...]:
     """Return which templates have fewer desktops than they should and cannot be refilled at present, and why."""
-    return plan(look(db, board, now)).short
+    return plan(look(db, board, now, at_ms=at_ms)).short
 
 
 def redundancy_now(

@@ -22,6 +22,7 @@ create table if not exists recoveries (
     epoch integer primary key, at integer not null, server text not null, name text not null, how text not null
 );
 create table if not exists floating_address (id integer primary key, address text not null);
+create table if not exists time_zone (id integer primary key, name text not null);
 create table if not exists settings (k text primary key, v text not null);
 create table if not exists events (
     n integer primary key, at integer not null, by text not null, kind text not null, subject text not null,

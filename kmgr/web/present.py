@@ -259,7 +259,7 @@ def shortages(services: Services) -> list[Item]:
     """Return which templates have too few desktops and cannot be refilled now: template, missing, reason."""
     heard, now = services.board.all(), services.clock.monotonic()
     with services.grid.view() as db:
-        found = balancer_queries.shortages_now(db, heard, now)
+        found = balancer_queries.shortages_now(db, heard, now, at_ms=services.clock.now_ms())
     return [{"template": one.template, "missing": one.missing, "reason": one.reason} for one in found]
 
 

@@ -99,6 +99,7 @@ FIELDS: Mapping[str, tuple[Any, ...]] = {
     "how": ("recovered", "restored"),
     "grid_address": ("srv-a", "srv-new:7400", ""),
     "outbox": ("out-1", "out-2"),
+    "zone": ("Europe/Berlin", "UTC", "", "../etc/passwd", None, 3),
     "connected_at": (None, 1_001, "1"),
     "disconnected_at": (None, 1_002, HUGE),
     "policy": (
@@ -138,6 +139,7 @@ BODIES: Mapping[str, str] = {
     "setting.set": "setting value",
     "grid.recover": "epoch server name how",
     "grid.address": "address",
+    "grid.zone": "zone",
     "image.create": "image name notes",
     "image.delete": "image",
     "version.add": "version image size_bytes used_bytes block_bytes manifest_hash notes server",
