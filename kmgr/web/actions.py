@@ -70,14 +70,6 @@ async def delete_template(services: Services, by: str, template: str) -> None:
     await _change(services, by, "template.delete", {"template": template})
 
 
-async def publish(services: Services, by: str, template: str, version: str | int) -> Item:
-    """Make new desktops of a template from another version (id or number) of its image."""
-    known = present.template_of(services, template)
-    _, chosen = _image_version(services, known["image"], version)
-    await _change(services, by, "template.publish", {"template": known["id"], "version": chosen})
-    return present.template_of(services, template)
-
-
 async def mend(services: Services, by: str, template: str) -> Item:
     """Let a template be refilled again after it was stopped for failures."""
     await _change(services, by, "template.mend", {"template": template})

@@ -23,7 +23,7 @@ from kmgr.settings import SETTINGS
 from kmgr.users.access import may_administer
 from kmgr.users.broker import Offer
 from kmgr.users.model import Session
-from kmgr.web import present_copies, records
+from kmgr.web import present_copies, present_versions, records
 from kmgr.web.present_images import image_of as image_of
 from kmgr.web.present_images import images as images
 from kmgr.web.present_images import version_of as version_of
@@ -93,6 +93,7 @@ def templates(services: Services) -> list[Item]:
         states: dict[TemplateId, Counter[DesktopState]] = {}
         for one in provision_queries.desktops(db):
             states.setdefault(one.template, Counter())[one.state] += 1
+        rollouts = present_versions.rollouts(db)
     return [
         records.template(
             one,
@@ -101,6 +102,7 @@ def templates(services: Services) -> list[Item]:
             states=states.get(one.id, {}),
             given=[a for a in given if a.template == one.id],
         )
+        | rollouts[one.id]
         for one in found
     ]
 

@@ -56,6 +56,10 @@ async def test_every_address_answers_as_it_is_described(lab: WebLab, site: Site,
     await lab.office.do("desktop.failed", **broken, step="boot", cause="no disk")
     await lab.hypervisors[SERVERS[0]].define(spec_of(standby))
     await lab.hypervisors[SERVERS[0]].start(spec_of(standby).desktop)
+    await lab.office.do(
+        "version.add", version="ver-2", image="img-1", notes="", server=SERVERS[0], size_bytes=1 << 20,
+        used_bytes=1, block_bytes=1 << 18, manifest_hash="b" * 64,
+    )  # fmt: skip
     steps: list[tuple[str, str, Any]] = [
         ("GET", "/status", None), ("GET", "/servers", None), ("GET", "/events", None), ("GET", "/settings", None),
         ("GET", "/redundancy", None), ("GET", "/openapi.json", None), ("GET", "/images/imports", None),
@@ -70,6 +74,14 @@ async def test_every_address_answers_as_it_is_described(lab: WebLab, site: Site,
         ("POST", "/templates", {"name": "lab", "image": "debian", **SHAPE}),
         ("PATCH", "/templates/tpl-office", {"notes": "for all", "enabled": True}),
         ("POST", "/templates/tpl-office/publish", {"version": 1}), ("POST", "/templates/tpl-office/mend", None),
+        ("GET", "/templates/tpl-office/versions", None),
+        ("POST", "/templates/tpl-office/publish", {"version": 2, "canary": 1, "notes": "new"}),
+        ("GET", "/templates/tpl-office/versions", None), ("GET", "/templates", None),
+        ("POST", "/templates/tpl-office/canary", {"verdict": "pass"}),
+        ("POST", "/templates/tpl-office/rollback", {}),
+        ("PUT", "/templates/tpl-office/tags/exam", {"version": 1}),
+        ("DELETE", "/templates/tpl-office/tags/exam", None),
+        ("PATCH", "/templates/tpl-office/versions/2", {"soft_at": 1 << 41, "hard_at": 0}),
         ("POST", "/templates/tpl-office/assignments", {"kind": "user", "subject": ADMIN}),
         ("GET", "/templates/tpl-office/assignments", None),
         ("GET", "/offers", None), ("POST", "/desktops", {"template": "office"}), ("GET", "/desktops", None),

@@ -2,7 +2,19 @@
 
 from aiohttp import web
 
-from kmgr.web.api import accounts, address, desktops, grid, images, servers, sessions, templates, uploads, versions
+from kmgr.web.api import (
+    accounts,
+    address,
+    desktops,
+    grid,
+    images,
+    published,
+    servers,
+    sessions,
+    templates,
+    uploads,
+    versions,
+)
 from kmgr.web.api.openapi import describe
 from kmgr.web.api.table import Access, Call, Route, add, answer
 
@@ -21,6 +33,7 @@ ROUTES: tuple[Route, ...] = (
     *uploads.ROUTES,
     *versions.ROUTES,
     *templates.ROUTES,
+    *published.ROUTES,
     *desktops.ROUTES,
     *accounts.ROUTES,
     Route(

@@ -146,6 +146,22 @@ COMPONENTS: Mapping[str, Schema] = {
             "enabled": FLAG, "broken_cause": TEXT,
             "ready": WHOLE, "building": WHOLE, "in_use": WHOLE, "broken": WHOLE,
             "assignments": many(ref("Assignment")), "created_at": STAMP, "changed_at": STAMP,
+            "canary": maybe(ref("Canary")), "before": maybe(WHOLE),
+        }
+    ),
+    "Canary": record(
+        {
+            "version": TEXT, "number": WHOLE, "size": WHOLE, "ready": WHOLE, "building": WHOLE, "failed": WHOLE,
+            "cause": TEXT, "watch_s": WHOLE, "patience_s": WHOLE, "at": STAMP, "by": TEXT,
+        }
+    ),
+    "TemplateVersion": record(
+        {
+            "version": TEXT, "number": WHOLE, "notes": TEXT, "author": TEXT, "at": STAMP,
+            "stand": one_of("draft", "canary", "published", "stopped", "withdrawn", "expired", "ended"),
+            "step": TEXT, "cause": TEXT, "soft_at": maybe(STAMP), "hard_at": maybe(STAMP), "default": FLAG,
+            "tags": many(TEXT), "there": FLAG, "ready": WHOLE, "building": WHOLE, "in_use": WHOLE, "broken": WHOLE,
+            "canary": maybe(ref("Canary")),
         }
     ),
     "Desktop": record(_PLAIN_DESKTOP),

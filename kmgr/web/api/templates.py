@@ -14,7 +14,6 @@ from kmgr.web.api.shapes import page, ref
 from kmgr.web.api.table import PAGING, Access, Call, Route, answer, listed, nothing
 
 _REFRESH = choice("when a desktop is made anew", *Refresh)
-_VERSION = Field(Kind.TEXT_OR_WHOLE, "a version's id or number")
 _SHAPE: Fields = {name: whole(f"how many {unit}", least, most) for name, (least, most, unit) in LIMITS.items()}
 _CREATE: Fields = {
     "name": text("a host name's stem: desktops are named after it", required=True, most=40),
@@ -26,7 +25,6 @@ _CREATE: Fields = {
     "kind": choice("pooled: made anew after use (if missing); personal: kept for whoever got it", *DesktopKind),
 }
 _CHANGE: Fields = {**_SHAPE, "notes": text("what people read"), "refresh": _REFRESH, "enabled": flag("may be used")}
-_PUBLISH: Fields = {"version": Field(Kind.TEXT_OR_WHOLE, _VERSION.help, required=True)}
 _ASSIGN: Fields = {
     "kind": choice("to whom", *SubjectKind, required=True),
     "subject": text("the account's or group's name; empty for everyone"),
@@ -52,11 +50,6 @@ async def delete(call: Call) -> web.Response:
     """Delete a template."""
     await actions.delete_template(call.services, call.by, call.part("id"))
     return nothing()
-
-
-async def publish(call: Call) -> web.Response:
-    """Publish a version."""
-    return answer(await actions.publish(call.services, call.by, call.part("id"), call.body["version"]))
 
 
 async def mend(call: Call) -> web.Response:
@@ -98,10 +91,6 @@ ROUTES = (
         {200: ref("Template")}, body=_CHANGE,
     ),
     Route("DELETE", "/templates/{id}", delete, Access.ADMIN, "Delete a template and its desktops", {204: None}),
-    Route(
-        "POST", "/templates/{id}/publish", publish, Access.ADMIN, "Make new desktops from another version",
-        {200: ref("Template")}, body=_PUBLISH,
-    ),
     Route(
         "POST", "/templates/{id}/mend", mend, Access.ADMIN, "Refill a template again after failures",
         {200: ref("Template")},

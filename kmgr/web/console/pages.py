@@ -12,7 +12,7 @@ from aiohttp import web
 from kmgr.errors import NotFound
 from kmgr.web import auth, html_env, present
 from kmgr.web.address import shown as shown_address
-from kmgr.web.console import address, desktops, directories, images, people, servers, settings, templates
+from kmgr.web.console import address, desktops, directories, images, people, published, servers, settings, templates
 from kmgr.web.services import SERVICES
 
 _EVENTS_STEP = 50
@@ -43,7 +43,7 @@ def add_routes(app: web.Application) -> None:
             web.get("/console/{section}", show),
         ]
     )
-    for resource in (address, servers, images, templates, desktops, people, directories, settings):
+    for resource in (address, servers, images, templates, published, desktops, people, directories, settings):
         resource.add_routes(app)
 
 

@@ -25,8 +25,6 @@ def add_routes(app: web.Application) -> None:
             web.post("/console/templates/new", create),
             web.get(f"{at}/edit", ask_edit),
             web.post(f"{at}/edit", update),
-            web.get(f"{at}/publish", ask_publish),
-            web.post(f"{at}/publish", publish),
             web.post(f"{at}/mend", mend),
             web.get(f"{at}/delete", ask_delete),
             web.post(f"{at}/delete", delete),
@@ -70,23 +68,6 @@ async def update(request: web.Request) -> web.Response:
     if changed:
         await actions.update_template(request.app[SERVICES], _by(request), template["id"], changed)
     return html_env.done(request, f"Template {template['name']} was changed.", to=_PAGE)
-
-
-async def ask_publish(request: web.Request) -> web.Response:
-    """Show the versions of a template's golden image."""
-    template = _template(request)
-    image = present.image_of(request.app[SERVICES], template["image"])
-    return html_env.dialog(request, "console/dialog/publish.html", template=template, image=image)
-
-
-async def publish(request: web.Request) -> web.Response:
-    """Make new desktops from another version."""
-    template, form = _template(request), await forms.read_form(request)
-    version = form.text("version", "the version")
-    form.check()
-    after = await actions.publish(request.app[SERVICES], _by(request), template["id"], version)
-    text = f"New desktops of {after['name']} are made from version {after['version_number']}."
-    return html_env.done(request, text, to=_PAGE)
 
 
 async def mend(request: web.Request) -> web.Response:

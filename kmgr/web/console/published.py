@@ -1,0 +1,158 @@
+"""The versions of a template: their page, and what an administrator does with them."""
+
+from typing import Any
+
+from aiohttp import web
+
+from kmgr.ids import TemplateId
+from kmgr.templates.canary import LONGEST_S
+from kmgr.web import auth, forms, html_env, present, present_versions, version_actions
+from kmgr.web.forms import Form
+from kmgr.web.services import SERVICES
+from kmgr.web.version_actions import PASS, STOP
+
+_MINUTE_S, _DAY_MS = 60, 86_400_000
+_MOST_DAYS = 3650
+
+
+def add_routes(app: web.Application) -> None:
+    """Add the page of a template's versions, and what is done there."""
+    at = "/console/templates/{template}"
+    app.add_routes(
+        [
+            web.get(at, show),
+            web.get("/console/part/templates/{template}", part),
+            web.get(f"{at}/publish", ask_publish),
+            web.post(f"{at}/publish", publish),
+            web.get(f"{at}/rollback", ask_roll_back),
+            web.post(f"{at}/rollback", roll_back),
+            web.post(f"{at}/canary/{{verdict}}", decide),
+            web.get(f"{at}/versions/{{version}}/edit", ask_edit),
+            web.post(f"{at}/versions/{{version}}/edit", edit),
+        ]
+    )
+
+
+async def show(request: web.Request) -> web.Response:
+    """Show a template's versions."""
+    values = {"section": "templates", "title": "", "vitals": False, **_versions(request)}
+    return html_env.page(request, "console/template.html", **values)
+
+
+async def part(request: web.Request) -> web.Response:
+    """Return the live part of that page."""
+    return html_env.page(request, "console/part/template.html", **_versions(request))
+
+
+async def ask_publish(request: web.Request) -> web.Response:
+    """Show what can be published, and how carefully."""
+    values = _versions(request)
+    chosen = request.query.get("version", "")
+    return html_env.dialog(request, "console/dialog/publish.html", chosen=chosen, **values)
+
+
+async def publish(request: web.Request) -> web.Response:
+    """Make new desktops from another version, at once or after a few were tried."""
+    template = _template(request)
+    values = forms.checked(await forms.read_form(request), _published)
+    after = await version_actions.publish(request.app[SERVICES], _by(request), template["id"], values)
+    text = f"New desktops of {after['name']} are made from version {after['version_number']}."
+    if after["canary"]:
+        canary = after["canary"]
+        text = f"Version {canary['number']} is tried first. Until it passes, {text[0].lower()}{text[1:]}"
+    return html_env.done(request, text, to=_page(template))
+
+
+async def ask_roll_back(request: web.Request) -> web.Response:
+    """Ask before going back."""
+    version = request.query.get("version", "")
+    return html_env.dialog(request, "console/dialog/rollback.html", version=version, **_versions(request))
+
+
+async def roll_back(request: web.Request) -> web.Response:
+    """Go back to a former version."""
+    template, form = _template(request), await forms.read_form(request)
+    version = form.text("version") or None
+    after = await version_actions.roll_back(request.app[SERVICES], _by(request), template["id"], version)
+    text = f"New desktops of {after['name']} are made from version {after['version_number']} again."
+    return html_env.done(request, text, to=_page(template))
+
+
+async def decide(request: web.Request) -> web.Response:
+    """Let a canary pass now, or stop it."""
+    template = _template(request)
+    verdict = STOP if request.match_info["verdict"] == STOP else PASS
+    after = await version_actions.decide(request.app[SERVICES], _by(request), template["id"], verdict)
+    text = f"New desktops of {after['name']} are made from version {after['version_number']}."
+    return html_env.done(request, text, to=_page(template))
+
+
+async def ask_edit(request: web.Request) -> web.Response:
+    """Show a version's tags and dates."""
+    template = _template(request)
+    version = _version(request, template)
+    tags = [tag for tag in version["tags"] if tag not in ("head", "default")]
+    return html_env.dialog(
+        request, "console/dialog/version.html", template=template, version=version, tags=tags, day_ms=_DAY_MS
+    )
+
+
+async def edit(request: web.Request) -> web.Response:
+    """Change a version's tags and dates."""
+    template, services, by = _template(request), request.app[SERVICES], _by(request)
+    version = _version(request, template)
+    form = await forms.read_form(request)
+    wanted = {word.casefold() for word in form.words("tags")}
+    days = {name: _days(form, name) for name in ("soft_days", "hard_days")}
+    form.check()
+    had = {tag for tag in version["tags"] if tag not in ("head", "default")}
+    for tag in sorted(wanted - had):
+        await version_actions.tag(services, by, template["id"], tag, version["version"])
+    for tag in sorted(had - wanted):
+        await version_actions.untag(services, by, template["id"], tag)
+    now = services.clock.now_ms()
+    dates = {f"{name[:4]}_at": now + count * _DAY_MS if count else 0 for name, count in days.items() if count >= 0}
+    if dates:
+        await version_actions.set_dates(services, by, template["id"], version["version"], dates)
+    return html_env.done(request, f"Version {version['number']} was changed.", to=_page(template))
+
+
+def _published(form: Form) -> dict[str, Any]:
+    values: dict[str, Any] = {"version": form.text("version", "the version")}
+    if notes := form.text("notes"):
+        values["notes"] = notes
+    if form.text("how") == "canary":
+        values["canary"] = form.number("canary", "how many are tried", least=1, most=1000)
+        most = LONGEST_S // _MINUTE_S
+        values["watch_s"] = _MINUTE_S * form.number("watch_minutes", "how long they are watched", least=1, most=most)
+    return values
+
+
+def _days(form: Form, name: str) -> int:
+    """Return in how many days something ends; 0: never, -1: as it is."""
+    if form.text(name) == "":
+        return -1
+    return form.number(name, "the number of days", least=0, most=_MOST_DAYS)
+
+
+def _versions(request: web.Request) -> dict[str, Any]:
+    template = _template(request)
+    services = request.app[SERVICES]
+    return {"template": template, "versions": present_versions.versions(services, TemplateId(template["id"]))}
+
+
+def _version(request: web.Request, template: dict[str, Any]) -> dict[str, Any]:
+    return present_versions.version_of(request.app[SERVICES], template["id"], request.match_info["version"])
+
+
+def _template(request: web.Request) -> dict[str, Any]:
+    auth.require_admin(request)
+    return present.template_of(request.app[SERVICES], request.match_info["template"])
+
+
+def _by(request: web.Request) -> str:
+    return auth.require_admin(request).person.name
+
+
+def _page(template: dict[str, Any]) -> str:
+    return f"/console/templates/{template['id']}"
