@@ -44,6 +44,7 @@ from kmgr.templates.reception import Reception
 from kmgr.users.broker import Broker
 from kmgr.users.directories import directories_of
 from kmgr.users.ldap_directory import try_directory
+from kmgr.users.over_agent import TakingBack
 from kmgr.users.sessions import Sessions
 from kmgr.web.app import make_app
 from kmgr.web.outgoing import WebOutgoing
@@ -195,6 +196,7 @@ class Member:
         keeping.duty("canaries", Canaries(self._island, clock=self._clock).run)
         keeping.duty("collector", Collector(self._island, clock=self._clock).run)
         keeping.duty("sessions", self._sessions.housekeeping)
+        keeping.duty("taking back", TakingBack(self._island, clock=self._clock).run)
         return keeping
 
     def _set(self, name: str) -> int:

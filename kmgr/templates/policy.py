@@ -390,6 +390,17 @@ _READERS: Mapping[str, _Read] = {
 def _contradictions(policy: Policy) -> Iterable[str]:
     if policy.refresh is Refresh.SCHEDULE and policy.schedule is None:
         yield "desktops made anew on a schedule need one: say on which days and when"
+    stays = policy.refresh in (Refresh.MANUAL, Refresh.NEVER)
+    if stays and policy.keep_s is not None:
+        yield (
+            "a desktop that is made anew only by hand, or never, cannot be taken back some time after its user left: "
+            "choose another refresh, or keep it without a limit"
+        )
+    if stays and policy.idle_s is not None and policy.idle_then is IdleThen.LOG_OUT:
+        yield (
+            "a desktop that is made anew only by hand, or never, cannot be given back because nobody does anything: "
+            "close its screen instead"
+        )
     if policy.idle_s is not None and policy.idle_warning_s >= policy.idle_s:
         yield (
             f"a warning {policy.idle_warning_s} s before the end does not fit into {policy.idle_s} s of idling: "

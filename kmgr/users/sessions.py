@@ -114,14 +114,15 @@ class Sessions:
         """Remove ended sessions, and treat whose last session ended like who logged out: a leader's duty.
 
         A session ends by itself, or with its account, its password or an administrator's word. Its person has
-        `GRACE_S` to log in again before the pooled desktops go that would have gone with a log-out.
+        `GRACE_S` to log in again before the pooled desktops go that would have gone with a log-out. Where a template
+        says how long desktops are kept for those who left, that counts instead (`users.over`).
         """
         since: dict[DesktopId, float] = {}
         while True:
             await self._expire()
             now = self._clock.monotonic()
-            since = {desktop.id: since.get(desktop.id, now) for desktop in self._unattended()}
-            for desktop in self._unattended():
+            since = {desktop.id: since.get(desktop.id, now) for desktop in self._unattended(but_kept=True)}
+            for desktop in self._unattended(but_kept=True):
                 if now - since.get(desktop.id, now) >= GRACE_S:
                     await self._release(desktop, by=self._grid.server)
             await self._clock.sleep(HOUSEKEEPING_S)
@@ -133,8 +134,10 @@ class Sessions:
         if due:
             await self._grid.propose("session.expire", {}, by=self._grid.server)
 
-    def _unattended(self) -> list[Desktop]:
+    def _unattended(self, *, but_kept: bool = False) -> list[Desktop]:
         """Return the claimed desktops that end at log-out and whose users have no session.
+
+        Those that are kept for a time after their user left are among them unless `but_kept`.
 
         Those of a lost server are left to whoever gives that server up; on an island all others are lost.
         """
@@ -142,7 +145,11 @@ class Sessions:
         with self._grid.view() as db:
             running = {server.id for server in servers(db) if server.state in RUNNING}
             here = {session.person.name for session in queries.sessions(db) if session.expires_at > now}
-            kept = {t.id for t in templates(db) if t.refresh not in ENDS_AT_LOGOUT}
+            kept = {
+                t.id
+                for t in templates(db)
+                if t.refresh not in ENDS_AT_LOGOUT or (but_kept and t.policy.keep_s is not None)
+            }
             every = desktops(db)
         claimed = (d for d in every if d.state is DesktopState.IN_USE and d.user is not None and not d.owned)
         return [d for d in claimed if d.user not in here and d.template not in kept and d.server in running]

@@ -103,7 +103,7 @@ FIELDS: Mapping[str, tuple[Any, ...]] = {
     "connected_at": (None, 1_001, "1"),
     "disconnected_at": (None, 1_002, HUGE),
     "policy": (
-        {"keep_s": 600, "refresh": "manual"},
+        {"keep_s": 600},
         {},
         {"idle_s": 1, "colour": []},
         {"calendar": [{"days": ["mon"], "start": "08:00", "end": "16:00", "standby": 3}, None]},

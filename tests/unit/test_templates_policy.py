@@ -1,6 +1,7 @@
 """Policies: what can be asked for, all that is wrong named at once, and templates that keep theirs."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ def test_everything_that_is_wrong_is_named_at_once() -> None:
     ("values", "part"),
     [
         ({"refresh": "schedule"}, "need one"),
+        ({"refresh": "never", "keep_s": 60}, "made anew only by hand, or never"),
+        ({"refresh": "manual", "idle_s": 600, "idle_then": "log_out"}, "close its screen instead"),
         ({"idle_s": 60, "idle_warning_s": 60}, "warn later or wait longer"),
         ({"seed_data": "#cloud-config"}, "there is no seed"),
         ({"calendar": [{"start": "08:00", "end": "16:00", "standby": 1}]}, "days of the week or for dates"),
@@ -125,7 +128,7 @@ _ramps = st.builds(
     st.one_of(_days.map(lambda d: (d, ())), _dates.map(lambda d: ((), d))),
     st.integers(0, 240),
 )
-policies = st.builds(
+_drawn = st.builds(
     Policy,
     refresh=st.sampled_from(Refresh),
     schedule=st.builds(Schedule, _days, _minutes),
@@ -138,6 +141,16 @@ policies = st.builds(
     suspend_standby=st.booleans(),
     devices=st.builds(Devices, st.booleans(), st.booleans(), st.booleans(), st.integers(1, 4)),
 )
+
+
+def _consistent(policy: Policy) -> Policy:
+    """Return the policy without the rules that contradict its refresh."""
+    if policy.refresh in (Refresh.MANUAL, Refresh.NEVER):
+        return replace(policy, keep_s=None, idle_then=IdleThen.DISCONNECT)
+    return policy
+
+
+policies = _drawn.map(_consistent)
 
 
 @given(policy=policies)
