@@ -5,6 +5,7 @@ from aiohttp import web
 from kmgr.web.api import (
     accounts,
     address,
+    attention,
     desktops,
     grid,
     images,
@@ -35,6 +36,7 @@ ROUTES: tuple[Route, ...] = (
     *templates.ROUTES,
     *published.ROUTES,
     *desktops.ROUTES,
+    *attention.ROUTES,
     *accounts.ROUTES,
     Route(
         "GET", "/openapi.json", description, Access.ANYONE, "This description",

@@ -165,6 +165,12 @@ COMPONENTS: Mapping[str, Schema] = {
         }
     ),
     "Desktop": record(_PLAIN_DESKTOP),
+    "Attention": record(
+        {
+            "idleness": one_of("no_rule", "active", "warned", "over", "closed"), "left_s": WHOLE, "again_s": WHOLE,
+            "then": one_of("disconnect", "log_out"), "text": TEXT,
+        }
+    ),
     "DesktopHere": record({**_PLAIN_DESKTOP, "waiting": TEXT, "superseded": many(ref("Superseded"))}),
     "Protection": record(
         {

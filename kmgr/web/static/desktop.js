@@ -1,5 +1,6 @@
 // The screen of a desktop: connects with a fresh ticket, tells what happens, and connects again by itself.
-// Browser tests read <body data-state="connecting|connected|lost|gone">.
+// Who does nothing for too long is asked whether they are still there; the desktop's server keeps the time.
+// Browser tests read <body data-state="connecting|connected|lost|gone" data-idle="|warned|closed">.
 import RFB from "./vendor/novnc/core/rfb.js";
 
 const byId = (id) => document.getElementById(id);
@@ -12,6 +13,8 @@ let rfb = null;
 let tries = 0;
 let timer = 0;
 let leaving = false;
+let asking = 0;
+let ending = 0;
 
 function show(state, title, text, { buttons = false, final = false } = {}) {
   body.dataset.state = state;
@@ -59,6 +62,39 @@ function connected() {
   tries = 0;
   show("connected", "", "");
   rfb.focus();
+  attend();
+}
+
+// How the desktop stands with its idle rule: asked when there may be news, and every few seconds during a warning.
+async function attention(method = "GET") {
+  const answer = await fetch(`/api/v1/desktops/${encodeURIComponent(desktop)}/attention`, {
+    method,
+    headers: { "X-CSRF-Token": csrf, Accept: "application/json" },
+    cache: "no-store",
+  });
+  return answer.ok ? answer.json() : null;
+}
+
+async function attend(method = "GET") {
+  clearTimeout(asking);
+  const told = await attention(method).catch(() => null);
+  if (body.dataset.state !== "connected") return;
+  warn(told?.idleness === "warned" ? told : null);
+  if (told?.idleness === "no_rule") return;
+  const again = !told ? 15 : told.idleness === "active" ? Math.min(told.again_s + 0.5, 300) : 2;
+  asking = setTimeout(attend, Math.max(again, 1) * 1000);
+}
+
+function warn(told) {
+  body.dataset.idle = told ? "warned" : "";
+  clearInterval(ending);
+  byId("idle").hidden = !told;
+  if (!told) return;
+  const until = Date.now() + told.left_s * 1000;
+  const count = () => { byId("idle-left").textContent = Math.max(0, Math.round((until - Date.now()) / 1000)); };
+  byId("idle-text").textContent = told.text;
+  count();
+  ending = setInterval(count, 250);
 }
 
 function refused(error) {
@@ -76,9 +112,18 @@ function refused(error) {
   }
 }
 
-function lost(reason = "") {
+async function lost(reason = "") {
   if (leaving) return;
   rfb = null;
+  clearTimeout(asking);
+  warn(null);
+  // What was closed because nobody was there is not opened again by itself.
+  const told = tries === 0 ? await attention().catch(() => null) : null;
+  if (told?.idleness === "closed") {
+    body.dataset.idle = "closed";
+    show("gone", "Closed, because nobody was there", told.text, { buttons: true });
+    return;
+  }
   const wait = RETRY_MS[Math.min(tries, RETRY_MS.length - 1)];
   tries += 1;
   show("lost", "Connection lost", reason || "Trying again by itself. As long as its server is well, your desktop keeps running.", { buttons: tries > 4 });
@@ -122,7 +167,8 @@ byId("clip").addEventListener("click", (event) => {
 });
 byId("clip-send").addEventListener("click", () => { rfb?.clipboardPasteFrom(byId("clip-text").value); byId("clip").click(); });
 byId("clip-type").addEventListener("click", () => { const text = byId("clip-text").value; byId("clip").click(); typeText(text); });
-byId("again").addEventListener("click", () => { tries = 0; show("connecting", `Connecting to ${name}`, "One moment…"); connect(); });
+byId("idle-stay").addEventListener("click", () => { attend("POST"); rfb?.focus(); });
+byId("again").addEventListener("click", () => { tries = 0; body.dataset.idle = ""; show("connecting", `Connecting to ${name}`, "One moment…"); connect(); });
 window.addEventListener("online", () => body.dataset.state === "lost" && connect());
 window.addEventListener("pagehide", () => { leaving = true; });
 connect();

@@ -1,0 +1,105 @@
+"""Asking a desktop's server, from any server's page, whether its user is still there, and saying that they are."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientWebSocketResponse
+
+from tests.lab.people import SERVERS
+from tests.lab.web_lab import ADMIN, OTHER, USER, Site, WebLab, opened
+from tests.unit.test_provision_rfb_input import HANDSHAKE, KEY
+from tests.unit.test_web_desktops import ended, mine, open_screen, ticket
+
+RULE = {"idle_s": 600, "idle_warning_s": 60}
+
+
+@pytest.fixture
+async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
+    async with opened(tmp_path) as lab:
+        yield lab
+
+
+@pytest.fixture
+async def far(lab: WebLab) -> Site:
+    """The portal of another server than the desktop's."""
+    return await lab.site(SERVERS[1])
+
+
+@asynccontextmanager
+async def looked_at(lab: WebLab, far: Site, **policy: Any) -> AsyncIterator[tuple[str, ClientWebSocketResponse]]:
+    """Let the user open their desktop's screen under a policy."""
+    await lab.office.do("template.update", template="tpl-office", policy=policy)
+    desktop = await mine(lab, far)
+    async with await lab.running(desktop):
+        socket = await open_screen(far, await ticket(far, desktop))
+        await socket.send_bytes(HANDSHAKE)
+        await socket.receive_bytes()
+        yield desktop, socket
+        await socket.close()
+
+
+async def asked(far: Site, desktop: str, method: str = "GET", who: str = USER) -> dict[str, Any]:
+    status, told = await far.ask(method, f"/desktops/{desktop}/attention", who=who)
+    assert status == 200, told
+    return dict(told)
+
+
+async def pass_(lab: WebLab, seconds: float) -> None:
+    await lab.clock.advance(seconds, settle=2)
+    await lab.attendances[SERVERS[0]].run_once()
+    await asyncio.sleep(0)
+
+
+async def test_without_a_rule_there_is_nothing_to_say(lab: WebLab, far: Site) -> None:
+    async with looked_at(lab, far) as (desktop, _):
+        assert await asked(far, desktop) == {
+            "idleness": "no_rule", "left_s": 0, "again_s": 0, "then": "disconnect", "text": "",
+        }  # fmt: skip
+
+
+async def test_a_warning_comes_and_the_button_takes_it_away(lab: WebLab, far: Site) -> None:
+    async with looked_at(lab, far, **RULE) as (desktop, socket):
+        told = await asked(far, desktop)
+        assert (told["idleness"], told["left_s"], told["again_s"]) == ("active", 600, 540)
+        await pass_(lab, 560)
+        told = await asked(far, desktop)
+        assert (told["idleness"], told["left_s"]) == ("warned", 40)
+        assert "for 10 minutes, its screen closes; you are warned 1 minute before" in told["text"]
+        assert (await asked(far, desktop, "POST"))["left_s"] == 600
+        await pass_(lab, 599)
+        assert not socket.closed
+
+
+async def test_a_key_on_the_screen_takes_it_away_too(lab: WebLab, far: Site) -> None:
+    async with looked_at(lab, far, **RULE) as (desktop, socket):
+        await pass_(lab, 560)
+        await socket.send_bytes(KEY)
+        await socket.receive_bytes()
+        assert (await asked(far, desktop))["left_s"] == 600
+
+
+async def test_in_the_end_the_screen_closes_and_the_page_is_told_why(lab: WebLab, far: Site) -> None:
+    async with looked_at(lab, far, **RULE, keep_s=900) as (desktop, socket):
+        await pass_(lab, 601)
+        await ended(socket)
+        told = await asked(far, desktop)
+        assert (told["idleness"], told["text"]) == (
+            "closed",
+            "Nobody did anything at it for 10 minutes. It is kept for you for 15 minutes.",
+        )
+
+
+async def test_only_its_user_can_say_that_they_are_there(lab: WebLab, far: Site) -> None:
+    async with looked_at(lab, far, **RULE) as (desktop, _):
+        for who, code in ((OTHER, 404), (ADMIN, 403)):
+            assert (await far.ask("POST", f"/desktops/{desktop}/attention", who=who))[0] == code
+
+
+async def test_a_server_that_is_away_is_said(lab: WebLab, far: Site) -> None:
+    async with looked_at(lab, far, **RULE) as (desktop, _):
+        lab.network.down.add(SERVERS[0])
+        assert (await far.ask("GET", f"/desktops/{desktop}/attention", who=USER))[0] == 503
