@@ -1,4 +1,4 @@
-"""The parts of docs/lifecycle.md that are drawn from the code: `python -m tests.lab.lifecycle_picture` draws them anew."""
+"""What docs/lifecycle.md draws from the code; `python -m tests.lab.lifecycle_picture` draws it anew."""
 
 import re
 from pathlib import Path
@@ -46,7 +46,8 @@ def redrawn(text: str) -> str:
         marked = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
         if not marked.search(text):
             raise ValueError(f"{PAGE} has no place for {name}")
-        text = marked.sub(lambda _, now=begin + draw() + end: now, text)
+        now = (begin + draw() + end).replace("\\", r"\\")
+        text = marked.sub(now, text)
     return text
 
 
