@@ -13,6 +13,7 @@ from kmgr.errors import ConfigError
 
 FILE_NAME = "kmgr.toml"
 ACCELERATORS = ("auto", "kvm", "tcg")
+INSTANT_CLONES = ("shared", "plain", "never")
 ROLES = ("server", "witness")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -34,6 +35,7 @@ class Config:
     accelerator: str = "auto"
     network: str = "user"
     max_builds: int = 0
+    instant_clones: str = "shared"
     address_interface: str = ""
     mdns: bool = True
     log_level: str = "info"
@@ -98,6 +100,10 @@ KEYS: Mapping[str, Key] = {
     "accelerator": Key(_one_of(*ACCELERATORS), "auto tries KVM by booting a tiny guest; kvm and tcg decide"),
     "network": Key(_network, "what desktops' network cards are plugged into: user, bridge:NAME or network:NAME"),
     "max_builds": Key(_count, "desktops built at the same time; 0: by the number of processors"),
+    "instant_clones": Key(
+        _one_of(*INSTANT_CLONES),
+        "desktops restored from a saved memory share it (shared) or have copies (plain), or all boot (never)",
+    ),
     "address_interface": Key(_text, "network interface for the grid address; empty: the one in its network"),
     "mdns": Key(_flag, "announce this server and look for grids by mDNS"),
     "imports_folder": Key(_text, "folder of disk images to import, a whole path; empty: imports in the data folder"),

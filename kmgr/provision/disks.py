@@ -5,6 +5,8 @@ four clusters that are the same for every clone of one version, 0.1 ms instead o
 the 15 ms that starting `qemu-img create` takes. A test compares both.
 """
 
+import errno
+import fcntl
 import os
 import struct
 from pathlib import Path
@@ -20,6 +22,7 @@ _PER_L1_ENTRY = _CLUSTER * (_CLUSTER // 8)
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 _BACKING_FORMAT = 0xE2792ACA
 _UNFINISHED = ".new"
+_FICLONE = 0x40049409
 
 
 def overlay_path(data_dir: Path, desktop: DesktopId) -> Path:
@@ -58,6 +61,50 @@ def make_overlay(path: Path, backing: Path) -> None:
     finally:
         os.close(descriptor)
     partial.replace(path)
+
+
+def copy_overlay(path: Path, source: Path) -> None:
+    """Make a desktop's own disk as another one's is now, synced; shared where the file system can.
+
+    `source` must not be written to meanwhile.
+    """
+    partial = path.with_suffix(_UNFINISHED)
+    with source.open("rb") as old, partial.open("wb") as new:
+        partial.chmod(0o640)
+        try:
+            fcntl.ioctl(new, _FICLONE, old.fileno())
+        except OSError:  # not on this file system
+            _copy_data(old.fileno(), new.fileno())
+        os.fsync(new.fileno())
+    partial.replace(path)
+
+
+def _copy_data(source: int, target: int) -> None:
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    at = 0
+    while at < size:
+        try:
+            at = os.lseek(source, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole up to the end
+                return
+            raise
+        end = os.lseek(source, at, os.SEEK_HOLE)
+        while at < end:
+            copied = os.copy_file_range(source, target, end - at, at, at)
+            if not copied:
+                return
+            at += copied
+
+
+def sync(path: Path) -> None:
+    """Wait until what was written to a disk is on the server's."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def remove_overlay(path: Path) -> None:

@@ -163,13 +163,28 @@ def _network(devices: ET.Element, spec: DomainSpec) -> None:
     ET.SubElement(card, "model", type="virtio")
 
 
+def keep_ram_block(root: ET.Element, memory_mib: int) -> None:
+    """Give a domain memory of its own under the name that a restored one's has: it can take over that one's state."""
+    _qemu(root, "-object", f"memory-backend-ram,id={RAM},size={memory_mib}M", "-machine", f"memory-backend={RAM}")
+
+
+def has_ram_block(xml: str) -> bool:
+    """Tell whether a running domain's memory has that name."""
+    arguments = ET.fromstring(xml).findall(f"{{{_QEMU}}}commandline/{{{_QEMU}}}arg")  # noqa: S314 - libvirt's own
+    return any(one.get("value") == f"memory-backend={RAM}" for one in arguments)
+
+
 def _memory_file(root: ET.Element, memory_mib: int, path: str, *, shared: bool) -> None:
     """Have the memory lie in a file of ours: libvirt offers that only with a path of its own choice."""
+    memory = f"memory-backend-file,id={RAM},size={memory_mib}M,mem-path={path.replace(',', ',,')}"
+    place = ["-object", f"{memory},share={'on' if shared else 'off'}", "-machine", f"memory-backend={RAM}"]
+    _qemu(root, *place, *(() if shared else ("-incoming", "defer")))
+
+
+def _qemu(root: ET.Element, *arguments: str) -> None:
     ET.register_namespace("qemu", _QEMU)
     command = ET.SubElement(root, f"{{{_QEMU}}}commandline")
-    memory = f"memory-backend-file,id={RAM},size={memory_mib}M,mem-path={path.replace(',', ',,')}"
-    arguments = ["-object", f"{memory},share={'on' if shared else 'off'}", "-machine", f"memory-backend={RAM}"]
-    for value in arguments if shared else [*arguments, "-incoming", "defer"]:
+    for value in arguments:
         ET.SubElement(command, f"{{{_QEMU}}}arg", value=value)
 
 

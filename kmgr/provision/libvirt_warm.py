@@ -187,28 +187,22 @@ def renamed(xml: str, spec: DomainSpec) -> str:
     root, other = ET.fromstring(xml), ET.fromstring(domainxml.render(spec))  # noqa: S314 - libvirt's and our own
     for path in _OWN:
         for place, own in zip(root.findall(path), other.findall(path), strict=True):
-            kept = {k: v for k, v in place.attrib.items() if k not in own.attrib}
-            place.attrib = {**kept, **own.attrib}
+            place.attrib.update(own.attrib)
             place.text = own.text
-            if path == "metadata":
+            if len(own):
                 place[:] = list(own)
-    for place in root.findall("devices/graphics[@socket]"):  # libvirt writes it at both places
-        place.set("socket", spec.display)
+    # libvirt writes these at one or both of two places.
+    for place in root.findall("devices/graphics"):
+        for told in (place, *place.findall("listen")):
+            if "socket" in told.attrib:
+                told.set("socket", spec.display)
+    for place in (*root.findall("devices/serial/source"), *root.findall("devices/console/source")):
+        place.set("path", spec.log)
     return ET.tostring(root, encoding="unicode")
 
 
 # What two domains of one template differ in.
-_OWN = (
-    "name",
-    "uuid",
-    "genid",
-    "title",
-    "metadata",
-    "devices/disk/source",
-    "devices/interface/mac",
-    "devices/graphics/listen",
-    "devices/serial/source",
-)
+_OWN = ("name", "uuid", "genid", "title", "metadata", "devices/disk/source", "devices/interface/mac")
 
 
 def _feed(fifo: Path, head: bytes, saved: IO[bytes], start: int, ended: threading.Event) -> None:

@@ -1,0 +1,83 @@
+"""What a restored guest is told so that it becomes a desktop of its own.
+
+Its memory is another one's: so are its host name, its machine id, its network
+address and lease, its clock and the random numbers it would draw next. One
+program, run by the guest agent, takes on the new ones and prints what it then
+has; the desktop counts as ready only when that is what was asked for. A new
+generation id (`genid` of the domain) makes Linux 5.18 and Windows draw other
+random numbers; the seed is for those that do not know it.
+
+Pure: programs and answers, nothing is called.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# For any Linux: sh, ip and hostname or their like. What is not there is passed over; what counts is checked after it.
+_LINUX = r"""
+name=$1 mac=$2 seed=$3
+printf '%s' "$seed" >/dev/urandom
+[ -x /usr/bin/perl ] && perl -e 'open(my $r, ">", "/dev/random"); ioctl($r, 0x5207, 0)' 2>/dev/null
+hostname "$name" 2>/dev/null || printf '%s' "$name" >/proc/sys/kernel/hostname
+if [ -f /etc/hostname ]; then old=$(cat /etc/hostname); echo "$name" >/etc/hostname
+[ -n "$old" ] && [ -f /etc/hosts ] && sed -i "s/\b$old\b/$name/g" /etc/hosts; fi
+[ -f /etc/machine-id ] && { rm -f /etc/machine-id; systemd-machine-id-setup ||
+tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id; } >/dev/null 2>&1
+card=
+for one in /sys/class/net/*; do [ -e "$one/device" ] && card=${one##*/} && break; done
+if [ -n "$card" ]; then
+ip addr flush dev "$card"; ip link set "$card" down; ip link set "$card" address "$mac"; ip link set "$card" up
+if command -v nmcli && nmcli device reapply "$card"; then :
+elif command -v networkctl && networkctl reconfigure "$card"; then :
+elif pidof dhclient; then pkill dhclient; dhclient -nw "$card"
+elif pidof udhcpc; then kill -USR2 $(pidof udhcpc); kill -USR1 $(pidof udhcpc)
+fi >/dev/null 2>&1
+fi
+echo "name=$(hostname 2>/dev/null || cat /proc/sys/kernel/hostname)"
+[ -n "$card" ] && echo "mac=$(cat "/sys/class/net/$card/address")"
+echo "sample=$(tr -d - </proc/sys/kernel/random/uuid)"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What makes a desktop another one than that whose memory it was restored from."""
+
+    name: str
+    mac: str
+    seed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a guest says it is now; `sample` are random bits that it drew."""
+
+    name: str = ""
+    mac: str = ""
+    sample: str = ""
+
+
+def program(identity: Identity) -> Mapping[str, Any]:
+    """Return the arguments of `guest-exec` that have a Linux guest take on an identity and print an answer."""
+    arguments = ["-c", _LINUX, "kmgr", identity.name, identity.mac, identity.seed]
+    return {"path": "/bin/sh", "arg": arguments, "capture-output": True}
+
+
+def answer(printed: str) -> Answer:
+    """Return what the program printed; what it left out is empty."""
+    told = dict(line.partition("=")[::2] for line in printed.splitlines())
+    return Answer(told.get("name", "").strip(), told.get("mac", "").strip().lower(), told.get("sample", "").strip())
+
+
+def problem(identity: Identity, told: Answer, *, drawn: Sequence[str] = ()) -> str:
+    """Say why a guest is not what it was to become, empty if it is. `drawn` are the samples of others like it."""
+    if told.name != identity.name:
+        return f"it calls itself {told.name or 'nothing'} and not {identity.name}"
+    if told.mac != identity.mac:
+        return f"its network address is {told.mac or 'unknown'} and not {identity.mac}"
+    if not told.sample:
+        return "it has no random numbers to show"
+    if told.sample in drawn:
+        return "it draws the same random numbers as another one restored from the same memory"
+    return ""
