@@ -21,10 +21,12 @@ from kmgr.provision import disks
 from kmgr.provision.causes import counts, recognise
 from kmgr.provision.hypervisor import DomainSpec, DomainState, Hypervisor
 from kmgr.provision.lease import MARGIN_S, Lease
-from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.model import Desktop, DesktopState, Origin
 from kmgr.provision.personal_disks import PersonalDisks
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.timely import Blocking
+from kmgr.provision.warm import Key
+from kmgr.provision.warming import Order, Warming, set_clock
 from kmgr.templates.queries import template
 
 logger = logging.getLogger(__name__)
@@ -41,7 +43,8 @@ class Shape:
     """How this server makes desktops: its own configuration.
 
     `backing` finds a version's raw file (None: it is not here); it may block,
-    and is called in a thread.
+    and is called in a thread. `instant_clones`: desktops restored from a saved
+    memory share it (`shared`) or get a copy (`plain`), or all boot (`never`).
     """
 
     data_dir: Path
@@ -51,6 +54,7 @@ class Shape:
     accelerator: str = "tcg"
     network: str = "user"
     max_builds: int = 1
+    instant_clones: str = "never"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,15 @@ class Work:
         self._shape = shape
         self._blocking = blocking
         self._personal = personal
+        self.warming = Warming(
+            hypervisor,
+            clock=clock,
+            data_dir=shape.data_dir,
+            display=shape.display,
+            spec=self._spec,
+            blocking=blocking,
+            mode=shape.instant_clones,
+        )
 
     async def build(self, desktop: Desktop) -> None:
         """Make the linked clone and the domain, start it, wait for its guest, and report how that ended."""
@@ -87,15 +100,23 @@ class Work:
             return
         started = self._clock.monotonic()
         try:
-            await self._make(desktop)
+            origin = await self._make(desktop)
             if not await self._guest(desktop, started):
                 return
         except (Refused, OSError) as error:
             await self.fail(desktop, getattr(error, "step", "building"), _words(error))
             return
-        if await self._report("desktop.ready", desktop):
+        if await self._report("desktop.ready", desktop, origin=origin):
             took = round(self._clock.monotonic() - started, 1)
-            logger.info("a desktop is ready", extra={"desktop": desktop.name, "took_s": took})
+            logger.info("a desktop is ready", extra={"desktop": desktop.name, "took_s": took, "origin": origin})
+
+    async def warm(self, desktop: Desktop, key: Key) -> None:
+        """Save a memory that desktops like this one can be restored from."""
+        with self._grid.view() as db:
+            limit_s = settings(db)["build_timeout_s"]
+        backing = await self._blocking(lambda: self._shape.backing(desktop.version))
+        if backing is not None:
+            await self.warming.make(Order(key, self._spec(desktop), desktop.version, backing, limit_s))
 
     async def boot_again(self, desktop: Desktop) -> None:
         """Report that a standby boots again; refused if somebody has got it by now, who keeps it."""
@@ -113,6 +134,21 @@ class Work:
             await self.fail(desktop, "start", error.message)
             return
         logger.info("a desktop was powered on again", extra={"desktop": desktop.name})
+
+    async def wake(self, desktop: Desktop) -> None:
+        """Let a desktop that slept go on, and tell it the time."""
+        await self._start(desktop)
+        logger.info("a desktop that slept goes on", extra={"desktop": desktop.name})
+        try:
+            await set_clock(self._hypervisor, self._clock, desktop.id)
+        except Refused as error:  # it works all the same; most guests ask the network for the time
+            logger.info("a desktop was not told the time", extra={"desktop": desktop.name, "cause": error.message})
+
+    async def sleep(self, desktop: Desktop) -> None:
+        """Have a standby sleep until it is claimed."""
+        await self._hypervisor.suspend(desktop.id)
+        if not self._still_wanted(desktop, DesktopState.READY):  # claimed meanwhile: whoever looks next wakes it
+            await self.wake(desktop)
 
     async def revive(self, desktop: Desktop) -> None:
         """Define a personal desktop's domain anew and start it: on its own disk, or on its safe copy that is here."""
@@ -156,17 +192,24 @@ class Work:
             "desktop.failed", desktop, step=step, cause=cause, trouble=trouble, against=counts(trouble)
         )
 
-    async def _make(self, desktop: Desktop) -> None:
+    async def _make(self, desktop: Desktop) -> Origin:
+        """Have its domain run, restored or booting."""
         observed = {status.desktop: status for status in await self._hypervisor.domains()}
         known = observed.get(desktop.id)
-        kept = known is not None and known.generation == desktop.generation
+        # One that is provisional was being restored when this daemon ended: nobody knows how far it got.
+        kept = known is not None and known.generation == desktop.generation and not known.provisional
         if known is not None and kept and known.state is DomainState.RUNNING:
-            return  # an attempt before this one got so far
+            return Origin.COLD  # an attempt before this one got so far
         disk = self._disk(desktop.id)
+        if known is not None and known.provisional:
+            await self._hypervisor.remove(desktop.id)
+        if not kept and await self.warming.restored(desktop, self._spec(desktop)):
+            return Origin.WARM
         if not kept or not await self._blocking(disk.exists):
             await _step("linked clone", self._blocking(lambda: self._clone(desktop, disk)))
         await _step("domain", self._hypervisor.define(self._spec(desktop)))
         await _step("start", self._start(desktop))
+        return Origin.COLD
 
     async def _start(self, desktop: Desktop) -> None:
         self._check_lease(desktop)
@@ -214,13 +257,13 @@ class Work:
                 f"Its serial console is in {self._log(desktop.id)}",
             )
 
-    def _still_wanted(self, desktop: Desktop) -> bool:
+    def _still_wanted(self, desktop: Desktop, state: DesktopState | None = None) -> bool:
         with self._grid.view() as db:
             now = find_desktop(db, desktop.id)
         return (
             now is not None
             and (now.server, now.generation) == (desktop.server, desktop.generation)
-            and now.state is not DesktopState.RETIRED
+            and (now.state is not DesktopState.RETIRED if state is None else now.state is state)
         )
 
     def _clean(self, desktop: DesktopId, *, retired: bool) -> None:
