@@ -15,6 +15,7 @@ from kmgr.templates.jobs import ImportProgress
 from kmgr.templates.model import Template
 from kmgr.users.broker import Offer
 from kmgr.users.model import Account, Assignment, DirectoryConfig, Session
+from kmgr.web import policy_words
 
 Item: TypeAlias = dict[str, Any]
 TemplateNames: TypeAlias = Mapping[TemplateId, str]
@@ -235,7 +236,9 @@ def importing(record: ImportProgress) -> Item:
 
 
 def offer(record: Offer, *, desktop: Item | None) -> Item:
-    """Present a template that somebody may use."""
+    """Present a template that somebody may use, with what becomes of its desktop when they leave it."""
+    policy, own = record.template.policy, record.desktop
+    left_at = own.disconnected_at if own is not None and not own.personal else None
     return {
         "template": record.template.id,
         "name": record.template.name,
@@ -244,4 +247,7 @@ def offer(record: Offer, *, desktop: Item | None) -> Item:
         "desktop": desktop,
         "standby": record.standby,
         "reason": record.reason,
+        "leaving": policy_words.leaving(policy, record.template.kind),
+        "idling": policy_words.idling(policy, record.template.kind),
+        "kept_until": left_at + 1000 * policy.keep_s if left_at is not None and policy.keep_s is not None else None,
     }

@@ -74,6 +74,8 @@ async def test_every_address_answers_as_it_is_described(lab: WebLab, site: Site,
         ("POST", "/templates", {"name": "lab", "image": "debian", **SHAPE}),
         ("PATCH", "/templates/tpl-office", {"notes": "for all", "enabled": True}),
         ("POST", "/templates/tpl-office/publish", {"version": 1}), ("POST", "/templates/tpl-office/mend", None),
+        ("GET", "/templates/tpl-office/policy", None), ("PATCH", "/templates/tpl-office/policy", {"keep_s": 600}),
+        ("GET", "/time-zone", None), ("PUT", "/time-zone", {"zone": "Europe/Berlin"}),
         ("GET", "/templates/tpl-office/versions", None),
         ("POST", "/templates/tpl-office/publish", {"version": 2, "canary": 1, "notes": "new"}),
         ("GET", "/templates/tpl-office/versions", None), ("GET", "/templates", None),
@@ -100,7 +102,8 @@ async def test_every_address_answers_as_it_is_described(lab: WebLab, site: Site,
         await good(site, method, path, body)
     left = {(one.method, one.path) for one in ROUTES} - site.answered
     assert left == {
-        ("GET", "/live"), ("GET", "/desktops/{id}/screenshot"), ("POST", "/images"), ("DELETE", "/images/{id}"),
+        ("GET", "/live"), ("GET", "/desktops/{id}/screenshot"), ("GET", "/desktops/{id}/attention"),
+        ("POST", "/desktops/{id}/attention"), ("POST", "/images"), ("DELETE", "/images/{id}"),
         ("DELETE", "/images/{id}/versions/{number}"),
         ("DELETE", "/desktops/{id}/superseded"),
         ("DELETE", "/templates/{id}"), ("DELETE", "/sessions/current"), ("DELETE", "/images/imports/{id}"),

@@ -22,11 +22,15 @@ class Kind(StrEnum):
     FLAG = "true or false"
     TEXTS = "a list of texts"
     TEXT_OR_WHOLE = "a text or a whole number"
+    ANY = "a JSON value"
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field: its kind, whether it must be there, its limits (of a number, or of a text's length)."""
+    """One field: its kind, whether it must be there, its limits (of a number, or of a text's length).
+
+    One of kind `ANY` is described by its `shape` and checked by whoever reads it.
+    """
 
     kind: Kind
     help: str
@@ -35,6 +39,7 @@ class Field:
     most: int | None = None
     choices: tuple[str, ...] = ()
     secret: bool = False
+    shape: Schema | None = None
 
 
 Fields: TypeAlias = Mapping[str, Field]
@@ -53,6 +58,7 @@ _SCHEMAS: Mapping[Kind, Schema] = {
     Kind.FLAG: {"type": "boolean"},
     Kind.TEXTS: {"type": "array", "items": {"type": "string"}},
     Kind.TEXT_OR_WHOLE: {"type": ["string", "integer"]},
+    Kind.ANY: {},
 }
 
 
@@ -74,6 +80,11 @@ def flag(help: str) -> Field:
 def choice(help: str, *choices: str, required: bool = False) -> Field:
     """Return a field for one of some words."""
     return Field(Kind.TEXT, help, required, choices=choices)
+
+
+def any_of(help: str, shape: Schema) -> Field:
+    """Return a field whose value is described by a shape and checked by whoever reads it."""
+    return Field(Kind.ANY, help, shape=shape)
 
 
 def check_body(given: object, fields: Fields) -> Values:
@@ -109,7 +120,7 @@ def schema_of(fields: Fields) -> Schema:
 
 def field_schema(field: Field) -> Schema:
     """Return the JSON Schema of one field."""
-    found: dict[str, Any] = {**_SCHEMAS[field.kind], "description": field.help}
+    found: dict[str, Any] = {**_SCHEMAS[field.kind], **(field.shape or {}), "description": field.help}
     if field.choices:
         found["enum"] = list(field.choices)
     least, most = ("minimum", "maximum") if field.kind is Kind.WHOLE else ("minLength", "maxLength")
@@ -121,6 +132,8 @@ def field_schema(field: Field) -> Schema:
 
 
 def _problem(value: object, field: Field) -> str:
+    if field.kind is Kind.ANY:
+        return ""
     right = isinstance(value, _TYPES[field.kind]) and (isinstance(value, bool) == (field.kind is Kind.FLAG))
     if not right:
         return f"must be {field.kind}"

@@ -142,8 +142,8 @@ COMPONENTS: Mapping[str, Schema] = {
         {
             "id": TEXT, "name": TEXT, "notes": TEXT, "image": TEXT, "image_name": TEXT, "version": TEXT,
             "version_number": maybe(WHOLE), "vcpus": WHOLE, "memory_mib": WHOLE, "standby": WHOLE,
-            "maximum": WHOLE, "refresh": one_of("on_logout", "manual"), "kind": one_of("pooled", "personal"),
-            "enabled": FLAG, "broken_cause": TEXT,
+            "maximum": WHOLE, "refresh": one_of("on_logout", "schedule", "manual", "never"),
+            "kind": one_of("pooled", "personal"), "enabled": FLAG, "broken_cause": TEXT,
             "ready": WHOLE, "building": WHOLE, "in_use": WHOLE, "broken": WHOLE,
             "assignments": many(ref("Assignment")), "created_at": STAMP, "changed_at": STAMP,
             "canary": maybe(ref("Canary")), "before": maybe(WHOLE),
@@ -165,6 +165,14 @@ COMPONENTS: Mapping[str, Schema] = {
         }
     ),
     "Desktop": record(_PLAIN_DESKTOP),
+    "TimeZone": record({"zone": TEXT, "clock": TEXT}),
+    "Rules": record(
+        {
+            "template": TEXT, "name": TEXT, "policy": {"type": "object"}, "leaving": TEXT, "idling": TEXT,
+            "pending": many(TEXT), "time_zone": TEXT, "standby_now": WHOLE,
+            "steps": many(record({"at": STAMP, "clock": TEXT, "standby": WHOLE})),
+        }
+    ),
     "Attention": record(
         {
             "idleness": one_of("no_rule", "active", "warned", "over", "closed"), "left_s": WHOLE, "again_s": WHOLE,
@@ -187,7 +195,8 @@ COMPONENTS: Mapping[str, Schema] = {
     "Offer": record(
         {
             "template": TEXT, "name": TEXT, "notes": TEXT, "kind": one_of("pooled", "personal"),
-            "desktop": maybe(ref("Desktop")), "standby": WHOLE, "reason": TEXT,
+            "desktop": maybe(ref("Desktop")), "standby": WHOLE, "reason": TEXT, "leaving": TEXT, "idling": TEXT,
+            "kept_until": maybe(STAMP),
         }
     ),
     "Account": record(

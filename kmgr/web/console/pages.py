@@ -12,7 +12,19 @@ from aiohttp import web
 from kmgr.errors import NotFound
 from kmgr.web import auth, html_env, present
 from kmgr.web.address import shown as shown_address
-from kmgr.web.console import address, desktops, directories, images, people, published, servers, settings, templates
+from kmgr.web.console import (
+    address,
+    desktops,
+    directories,
+    images,
+    people,
+    policies,
+    published,
+    servers,
+    settings,
+    templates,
+)
+from kmgr.web.policies import zone as shown_zone
 from kmgr.web.services import SERVICES
 
 _EVENTS_STEP = 50
@@ -43,7 +55,18 @@ def add_routes(app: web.Application) -> None:
             web.get("/console/{section}", show),
         ]
     )
-    for resource in (address, servers, images, templates, published, desktops, people, directories, settings):
+    for resource in (
+        address,
+        servers,
+        images,
+        templates,
+        published,
+        policies,
+        desktops,
+        people,
+        directories,
+        settings,
+    ):
         resource.add_routes(app)
 
 
@@ -135,7 +158,8 @@ def _events(request: web.Request) -> Values:
 
 
 def _settings(request: web.Request) -> Values:
-    return {"settings": present.settings(request.app[SERVICES])}
+    services = request.app[SERVICES]
+    return {"settings": present.settings(services), "zone": shown_zone(services)}
 
 
 SECTIONS: Mapping[str, Section] = {
