@@ -19,6 +19,7 @@ from typing import TypeAlias
 from kmgr.ids import DesktopId, VersionId
 from kmgr.provision import domainxml
 from kmgr.provision.hypervisor import DomainSpec
+from kmgr.provision.lifecycle import LIVING
 from kmgr.provision.model import Desktop, DesktopState, Origin
 from kmgr.templates.model import Kind, Template
 from kmgr.templates.policy import Clones, Seed
@@ -31,7 +32,6 @@ BUILDER = "warm-"
 CALM_S = 60.0
 # Something that did not work is tried again after this; a new version or new hardware is another key at once.
 AGAIN_S = 3600.0
-_LIVING = (DesktopState.PLACED, DesktopState.BUILDING, DesktopState.READY, DesktopState.IN_USE)
 
 
 class Standing(StrEnum):
@@ -105,19 +105,19 @@ def choose(
     `wanted` are this server's desktops; those without a key boot by themselves. `room` more may begin to be built:
     who boots by themselves first, then the memory.
     """
-    making = [d for d in _oldest_first(wanted) if d.state in (DesktopState.PLACED, DesktopState.BUILDING)]
-    first: set[Key] = set()
+    served = {keys[d.id] for d in wanted if d.id in keys and d.state in (DesktopState.BUILDING, DesktopState.READY)}
     held: set[DesktopId] = set()
     alone = 0
-    for desktop in making:
+    for desktop in _oldest_first(d for d in wanted if d.state is DesktopState.PLACED):
         own = keys.get(desktop.id)
-        if own is None or standing.get(own, Standing.MISSING) in (Standing.READY, Standing.UNABLE):
-            alone += desktop.state is DesktopState.PLACED
-        elif desktop.state is DesktopState.BUILDING or own not in first:
-            first.add(own)
-            alone += desktop.state is DesktopState.PLACED
-        else:
+        now = Standing.UNABLE if own is None else standing.get(own, Standing.MISSING)
+        if own is None or now in (Standing.READY, Standing.UNABLE):
+            alone += 1
+        elif own in served or now is Standing.MAKING:
             held.add(desktop.id)
+        else:
+            served.add(own)
+            alone += 1
     busy = any(one is Standing.MAKING for one in standing.values())
     make = None if busy or room <= alone else _to_make(wanted, keys, standing)
     return Choice(frozenset(held), make)
@@ -127,7 +127,7 @@ def _to_make(
     wanted: Sequence[Desktop], keys: Mapping[DesktopId, Key], standing: Mapping[Key, Standing]
 ) -> Desktop | None:
     # For those who wait first, then for the next ones to come.
-    for states in ((DesktopState.PLACED, DesktopState.BUILDING), _LIVING):
+    for states in ((DesktopState.PLACED, DesktopState.BUILDING), LIVING):
         for desktop in _oldest_first(wanted):
             own = keys.get(desktop.id)
             missing = own is not None and standing.get(own, Standing.MISSING) is Standing.MISSING
