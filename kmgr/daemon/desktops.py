@@ -90,6 +90,7 @@ class Desktops:
             accelerator=chosen.name,
             network=config.network,
             max_builds=config.max_builds or _builds_at_once(),
+            instant_clones=config.instant_clones,
         )
         return ProvisionAgent(
             self._grid, self._hypervisor, clock=self._clock, shape=shape, personal=self.personal.work

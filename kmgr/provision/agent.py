@@ -20,31 +20,41 @@ from kmgr.grid.queries import servers, settings
 from kmgr.ids import DesktopId, VersionId
 from kmgr.provision import disks
 from kmgr.provision.deadlines import Deadlines, pause
+from kmgr.provision.happening import Events
 from kmgr.provision.hypervisor import DomainState, DomainStatus, Hypervisor
 from kmgr.provision.lease import MARGIN_S
+from kmgr.provision.listening import Listening
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.queries import desktops, outline
 from kmgr.provision.reconcile import (
+    MOST_REBOOTS,
     POWER_OFF_WINDOW_S,
     Action,
     BootAgain,
     Build,
     Fail,
+    Quiet,
     Remove,
     RemoveStray,
     Restart,
     Revive,
+    Sleep,
+    Wake,
     being_made,
     reconcile,
 )
 from kmgr.provision.timely import Blocking, Timely
+from kmgr.provision.warm import Choice, Key, is_builder, sleepers
 from kmgr.provision.work import Personal, Shape, Work
+from kmgr.templates.queries import templates
 
 __all__ = ["ProvisionAgent", "Shape"]
 
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 2.0
+# How often everything is looked at while all is as it should be and the hypervisor tells what happens.
+CALM_S = 30.0
 _DISK_S = 20.0
 _NOT_ASKED = "This server has not asked its hypervisor yet: it has just started."
 _LACKING = "waiting for the golden image to arrive on this server"
@@ -54,6 +64,7 @@ _HALTED = (
     "{} desktops of this server are halted again and again ({}): that happens when its disk is full. Make room; they "
     "go on by themselves."
 )
+_WARMING = "waiting for a memory to be saved that it can be restored from"
 _QUEUED = "waiting for its turn: this server makes {} desktops at a time"
 
 
@@ -69,6 +80,8 @@ class ProvisionAgent:
         shape: Shape,
         blocking: Blocking | None = None,
         personal: Personal | None = None,
+        elsewhere: Callable[[], Collection[DesktopId]] = frozenset,
+        events: Events | None = None,
     ) -> None:
         self._grid = grid
         self._hypervisor = hypervisor
@@ -77,6 +90,8 @@ class ProvisionAgent:
         self._blocking = blocking or Timely("the disk of this server", deadline_s=_DISK_S, advice=_DISK_ADVICE).call
         self._work = Work(grid, hypervisor, clock=clock, shape=shape, blocking=self._blocking, personal=personal)
         self._personal = personal
+        # Desktops that come from or go to another server while they run: nothing is concluded about them.
+        self._elsewhere = elsewhere
         self._jobs: dict[DesktopId, asyncio.Task[None]] = {}
         self._building: set[DesktopId] = set()
         self._job_ended = asyncio.Event()
@@ -85,10 +100,14 @@ class ProvisionAgent:
         self._seen: dict[DesktopId, DomainState] = {}
         self._power_offs: dict[DesktopId, list[float]] = {}
         self._paused: Mapping[DesktopId, int] = {}
+        self._asleep: frozenset[DesktopId] = frozenset()
+        self._warm_job: asyncio.Task[None] | None = None
         self._deadlines = Deadlines()
         self._late = ""
         self._pause = ""
         self._words: dict[DesktopId, str] = {}
+        self._ear = Listening(events, clock=clock)
+        self._calm = False
 
     def problems(self) -> tuple[str, ...]:
         """Return what a person should look after on this server: why it runs no desktops, or not all of them."""
@@ -111,14 +130,19 @@ class ProvisionAgent:
             "can_run_desktops": self.can_run(),
             "problems": list(self.problems()),
             "accelerator": self._shape.accelerator,
-            "extra": {"waiting": dict(self._waiting)},
+            "extra": {"waiting": dict(self._waiting), **self._work.warming.vitals()},
         }
 
     async def run(self) -> None:
-        """Do rounds until cancelled: when a desktop of this server changes, after each job, and every two seconds."""
+        """Do rounds until cancelled: when a desktop of this server changes, after each job, every two seconds.
+
+        While all is calm and the hypervisor tells by itself what happens, every half minute.
+        """
+        ear = asyncio.ensure_future(self._ear.run())
         try:
             while True:
                 self._job_ended.clear()
+                self._ear.looked()
                 looked_at, applied = self._outline(), self._grid.status().applied
                 try:
                     await self.run_once()
@@ -128,54 +152,76 @@ class ProvisionAgent:
                     logger.exception("a round over the desktops failed by a bug; the next one looks again")
                 await self._until_something_happens(looked_at, applied)
         finally:
+            ear.cancel()
+            await asyncio.gather(ear, return_exceptions=True)
             await self.stop()
 
     async def stop(self) -> None:
         """End the jobs; domains run on, the next start goes on with them."""
-        jobs = list(self._jobs.values())
+        jobs = [*self._jobs.values(), *([self._warm_job] if self._warm_job else [])]
         for job in jobs:
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
 
     async def run_once(self) -> tuple[Action, ...]:
         """Look, decide, begin; returns what was begun."""
-        busy = set(self._jobs)  # also whose job ends during this look: the next round judges them
+        busy = {*self._jobs, *self._elsewhere()}  # also whose job ends during this look: the next round judges them
         with self._grid.view() as db:
             if not any(server.id == self._grid.server for server in servers(db)):
                 return ()  # the state of the grid has not arrived here yet: nobody's desktop is judged by it
             wanted, limits = desktops(db, server=self._grid.server), settings(db)
+            known = templates(db)
+        self._wake_claimed(wanted)
+        busy |= set(self._jobs)
         self._pause = pause(wanted, now_ms=self._clock.now_ms())
         try:
-            observed = await self._hypervisor.domains()
+            found = await self._hypervisor.domains()
+            observed = tuple(status for status in found if not is_builder(status.desktop))
             absent = await self._absent(wanted)
             lying = await self._blocking(lambda: disks.overlays(self._shape.data_dir))
+            await self._work.warming.clear([s.desktop for s in found if is_builder(s.desktop)])
+            room = max(0, self._shape.max_builds - len(self._building) - (self._warm_job is not None))
+            choice = await self._work.warming.look(wanted, known, absent=absent, room=room)
         except Unavailable as error:
             self._cannot(error.message)
             return self._give_up(wanted, busy, frozenset(), limits)
         self._cannot("")
         self._count_power_offs(observed, busy)
         leased = self._leased()
-        self._paused = {
-            d.desktop: self._paused.get(d.desktop, 0) + 1
-            for d in observed
-            if d.state is DomainState.PAUSED and (leased or not d.personal)
-        }
+        asleep = sleepers(wanted, known, now_ms=self._clock.now_ms())
+        still = asleep | {d.id for d in wanted if d.state is DesktopState.BROKEN}
+        halted = [d for d in observed if d.state is DomainState.PAUSED and d.desktop not in still]
+        self._asleep = frozenset(d.desktop for d in observed if d.state is DomainState.PAUSED) & asleep
+        self._paused = {d.desktop: self._paused.get(d.desktop, 0) + 1 for d in halted if leased or not d.personal}
+        self._stop_looping()
         actions = tuple(
             reconcile(
                 wanted,
                 observed,
                 busy=busy,
-                room=max(0, self._shape.max_builds - len(self._building)),
+                reboots=self._ear.reboots(),
+                room=room,
                 absent=absent,
                 power_offs={desktop: len(times) for desktop, times in self._power_offs.items()},
                 leased=leased,
+                held=choice.held,
+                sleepers=asleep,
             )
         )
         actions += self._stray_disks(lying, {d.id for d in wanted} | {d.desktop for d in observed} | busy)
         for action in actions:
             self._begin(action)
-        self._waiting = self._waits(wanted, absent)
-        return actions + self._give_up(wanted, busy | set(self._jobs), absent, limits)
+        self._begin_warm(choice)
+        self._waiting = self._waits(wanted, absent, choice.held)
+        actions += self._give_up(wanted, busy | set(self._jobs), absent, limits)
+        self._calm = not (actions or self._jobs or self._words or self._waiting or self._paused or self._late)
+        return actions
+
+    def _stop_looping(self) -> None:
+        """Give up waiting for guests that reboot again and again instead of answering: the next round reports them."""
+        for desktop, times in self._ear.reboots().items():
+            if times >= MOST_REBOOTS and desktop in self._building:
+                self._jobs[desktop].cancel()
 
     def _give_up(
         self,
@@ -188,7 +234,9 @@ class ProvisionAgent:
         now = self._clock.monotonic()
         # Who waits for its turn waits for builds that have deadlines of their own.
         queued = (
-            {d.id for d in being_made(wanted) if d.state is DesktopState.PLACED} - set(busy) if self._building else ()
+            {d.id for d in being_made(wanted) if d.state is DesktopState.PLACED} - set(busy)
+            if self._building or self._warm_job is not None
+            else ()
         )
         self._deadlines.look(wanted, now=now, queued=queued, absent=absent)
         self._words = {d.id: self._words[d.id] for d in wanted if d.id in self._words}
@@ -209,6 +257,7 @@ class ProvisionAgent:
         match action:
             case Remove(desktop, why, retired):
                 self._power_offs.pop(desktop, None)
+                self._ear.forget(desktop)
                 self._job(desktop, partial(self._work.remove, desktop, why, retired))
             case RemoveStray(desktop):
                 self._job(desktop, partial(self._work.remove_stray, desktop))
@@ -217,12 +266,43 @@ class ProvisionAgent:
                 self._job(desktop.id, partial(self._power_on, self._work.build, desktop))
             case Restart(desktop):
                 self._job(desktop.id, partial(self._power_on, self._work.restart, desktop))
+            case Wake(desktop):
+                self._job(desktop.id, partial(self._power_on, self._work.wake, desktop))
+            case Sleep(desktop):
+                self._asleep |= {desktop.id}
+                self._job(desktop.id, partial(self._work.sleep, desktop))
             case Revive(desktop):
                 self._job(desktop.id, partial(self._power_on, self._work.revive, desktop))
             case BootAgain(desktop):
                 self._job(desktop.id, partial(self._work.boot_again, desktop))
+            case Quiet(desktop):
+                self._job(desktop.id, partial(self._hypervisor.suspend, desktop.id))
             case Fail(desktop, step, cause):
+                self._ear.forget(desktop.id)
                 self._job(desktop.id, partial(self._work.fail, desktop, step, cause))
+
+    def _wake_claimed(self, wanted: Sequence[Desktop]) -> None:
+        """Let go on what was claimed while it slept, before anything else is looked at: somebody waits for it."""
+        for desktop in wanted:
+            if desktop.state is DesktopState.IN_USE and desktop.id in self._asleep and desktop.id not in self._jobs:
+                self._asleep -= {desktop.id}
+                self._begin(Wake(desktop))
+
+    def _begin_warm(self, choice: Choice) -> None:
+        key = None if choice.make is None else self._work.warming.key(choice.make.id)
+        if choice.make is not None and key is not None and self._warm_job is None:
+            self._warm_job = asyncio.ensure_future(self._warm(choice.make, key))
+
+    async def _warm(self, desktop: Desktop, key: Key) -> None:
+        try:
+            await self._work.warm(desktop, key)
+            self._job_ended.set()
+        except (KmgrError, OSError) as error:
+            logger.info("saving a memory was cut short", extra={"key": key, "cause": str(error)})
+        except Exception:
+            logger.exception("saving a memory failed by a bug", extra={"key": key})
+        finally:
+            self._warm_job = None
 
     async def _power_on(self, work: Callable[[Desktop], Awaitable[None]], desktop: Desktop) -> None:
         await work(desktop)
@@ -257,14 +337,20 @@ class ProvisionAgent:
         backing = self._shape.backing
         return await self._blocking(lambda: frozenset(v for v in versions if backing(v) is None))
 
-    def _waits(self, wanted: Sequence[Desktop], absent: Collection[VersionId]) -> Mapping[DesktopId, str]:
+    def _waits(
+        self, wanted: Sequence[Desktop], absent: Collection[VersionId], held: Collection[DesktopId]
+    ) -> Mapping[DesktopId, str]:
         halted = (
             {}
             if self._personal is None or self._leased()
             else {desktop.id: self._personal.lease.why_not for desktop in wanted if desktop.personal}
         )
         return {
-            desktop.id: _LACKING if desktop.version in absent else _QUEUED.format(self._shape.max_builds)
+            desktop.id: _LACKING
+            if desktop.version in absent
+            else _WARMING
+            if desktop.id in held
+            else _QUEUED.format(self._shape.max_builds)
             for desktop in being_made(wanted)
             if desktop.id not in self._jobs
         } | halted
@@ -297,23 +383,28 @@ class ProvisionAgent:
         self._seen = seen
 
     async def _until_something_happens(self, looked_at: tuple[Any, ...], applied: int) -> None:
-        deadline = self._clock.monotonic() + PERIOD_S
+        began, leased = self._clock.monotonic(), self._leased()
         job = asyncio.ensure_future(self._job_ended.wait())
+        heard = asyncio.ensure_future(self._ear.heard())
         try:
             # The grid changes all the time; hypervisor and disks are only asked when it concerns this server.
-            while (left_s := deadline - self._clock.monotonic()) > 0 and not job.done():
-                change = asyncio.ensure_future(self._grid.changed(applied, timeout_s=left_s))
+            while not job.done() and not heard.done():
+                left_s = began + (CALM_S if self._calm and self._ear.flows else PERIOD_S) - self._clock.monotonic()
+                if left_s <= 0:
+                    return
+                change = asyncio.ensure_future(self._grid.changed(applied, timeout_s=min(left_s, PERIOD_S)))
                 try:
-                    await asyncio.wait((change, job), return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait((change, job, heard), return_when=asyncio.FIRST_COMPLETED)
                 finally:
                     change.cancel()
                     await asyncio.gather(change, return_exceptions=True)
                 applied = self._grid.status().applied
-                if self._outline() != looked_at:
+                if self._outline() != looked_at or self._leased() != leased:
                     return
         finally:
-            job.cancel()
-            await asyncio.gather(job, return_exceptions=True)
+            for waiting in (job, heard):
+                waiting.cancel()
+            await asyncio.gather(job, heard, return_exceptions=True)
 
     def _outline(self) -> tuple[Any, ...]:
         with self._grid.view() as db:

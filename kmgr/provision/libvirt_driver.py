@@ -164,8 +164,8 @@ class LibvirtDriver:
 
         def call(connection: Any) -> Mapping[str, Any]:
             domain = self._one(connection, desktop)
-            if not domain.isActive():
-                raise Unavailable("the desktop is powered off")
+            if _state(domain.state()[0]) is not DomainState.RUNNING:
+                raise Unavailable("the guest agent does not answer: the desktop does not run")
             try:
                 answer = libvirt_qemu.qemuAgentCommand(domain, asked, max(1, math.ceil(timeout_s)), 0)
             except libvirt.libvirtError as error:
@@ -231,6 +231,10 @@ class LibvirtDriver:
     async def with_domain(self, desktop: DesktopId, work: Callable[[Any], T]) -> T:
         """Return what `work` makes of a desktop's domain, on a thread; raise `NotFound` if there is none."""
         return await self._call(lambda connection: work(self._one(connection, desktop)))
+
+    async def with_connection(self, work: Callable[[Any], T]) -> T:
+        """Return what `work` makes of the connection, on a thread; it may be called twice."""
+        return await self._call(work)
 
     async def close(self) -> None:
         """Close the connection; domains run on."""
@@ -320,7 +324,6 @@ def _no_agent(error: Any) -> bool:
     return error.get_error_code() in (
         libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
         libvirt.VIR_ERR_AGENT_UNSYNCED,
-        libvirt.VIR_ERR_AGENT_COMMAND_TIMEOUT,
         libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
         libvirt.VIR_ERR_NO_SUPPORT,
     )

@@ -44,6 +44,20 @@ class Restart:
 
 
 @dataclass(frozen=True, slots=True)
+class Wake:
+    """Let a standby go on that slept until it was claimed, or that is not to sleep any more."""
+
+    desktop: Desktop
+
+
+@dataclass(frozen=True, slots=True)
+class Sleep:
+    """Have a standby sleep until it is claimed: its memory stays, it takes no processor."""
+
+    desktop: Desktop
+
+
+@dataclass(frozen=True, slots=True)
 class Revive:
     """Define a personal desktop's domain on the disk that it has, or on its safe copy, and power it on."""
 
@@ -58,6 +72,13 @@ class BootAgain:
 
 
 @dataclass(frozen=True, slots=True)
+class Quiet:
+    """Halt the domain of a broken desktop, as it is: it can be looked at and takes nothing from the others."""
+
+    desktop: Desktop
+
+
+@dataclass(frozen=True, slots=True)
 class Fail:
     """Report a desktop that cannot be brought back."""
 
@@ -66,7 +87,7 @@ class Fail:
     cause: str
 
 
-Action: TypeAlias = Remove | RemoveStray | Build | Restart | Revive | BootAgain | Fail
+Action: TypeAlias = Remove | RemoveStray | Build | Restart | Wake | Sleep | Revive | BootAgain | Quiet | Fail
 
 _BEING_MADE = (DesktopState.PLACED, DesktopState.BUILDING)
 _RUNNING = (DesktopState.READY, DesktopState.IN_USE)
@@ -74,6 +95,8 @@ _RUNNING = (DesktopState.READY, DesktopState.IN_USE)
 # A desktop that goes off so often within POWER_OFF_WINDOW_S is not put on again.
 MOST_POWER_OFFS = 3
 POWER_OFF_WINDOW_S = 300.0
+# Nor is one left running that reboots so often within as long; an update may well ask for two or three.
+MOST_REBOOTS = 6
 
 
 def being_made(wanted: Sequence[Desktop]) -> tuple[Desktop, ...]:
@@ -89,37 +112,60 @@ def reconcile(
     room: int = 1,
     absent: Collection[VersionId] = (),
     power_offs: Mapping[DesktopId, int] | None = None,
+    reboots: Mapping[DesktopId, int] | None = None,
     leased: bool = True,
+    held: Collection[DesktopId] = (),
+    sleepers: Collection[DesktopId] = (),
 ) -> Iterator[Action]:
     """Yield what to do.
 
     `busy` desktops are being worked on, at most `room` more may begin to be
     built. Desktops of `absent` versions wait for their golden image and take no
-    room. `power_offs` counts how often desktops went off by themselves of late.
+    room. `power_offs` counts how often desktops went off by themselves of late,
+    `reboots` how often their guests rebooted.
     Unless this server is `leased`, nothing is done for personal desktops but removals.
+    `held` desktops wait for a memory to be restored from, `sleepers` are standbys that sleep.
     """
     records = {d.id: d for d in wanted}
     domains = {d.desktop: d for d in observed}
     yield from _removals(records, domains, busy)
     if not leased:
         wanted = [record for record in wanted if not record.personal]
+    looping = {d for d, n in (reboots or {}).items() if n >= MOST_REBOOTS}
     for record in being_made(wanted):
-        if record.id in busy or record.version in absent or _another(record, domains) or room <= 0:
+        if record.id in looping and record.id not in busy and not _another(record, domains):
+            yield _looping(record, "guest", (reboots or {})[record.id])
+            continue
+        waits = record.id in busy or record.id in held or record.version in absent
+        if waits or _another(record, domains) or room <= 0:
             continue
         room -= 1
         yield Build(record)
     for record in sorted(wanted, key=lambda d: (d.created_at, d.id)):
-        if record.state in _RUNNING and record.id not in busy and not _another(record, domains):
-            yield from _kept_running(record, domains.get(record.id), (power_offs or {}).get(record.id, 0))
+        if record.id in busy or _another(record, domains):
+            continue
+        domain = domains.get(record.id)
+        if record.state is DesktopState.BROKEN:
+            if domain is not None and domain.state is DomainState.RUNNING:
+                yield Quiet(record)
+        elif record.state in _RUNNING and record.id in looping:
+            yield _looping(record, "run", (reboots or {})[record.id])
+        elif record.state in _RUNNING:
+            sleeps = record.id in sleepers
+            yield from _kept_running(record, domains.get(record.id), (power_offs or {}).get(record.id, 0), sleeps)
 
 
-def _kept_running(record: Desktop, domain: DomainStatus | None, power_offs: int) -> Iterator[Action]:
+def _kept_running(record: Desktop, domain: DomainStatus | None, power_offs: int, sleeps: bool) -> Iterator[Action]:
     if domain is None and record.owned:
         yield Revive(record)
     elif domain is None:
         yield Fail(record, "run", "its domain is gone from the hypervisor: somebody removed it by hand")
     elif domain.state is DomainState.PAUSED:
-        yield Restart(record)
+        if not sleeps:
+            yield Wake(record)
+    elif domain.state is DomainState.RUNNING:
+        if sleeps:
+            yield Sleep(record)
     elif domain.state is DomainState.OFF:
         if power_offs >= MOST_POWER_OFFS:
             minutes = round(POWER_OFF_WINDOW_S / 60)
@@ -128,6 +174,10 @@ def _kept_running(record: Desktop, domain: DomainStatus | None, power_offs: int)
             yield BootAgain(record)
         else:
             yield Restart(record)
+
+
+def _looping(record: Desktop, step: str, times: int) -> Fail:
+    return Fail(record, step, f"it rebooted {times} times within {round(POWER_OFF_WINDOW_S / 60)} minutes")
 
 
 def _another(record: Desktop, domains: Mapping[DesktopId, DomainStatus]) -> bool:

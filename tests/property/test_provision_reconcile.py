@@ -16,9 +16,11 @@ from kmgr.provision.reconcile import (
     BootAgain,
     Build,
     Fail,
+    Quiet,
     Remove,
     RemoveStray,
     Restart,
+    Wake,
     reconcile,
 )
 
@@ -57,15 +59,15 @@ class World:
                 if whole:
                     self.report(desktop, Event.STARTED)
                     self.report(desktop, Event.ANSWERED)
-            case Restart(desktop):
+            case Restart(desktop) | Wake(desktop):
                 if whole:
                     self.domains[desktop.id] = replace(self.domains[desktop.id], state=D.RUNNING)
-            case BootAgain(desktop):
-                if whole:
-                    self.report(desktop, Event.STARTED)
-            case Fail(desktop):
-                if whole:
-                    self.report(desktop, Event.FAILED)
+            case BootAgain(desktop) if whole:
+                self.report(desktop, Event.STARTED)
+            case Quiet(desktop):
+                self.domains[desktop.id] = replace(self.domains[desktop.id], state=D.PAUSED)
+            case Fail(desktop) if whole:
+                self.report(desktop, Event.FAILED)
 
     def drop(self, desktop: DesktopId) -> None:
         if self.domains.pop(desktop, None) is not None:
@@ -167,7 +169,7 @@ def test_a_desktop_that_goes_off_again_and_again_is_failed_and_a_paused_one_neve
     for state, n, expected in [
         (D.OFF, MOST_POWER_OFFS - 1, Restart),
         (D.OFF, MOST_POWER_OFFS, Fail),
-        (D.PAUSED, MOST_POWER_OFFS, Restart),
+        (D.PAUSED, MOST_POWER_OFFS, Wake),
     ]:
         observed = [DomainStatus(IDS[0], 2, state)]
         (action,) = reconcile(wanted, observed, power_offs={IDS[0]: n})
