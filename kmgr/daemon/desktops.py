@@ -4,6 +4,7 @@ Trying KVM takes seconds, so the daemon does not wait for it: until the choice
 is made this server says that it cannot run desktops yet, and why.
 """
 
+import asyncio
 import logging
 import os
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 from kmgr.clock import Clock
 from kmgr.config import Config
+from kmgr.daemon.moves import Moves
 from kmgr.daemon.personal import PersonalParts
 from kmgr.grid.identity import Identity
 from kmgr.grid.port import Grid, Requests
@@ -20,7 +22,9 @@ from kmgr.provision import accelerator
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.attendance import Attendance
 from kmgr.provision.display import serve_display, socket_finder
+from kmgr.provision.lease import MARGIN_S
 from kmgr.provision.libvirt_driver import connect
+from kmgr.provision.model import Desktop
 from kmgr.replica.images import Images
 
 logger = logging.getLogger(__name__)
@@ -50,6 +54,9 @@ class Desktops:
         self._hypervisor = connect(config.libvirt_uri, grid=own.grid)
         self._display = socket_finder(config.data_dir)
         self.personal = PersonalParts(config, own, log, requests, images, self._hypervisor, clock=clock)
+        self.moves = Moves(
+            log, requests, self._hypervisor, data_dir=config.data_dir, clock=clock, may_run=self._may_run
+        )
         self._agent: ProvisionAgent | None = None
         self.attendance = Attendance(grid, clock=clock)
         self.attendance.serve(requests)
@@ -69,7 +76,9 @@ class Desktops:
         """Choose the accelerator, then keep the desktops."""
         if self._agent is None:
             self._agent = await self._made()
-        await self._agent.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._agent.run())
+            group.create_task(self.moves.run(self._agent.making))
 
     async def close(self) -> None:
         """Let go of the hypervisor."""
@@ -93,8 +102,16 @@ class Desktops:
             instant_clones=config.instant_clones,
         )
         return ProvisionAgent(
-            self._grid, self._hypervisor, clock=self._clock, shape=shape, personal=self.personal.work
+            self._grid,
+            self._hypervisor,
+            clock=self._clock,
+            shape=shape,
+            personal=self.personal.work,
+            elsewhere=self.moves.holds,
         )
+
+    def _may_run(self, desktop: Desktop) -> bool:
+        return not desktop.personal or self.personal.work.lease.holds(MARGIN_S)
 
     def _backing(self, version: VersionId) -> Path | None:
         path = self._images.path(version)

@@ -112,6 +112,7 @@ class Member:
         trunk.heart.contribute("grid address", self._floating.vitals)
         trunk.heart.contribute("island", self._island.vitals)
         trunk.heart.contribute("desktops", self._desktops.vitals)
+        trunk.heart.contribute("moves", self._desktops.moves.vitals)
         trunk.heart.contribute("copies", self._desktops.personal.vitals)
         # After the desktops: without the disk of images none can be made, whatever the hypervisor says.
         trunk.heart.contribute("images", self._replica.vitals)

@@ -92,6 +92,7 @@ class ProvisionAgent:
         self._personal = personal
         # Desktops that come from or go to another server while they run: nothing is concluded about them.
         self._elsewhere = elsewhere
+        self.making = self._work.making()
         self._jobs: dict[DesktopId, asyncio.Task[None]] = {}
         self._building: set[DesktopId] = set()
         self._job_ended = asyncio.Event()

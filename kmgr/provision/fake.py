@@ -77,6 +77,7 @@ class FakeHypervisor:
         self.fail: dict[str, str] = {}
         self.down = ""
         self.picture = _GREY
+        self.on_remove: Callable[[DesktopId], None] = lambda _: None
 
     async def domains(self) -> Sequence[DomainStatus]:
         """Return all domains by desktop."""
@@ -117,6 +118,7 @@ class FakeHypervisor:
         """Forget the domain."""
         self._check()
         self._domains.pop(desktop, None)
+        self.on_remove(desktop)
 
     async def answers(self, desktop: DesktopId) -> bool:
         """Answer once the boot time has passed."""
@@ -169,6 +171,12 @@ class FakeHypervisor:
 
     async def close(self) -> None:
         """Nothing to let go of."""
+
+    def adopt(self, spec: DomainSpec, generation: int) -> None:
+        """One arrives from another server: its guest has booted long ago, and stands still."""
+        self._check()
+        booted = self._clock.monotonic() - self._boot_s
+        self._domains[spec.desktop] = _Domain(replace(spec, generation=generation), DomainState.PAUSED, booted)
 
     def power_cut(self) -> None:
         """The server loses power: definitions stay, nothing runs; what is provisional was never defined."""

@@ -18,6 +18,7 @@ from kmgr.grid.port import Grid
 from kmgr.grid.queries import settings
 from kmgr.ids import DesktopId, VersionId
 from kmgr.provision import disks
+from kmgr.provision.arriving import Making
 from kmgr.provision.causes import counts, recognise
 from kmgr.provision.hypervisor import DomainSpec, DomainState, Hypervisor
 from kmgr.provision.lease import MARGIN_S, Lease
@@ -93,6 +94,10 @@ class Work:
             blocking=blocking,
             mode=shape.instant_clones,
         )
+
+    def making(self) -> Making:
+        """Return how desktops are made here, for one that arrives while it runs."""
+        return Making(self._spec, lambda desktop: self._clone(desktop, self._disk(desktop.id)))
 
     async def build(self, desktop: Desktop) -> None:
         """Make the linked clone and the domain, start it, wait for its guest, and report how that ended."""
