@@ -1,0 +1,72 @@
+"""What lets desktops come from and go to other servers while they run, put together. All of it on the log itself."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kmgr.clock import Clock
+from kmgr.grid.port import Grid, Requests
+from kmgr.ids import DesktopId
+from kmgr.provision.arriving import Arriving, Making
+from kmgr.provision.hypervisor import Hypervisor
+from kmgr.provision.libvirt_migration import migrations
+from kmgr.provision.model import Desktop
+from kmgr.provision.moving import Moving
+from kmgr.provision.timely import Timely
+
+_DISK_S = 20.0
+
+
+class Moves:
+    """The moves of one server. Before `run` nothing arrives and nothing leaves."""
+
+    def __init__(
+        self,
+        log: Grid,
+        requests: Requests,
+        hypervisor: Hypervisor,
+        *,
+        data_dir: Path,
+        clock: Clock,
+        may_run: Callable[[Desktop], bool],
+    ) -> None:
+        self._log = log
+        self._requests = requests
+        self._hypervisor = hypervisor
+        self._data_dir = data_dir
+        self._clock = clock
+        self._may_run = may_run
+        self._able = migrations(hypervisor)
+        self._moving = Moving(log, requests, self._able, run_dir=data_dir / "run", clock=clock, may_run=may_run)
+        self._arriving: Arriving | None = None
+
+    def holds(self) -> frozenset[DesktopId]:
+        """Return the desktops that are on their way from or to this server."""
+        coming = self._arriving.holds() if self._arriving is not None else frozenset()
+        return self._moving.holds() | coming
+
+    def vitals(self) -> Mapping[str, Any]:
+        """Return what this part adds to the heartbeat."""
+        return self._moving.vitals()
+
+    async def run(self, making: Making) -> None:
+        """Let desktops come and go until cancelled; `making` is how this server makes them."""
+        if self._arriving is None:
+            blocking = Timely(
+                "the disk of this server", deadline_s=_DISK_S, advice="Look after it: dmesg tells more."
+            )
+            self._arriving = Arriving(
+                self._log,
+                self._requests,
+                self._hypervisor,
+                self._able,
+                making=making,
+                data_dir=self._data_dir,
+                clock=self._clock,
+                blocking=blocking.call,
+                may_run=self._may_run,
+            )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._moving.run())
+            group.create_task(self._arriving.run())

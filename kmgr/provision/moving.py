@@ -1,0 +1,260 @@
+"""The loop that lets this server's desktops go on on other servers while they run.
+
+Which one goes where is in the log (the balancer's word, `desktop.move`). Disk and
+memory are copied while it runs; at the end it stands still for a moment, all of it is
+there, and `desktop.moved` in the log hands it over. Whatever fails before, ends
+in `desktop.move_failed`: it runs on here. If it is not known which of the two the
+log has first, the log is asked until it is; until then it runs nowhere.
+
+Both copies go through the grid port. `takes` is the other side (`arriving`). The
+agent leaves alone whatever `holds` names.
+"""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kmgr.clock import Clock
+from kmgr.errors import Conflict, KmgrError, OutcomeUnknown, Refused, Unavailable
+from kmgr.grid.envelope import Applied, Outcome
+from kmgr.grid.port import Grid, Requests, Stream
+from kmgr.ids import DesktopId
+from kmgr.provision.arriving import DISK, LOADED, LOADED_S, MEMORY, PREPARE, RESUMED
+from kmgr.provision.migration import Migrations, Progress
+from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.queries import desktop as find_desktop
+from kmgr.provision.queries import desktops
+from kmgr.provision.tunnel import both_ways
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 2
+LOOK_S = 2.0
+PREPARE_S = 30.0
+# No byte more in this time: the other side is stuck.
+STALLED_S = 60.0
+_POLL_S = 0.1
+_ASK_AGAIN_S = 1.0
+
+
+class Moving:
+    """Desktops that leave this server. `grid` is the log itself; `may_run`: whether a desktop may run here now."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        requests: Requests,
+        migrations: Migrations,
+        *,
+        run_dir: Path,
+        clock: Clock,
+        may_run: Callable[[Desktop], bool] = lambda _: True,
+    ) -> None:
+        self._grid = grid
+        self._requests = requests
+        self._migrations = migrations
+        self._run_dir = run_dir
+        self._clock = clock
+        self._may_run = may_run
+        self._jobs: dict[DesktopId, asyncio.Task[None]] = {}
+        self._percent: dict[DesktopId, int] = {}
+
+    def holds(self) -> frozenset[DesktopId]:
+        """Return the desktops that are on their way from here, or that the log says are."""
+        return frozenset(self._jobs) | frozenset(d.id for d in self._wanted())
+
+    def vitals(self) -> Mapping[str, Any]:
+        """Return what this part adds to the heartbeat: how far each desktop is that leaves, in percent."""
+        return {"extra": {"moves": dict(self._percent)}}
+
+    async def run(self) -> None:
+        """Do rounds until cancelled: whenever the state changes, and every two seconds."""
+        try:
+            while True:
+                seen = self._grid.status().applied
+                self.run_once()
+                await self._grid.changed(seen, timeout_s=LOOK_S)
+        finally:
+            jobs = list(self._jobs.values())
+            for job in jobs:
+                job.cancel()
+            await asyncio.gather(*jobs, return_exceptions=True)
+
+    def run_once(self) -> None:
+        """Begin what the log wants moved, a few at a time."""
+        for desktop in self._wanted():
+            if len(self._jobs) >= AT_ONCE:
+                return
+            if desktop.id not in self._jobs:
+                self._jobs[desktop.id] = asyncio.create_task(self._guarded(desktop))
+
+    def _wanted(self) -> tuple[Desktop, ...]:
+        with self._grid.view() as db:
+            return tuple(d for d in desktops(db, server=self._grid.server) if d.moving_to is not None)
+
+    async def _guarded(self, desktop: Desktop) -> None:
+        try:
+            await self._move(desktop)
+        except (KmgrError, OSError) as error:
+            cause = error.message if isinstance(error, KmgrError) else str(error)
+            await self._stay(desktop, cause)
+        except Exception as error:
+            logger.exception("a move failed by a bug", extra={"desktop": desktop.name})
+            await self._stay(desktop, f"by a bug: {type(error).__name__}")
+        finally:
+            self._jobs.pop(desktop.id, None)
+            self._percent.pop(desktop.id, None)
+
+    async def _move(self, desktop: Desktop) -> None:
+        """Copy everything, then hand over."""
+        to = desktop.moving_to
+        assert to is not None  # noqa: S101 - only those are begun
+        self._check(desktop)
+        if await self._migrations.begun(desktop.id):
+            raise Unavailable("this server's kmgr began anew in the middle of it")
+        begun = self._clock.monotonic()
+        traits = await self._migrations.traits(desktop.id)
+        body = {"desktop": desktop.id, "generation": desktop.generation}
+        await self._requests.call(to, PREPARE, {**body, "traits": traits.to_json()}, timeout_s=PREPARE_S)
+        async with self._disk_door(desktop, body) as door:
+            await self._migrations.copy_disk(desktop.id, door)
+            await self._until_ready(desktop, self._migrations.disk, 0, 60)
+            stream = await self._requests.open(to, MEMORY, body)
+            async with self._given(stream) as descriptor:
+                await self._migrations.send(desktop.id, descriptor)
+                await self._until_ready(desktop, self._migrations.memory, 60, 100)
+                still = self._clock.monotonic()
+                await self._migrations.finish(desktop.id)
+        await self._requests.call(to, LOADED, body, timeout_s=LOADED_S)
+        if await self._handed_over(desktop):
+            with contextlib.suppress(KmgrError):  # it sees that in the log by itself, a moment later
+                await self._requests.call(to, RESUMED, body)
+            now = self._clock.monotonic()
+            took = {"took_s": round(now - begun, 1), "stood_still_ms": round(1000 * (now - still))}
+            logger.info("a desktop goes on elsewhere", extra={"desktop": desktop.name, "to": to, **took})
+
+    async def _handed_over(self, desktop: Desktop) -> bool:
+        """Hand over in the log; it stands still meanwhile. False if somebody else ended the move, for good."""
+        try:
+            outcome = await self._said(desktop, "desktop.moved", target=desktop.moving_to)
+        except (Unavailable, OutcomeUnknown):
+            return await self._settled(desktop, "the log could not be asked for the hand-over")
+        if isinstance(outcome, Applied):
+            return True
+        raise Conflict(outcome.detail)
+
+    async def _stay(self, desktop: Desktop, cause: str) -> None:
+        logger.info("a desktop stays here", extra={"desktop": desktop.name, "cause": cause})
+        await self._settled(desktop, cause)
+
+    async def _settled(self, desktop: Desktop, cause: str) -> bool:
+        """Ask the log until it is known where it is; True if it was handed over. Let it go on if it is here."""
+        while True:
+            try:
+                outcome = await self._said(desktop, "desktop.move_failed", cause=cause)
+                await self._grid.barrier()
+                break
+            except (Unavailable, OutcomeUnknown):
+                await self._clock.sleep(_ASK_AGAIN_S)
+        with self._grid.view() as db:
+            now = find_desktop(db, desktop.id)
+        if not isinstance(outcome, Applied) and (now is None or now.generation != desktop.generation):
+            return now is not None and now.server == desktop.moving_to
+        while now is not None and now.state is not DesktopState.RETIRED and not self._may_run(now):
+            await self._clock.sleep(_ASK_AGAIN_S)  # without the right to run it stands still
+        try:
+            await self._migrations.stay(desktop.id)
+        except KmgrError as error:
+            logger.warning("a move could not be undone", extra={"desktop": desktop.name, "cause": error.message})
+        return False
+
+    async def _until_ready(
+        self, desktop: Desktop, look: Callable[[DesktopId], Any], at_begin: int, at_end: int
+    ) -> None:
+        """Wait for one of the two copies; raise `Unavailable` if it stands still, or nobody wants it any more."""
+        best, since = -1, self._clock.monotonic()
+        while True:
+            told: Progress = await look(desktop.id)
+            part = told.done / max(1, told.total)
+            self._percent[desktop.id] = round(at_begin + part * (at_end - at_begin))
+            if told.ready:
+                return
+            if told.done > best:
+                best, since = told.done, self._clock.monotonic()
+            if self._clock.monotonic() - since > STALLED_S:
+                raise Unavailable(f"nothing more went over for {STALLED_S:.0f} s")
+            self._check(desktop)
+            await self._clock.sleep(_POLL_S)
+
+    def _check(self, desktop: Desktop) -> None:
+        with self._grid.view() as db:
+            now = find_desktop(db, desktop.id)
+        wanted = (desktop.generation, DesktopState.IN_USE, desktop.moving_to)
+        if now is None or (now.generation, now.state, now.moving_to) != wanted:
+            raise Conflict("it was given back, or is not to move any more")
+
+    async def _said(self, desktop: Desktop, command: str, **more: Any) -> Outcome:
+        body = {"desktop": desktop.id, "generation": desktop.generation, "server": self._grid.server, **more}
+        return await self._grid.propose(command, body, by=self._grid.server)
+
+    @contextlib.asynccontextmanager
+    async def _disk_door(self, desktop: Desktop, body: Mapping[str, Any]) -> AsyncIterator[str]:
+        """Open a unix socket for this server's QEMU that leads to the disk on the other server."""
+        path = self._run_dir / f"{desktop.id}.move"
+        path.unlink(missing_ok=True)
+        to = desktop.moving_to
+        assert to is not None  # noqa: S101 - only those are begun
+        tunnels: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+
+        async def tunnel(near: Stream) -> None:
+            try:
+                far = await self._requests.open(to, DISK, body)
+                try:
+                    await both_ways(near, far)
+                finally:
+                    far.writer.close()
+            except (KmgrError, OSError) as error:
+                logger.info("the way to a disk broke", extra={"desktop": desktop.name, "cause": str(error)})
+
+        def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if not server.is_serving():
+                writer.close()
+                return
+            task = asyncio.ensure_future(tunnel(Stream(reader, writer)))
+            tunnels[task] = writer
+            task.add_done_callback(lambda _: writer.close())
+
+        server = await asyncio.start_unix_server(accepted, str(path))
+        path.chmod(0o666)  # QEMU is another user's; the folder is only for those who know the name
+        try:
+            yield str(path)
+        finally:
+            server.close()
+            path.unlink(missing_ok=True)
+            for task in tunnels:
+                task.cancel()
+            await asyncio.gather(*tunnels, return_exceptions=True)
+
+    @contextlib.asynccontextmanager
+    async def _given(self, far: Stream) -> AsyncIterator[int]:
+        """Make an open connection for this server's QEMU whose other end is the stream."""
+        ours, its = socket.socketpair()
+        near = Stream(*await asyncio.open_connection(sock=ours))
+        pump = asyncio.create_task(both_ways(near, far))
+        try:
+            yield its.fileno()
+            its.close()
+            # QEMU has closed its own end by now, or will with the guest: the last bytes are on their way.
+            await asyncio.wait((pump,), timeout=PREPARE_S)
+            if not pump.done():
+                raise Refused("the memory did not go over whole")
+        finally:
+            its.close()
+            pump.cancel()
+            await asyncio.gather(pump, return_exceptions=True)
+            for stream in (near, far):
+                stream.writer.close()
