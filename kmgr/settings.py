@@ -30,6 +30,7 @@ SETTINGS: Mapping[str, Setting] = {
         4_000, 2_000, 600_000, "time without a majority after which a server goes on by itself"
     ),
     "session_hours": Setting(12, 1, 168, "how long a log-in to portal and console lasts when it is not used"),
+    "desktops_per_user": Setting(0, 0, 1_000, "how many desktops one person may have at once; 0 means no limit"),
     "login_tries": Setting(8, 3, 100, "wrong passwords in a row after which an account waits"),
     "login_wait_s": Setting(60, 1, 86_400, "how long an account waits after too many wrong passwords"),
     "build_failures": Setting(3, 1, 100, "failed desktops in a row after which a template's refill stops"),

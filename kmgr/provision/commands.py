@@ -15,11 +15,13 @@ from kmgr.grid.history import note
 from kmgr.grid.model import PLACEABLE, ServerRole, ServerState
 from kmgr.grid.queries import settings
 from kmgr.grid.rows import Row, one, rows, scalar
+from kmgr.provision.allowance import why_not_another
 from kmgr.provision.lifecycle import LIVING, Event, after
 from kmgr.provision.model import CopyState, Origin
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.move_rows import give_up
 from kmgr.templates.model import Kind, Refresh
+from kmgr.templates.policy import computer_name, from_json
 from kmgr.templates.version_commands import count_failure, forget_template, made_now
 from kmgr.templates.versions import OVER
 
@@ -70,16 +72,17 @@ def next_name(db: Database, template: Row) -> str:
     A name may be taken although the template never gave it: by a desktop of a
     deleted template of the same name that is not removed yet.
     """
+    pattern = from_json(template["policy"]).name_pattern
     number = int(template["next_number"])
-    while taken(db, f"{template['name']}-{number}"):
+    while taken(db, name := computer_name(pattern, template["name"], number)):
         number += 1
     db.execute("update templates set next_number = ? where id = ?", [number + 1, template["id"]])
-    return f"{template['name']}-{number}"
+    return name
 
 
 def taken(db: Database, name: str) -> bool:
-    """Tell whether a desktop has this name."""
-    return one(db, "select id from desktops where name = ?", [name]) is not None
+    """Tell whether a desktop has this name; it is a host name, for which large and small letters are the same."""
+    return one(db, "select id from desktops where lower(name) = lower(?)", [name]) is not None
 
 
 def living(db: Database, template: Row, server: str | None = None) -> int:
@@ -153,6 +156,8 @@ def claim(db: Database, command: Command) -> Outcome:
         return _why_away(db, own) or _claimed(own, new=False)
     chosen = _best_standby(db, str(template))
     if chosen is None:
+    if full := why_not_another(db, str(user)):
+        return Rejected("quota", full)
         return Rejected("none_ready", "no desktop is ready at this moment")
     db.execute(
         "update desktops set state = ?, user = ?, claimed_at = ?, changed_at = ?, connected_at = null,"
@@ -178,6 +183,8 @@ def ask(db: Database, command: Command) -> Outcome:
         return Rejected("refused", f"template {row['name']} is switched off")
     if (_own(db, str(user), str(template)) or _best_standby(db, str(template))) is None:
         db.execute(
+    if _own(db, str(user), str(template)) is None and (full := why_not_another(db, str(user))):
+        return Rejected("quota", full)
             "insert into asks (template, user, since, at) values (?, ?, ?, ?)"
             " on conflict (template, user) do update set at = excluded.at",
             [template, user, command.at, command.at],

@@ -21,10 +21,10 @@ from kmgr.errors import Refused
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)|24:00")
 _NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _PROPERTY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,62}")
-_PLACE = re.compile(r"\{([a-z_]*)\}")
-# What a computer name may be made of. A pattern without one of the second kind would give two desktops one name.
-NAME_PLACES = ("template", "number", "server", "user", "id")
-_UNIQUE_PLACES = ("number", "id")
+_PLACE = re.compile(r"\{([a-z_]*)(?::([1-9]))?\}")
+# What a computer name may be made of; `{number:3}` is 001, 002 … Without a number two desktops would have one name.
+NAME_PLACES = ("template", "number")
+_LONGEST_NAME = 63
 DEFAULT_NAME = "{template}-{number}"
 DAY_MINUTES = 24 * 60
 _LONGEST_SEED = 16_384
@@ -327,16 +327,29 @@ def _name_pattern(reader: _Reader, value: Any) -> Any:
 
 def pattern_problem(pattern: str) -> str:
     """Say why computer names cannot be made from a pattern, empty if they can."""
-    used = _PLACE.findall(pattern)
-    unknown = [one for one in used if one not in NAME_PLACES]
-    if unknown or "{" in _PLACE.sub("", pattern) or "}" in _PLACE.sub("", pattern):
-        places = ", ".join(f"{{{one}}}" for one in NAME_PLACES)
-        return f"the name pattern {pattern!r} may contain {places} and nothing else in braces"
-    if not set(used) & set(_UNIQUE_PLACES):
-        return f"the name pattern {pattern!r} needs {{number}} or {{id}}, or two computers would have one name"
-    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,60}[A-Za-z0-9])?", _PLACE.sub("x", pattern)):
-        return f"the name pattern {pattern!r} makes no host names: letters, digits and inner hyphens, at most 62"
+    used = [(name, digits) for name, digits in _PLACE.findall(pattern)]
+    wrong = [name for name, digits in used if name not in NAME_PLACES or (digits and name != "number")]
+    rest = _PLACE.sub("x", pattern)
+    if wrong or "{" in rest or "}" in rest:
+        return (
+            f"the name pattern {pattern!r} may have {{template}}, {{number}} and {{number:3}}, nothing else in braces"
+        )
+    if "number" not in [name for name, _ in used]:
+        return f"the name pattern {pattern!r} needs {{number}}, or two computers would have one name"
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,30}[A-Za-z0-9])?", rest):
+        return f"the name pattern {pattern!r} makes no host names: letters, digits and inner hyphens, at most 32"
     return ""
+
+
+def computer_name(pattern: str, template: str, number: int) -> str:
+    """Return the name of a template's desktop with this number: a host name, another one for each number.
+
+    Of a template's name as much stands in it as leaves room for the rest.
+    """
+    numbered = _PLACE.sub(lambda m: m[0] if m[1] == "template" else str(number).zfill(int(m[2] or 1)), pattern)
+    uses = len(_PLACE.findall(numbered))
+    room = (_LONGEST_NAME - len(_PLACE.sub("", numbered))) // max(1, uses)
+    return _PLACE.sub(template[: max(1, room)].rstrip("-") or "x", numbered)
 
 
 def _properties(reader: _Reader, value: Any) -> Any:

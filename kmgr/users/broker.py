@@ -120,6 +120,8 @@ class Broker:
             return self._wait(person, template)
         if isinstance(outcome, Rejected) and outcome.code == "away":
             return Wait(None, outcome.detail)
+        if isinstance(outcome, Rejected) and outcome.code == "quota":
+            raise NotAllowed(outcome.detail, code="quota")
         values = applied(outcome)
         with self._grid.view() as db:
             desktop = find_desktop(db, DesktopId(values["desktop"]))

@@ -1,12 +1,13 @@
 """Policies: what can be asked for, all that is wrong named at once, and templates that keep theirs."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kmgr.errors import Refused
@@ -24,6 +25,7 @@ from kmgr.templates.policy import (
     Refresh,
     Schedule,
     as_values,
+    computer_name,
     from_json,
     pattern_problem,
     policy_of,
@@ -103,16 +105,46 @@ def test_what_cannot_be_is_refused_with_the_reason(values: dict[str, Any], part:
     assert part in refusal(**values)
 
 
-@pytest.mark.parametrize("pattern", ["{template}-{number}", "PC{number}", "lab-{id}", "{server}-{number}"])
+@pytest.mark.parametrize("pattern", ["{template}-{number}", "PC{number}", "lab-{number:3}", "{number}{template}"])
 def test_patterns_that_make_host_names(pattern: str) -> None:
     assert pattern_problem(pattern) == ""
 
 
 @pytest.mark.parametrize(
-    "pattern", ["pc", "", "{number}.lab", "-{number}", "{number}-", "{user}", "{num}", "a b{id}", "{"]
+    "pattern",
+    [
+        "pc",
+        "",
+        "{number}.lab",
+        "-{number}",
+        "{number}-",
+        "{user}{number}",
+        "{template:3}{number}",
+        "a b{number}",
+        "{{number}",
+    ],
 )
 def test_patterns_that_do_not(pattern: str) -> None:
     assert repr(pattern) in pattern_problem(pattern)
+
+
+def test_computer_names_are_counted_with_as_many_digits_as_asked() -> None:
+    assert [computer_name("PC-{number:3}", "office", n) for n in (1, 42, 1234)] == ["PC-001", "PC-042", "PC-1234"]
+    assert computer_name("{template}-{number}", "office", 7) == "office-7"
+
+
+@given(
+    pattern=st.from_regex(r"([A-Za-z0-9]|\{number(:[1-9])?\}|\{template\}|-){1,12}", fullmatch=True),
+    template=st.from_regex(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?", fullmatch=True),
+    numbers=st.tuples(st.integers(1, 1_000_000), st.integers(1, 1_000_000)),
+)
+def test_every_pattern_that_is_taken_makes_host_names_and_no_name_twice(
+    pattern: str, template: str, numbers: tuple[int, int]
+) -> None:
+    assume(not pattern_problem(pattern))
+    names = [computer_name(pattern, template, number) for number in numbers]
+    assert all(re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", name) for name in names)
+    assert (names[0] == names[1]) == (numbers[0] == numbers[1])
 
 
 _minutes = st.integers(0, 1439)

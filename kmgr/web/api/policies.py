@@ -39,7 +39,7 @@ POLICY: Fields = {
     "network": any_of("a network of libvirt; empty: the server's usual one", TEXT),
     "devices": any_of("what a desktop has besides picture and keys", _DEVICES),
     "data_disk_gib": any_of("size of a second, empty disk; 0: none", WHOLE),
-    "name_pattern": any_of("how desktops are called: a host name with {number} or {id}, and {template}", TEXT),
+    "name_pattern": any_of("how desktops are called: a host name with {number} or {number:3}, and {template}", TEXT),
     "instant_clone": any_of("whether desktops may start from a saved memory", one_of(*Clones)),
     "seed": any_of("which first-boot program of the guest is told its name and properties", one_of(*Seed)),
     "seed_data": any_of("added to what that is told: user-data of cloud-init or cloudbase-init", TEXT),
