@@ -135,7 +135,9 @@ def _descriptor(
     kind: int, label: str, escape: bytes, sectors: int, table: int, little: int, big: int, root: int
 ) -> bytes:
     def text(value: str, size: int) -> bytes:
-        return value.encode("utf-16-be").ljust(size, b" ") if kind == 2 else value.encode("ascii").ljust(size, b" ")
+        if kind == 2:
+            return value.ljust(size // 2).encode("utf-16-be").ljust(size, b"\0")
+        return value.encode("ascii").ljust(size, b" ")
 
     found = bytes((kind,)) + b"CD001\x01\0" + text("", 32) + text(label, 32) + bytes(8) + _both(sectors)
     found += escape.ljust(32, b"\0") + _both_short(1) + _both_short(1) + _both_short(SECTOR) + _both(table)
