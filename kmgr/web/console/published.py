@@ -6,7 +6,7 @@ from aiohttp import web
 
 from kmgr.ids import TemplateId
 from kmgr.templates.canary import LONGEST_S
-from kmgr.web import auth, forms, html_env, present, present_versions, version_actions
+from kmgr.web import auth, forms, html_env, present, present_versions, present_warm, version_actions
 from kmgr.web.forms import Form
 from kmgr.web.services import SERVICES
 from kmgr.web.version_actions import PASS, STOP
@@ -138,7 +138,9 @@ def _days(form: Form, name: str) -> int:
 def _versions(request: web.Request) -> dict[str, Any]:
     template = _template(request)
     services = request.app[SERVICES]
-    return {"template": template, "versions": present_versions.versions(services, TemplateId(template["id"]))}
+    known = TemplateId(template["id"])
+    slow = present_warm.slow_starts(services, known)
+    return {"template": template, "versions": present_versions.versions(services, known), "slow_starts": slow}
 
 
 def _version(request: web.Request, template: dict[str, Any]) -> dict[str, Any]:

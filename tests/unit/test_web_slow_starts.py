@@ -1,0 +1,29 @@
+"""What the console says about desktops that boot although they could be restored."""
+
+from dataclasses import replace
+
+from kmgr.grid.model import Vitals
+from kmgr.ids import ServerId, TemplateId
+from kmgr.web.present_warm import reasons
+
+T = TemplateId("tpl")
+ONE, TWO, GONE = ServerId("srv-1"), ServerId("srv-2"), ServerId("srv-3")
+
+
+def vitals(server: ServerId, warm: object) -> Vitals:
+    plain = Vitals(server=server, heard_at=0.0)
+    return replace(plain, extra={"warm": warm})
+
+
+def test_each_reason_comes_with_the_servers_that_gave_it() -> None:
+    notes = {"notes": {T: "its guest agent does not do guest-exec"}}
+    heard = {ONE: vitals(ONE, notes), TWO: vitals(TWO, notes), GONE: vitals(GONE, notes)}
+    assert reasons(heard, {TWO: "b", ONE: "a"}, T) == [
+        {"why": "its guest agent does not do guest-exec", "servers": ["a", "b"]}
+    ]
+    assert reasons(heard, {ONE: "a"}, TemplateId("other")) == []
+
+
+def test_what_a_server_of_another_version_sends_does_not_break_the_page() -> None:
+    for odd in (None, "x", {}, {"notes": 5}, {"notes": {T: 7}}):
+        assert reasons({ONE: vitals(ONE, odd)}, {ONE: "a"}, T) == []
