@@ -6,6 +6,7 @@ import kmgr.grid.commands
 import kmgr.grid.standing
 import kmgr.grid.zone
 import kmgr.provision.attendance_commands
+import kmgr.provision.capture_commands
 import kmgr.provision.commands
 import kmgr.provision.copy_commands
 import kmgr.provision.island
@@ -37,6 +38,7 @@ APPLIERS: Mapping[str, Applier] = {
     **kmgr.templates.commands.APPLIERS,
     **kmgr.templates.version_commands.APPLIERS,
     **kmgr.provision.commands.APPLIERS,
+    **kmgr.provision.capture_commands.APPLIERS,
     **kmgr.provision.attendance_commands.APPLIERS,
     **kmgr.provision.copy_commands.APPLIERS,
     **kmgr.provision.version_commands.APPLIERS,

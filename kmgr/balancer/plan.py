@@ -18,7 +18,7 @@ from kmgr.balancer.pool import UNEVEN, Need, judge, orphaned
 from kmgr.balancer.protection import protect
 from kmgr.balancer.rollout import lines, withdrawn
 from kmgr.grid.model import RUNNING
-from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.model import Desktop, DesktopState, Purpose
 
 
 def plan(view: View, *, calm: bool = False) -> Plan:
@@ -26,7 +26,8 @@ def plan(view: View, *, calm: bool = False) -> Plan:
     leaving = tuple(evacuate(view, calm=calm))
     retire = [action for action in leaving if isinstance(action, Retire)]
     gone = {a.desktop if isinstance(a, Forget) else a.desktop.id for a in leaving}
-    staying = tuple(d for d in view.desktops if d.id not in gone)
+    # What is edited or tested belongs to no pool; it only takes room.
+    staying = tuple(d for d in view.desktops if d.id not in gone and d.purpose is Purpose.USE)
     retire += orphaned(view, staying)
     needs = []
     for template in sorted(view.templates, key=lambda t: t.id):

@@ -21,11 +21,13 @@ from kmgr.ids import DesktopId, VersionId
 from kmgr.provision import accelerator
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.attendance import Attendance
+from kmgr.provision.capturing import Capturing
 from kmgr.provision.display import serve_display, socket_finder
 from kmgr.provision.lease import MARGIN_S
 from kmgr.provision.libvirt_driver import connect
 from kmgr.provision.model import Desktop
 from kmgr.replica.images import Images
+from kmgr.templates.importer import Importer
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Desktops:
         grid: Grid,
         requests: Requests,
         images: Images,
+        importer: Importer,
         *,
         log: Grid,
         clock: Clock,
@@ -56,6 +59,9 @@ class Desktops:
         self.personal = PersonalParts(config, own, log, requests, images, self._hypervisor, clock=clock)
         self.moves = Moves(
             log, requests, self._hypervisor, data_dir=config.data_dir, clock=clock, may_run=self._may_run
+        )
+        self._capturing = Capturing(
+            grid, self._hypervisor, importer, clock=clock, data_dir=config.data_dir, backing=self._backing
         )
         self._agent: ProvisionAgent | None = None
         self.attendance = Attendance(grid, clock=clock)
@@ -79,6 +85,7 @@ class Desktops:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._agent.run())
             group.create_task(self.moves.run(self._agent.making))
+            group.create_task(self._capturing.run())
 
     async def close(self) -> None:
         """Let go of the hypervisor."""
@@ -107,7 +114,7 @@ class Desktops:
             clock=self._clock,
             shape=shape,
             personal=self.personal.work,
-            elsewhere=self.moves.holds,
+            elsewhere=lambda: {*self.moves.holds(), *self._capturing.holds()},
         )
 
     def _may_run(self, desktop: Desktop) -> bool:

@@ -95,12 +95,12 @@ class Member:
         self._replica = ReplicaAgent(
             trunk.grid, trunk.requests, clock, self._images, uses=uses, board=trunk.board.all
         )
+        self._importer = Importer(self._island, self._images, clock)
         self._desktops = Desktops(
-            config, own, self._island, trunk.requests, self._images, log=trunk.grid, clock=clock
+            config, own, self._island, trunk.requests, self._images, self._importer, log=trunk.grid, clock=clock
         )
         self._island.attend(self._desktops.attendance.watched)
         self._sessions = Sessions(self._island, directories_of(self._island), clock=clock)
-        self._importer = Importer(self._island, self._images, clock)
         self._download = Downloader(WebOutgoing(), clock, own_allowed=lambda: bool(self._set("import_own_addresses")))
         arrivals = Arrivals(self._images, clock, keep_hours=lambda: self._set("upload_hours"))
         self._reception = Reception(self._importer, arrivals, clock, download=self._download)

@@ -17,7 +17,7 @@ from kmgr.grid.queries import settings
 from kmgr.grid.rows import Row, one, rows, scalar
 from kmgr.provision.allowance import why_not_another
 from kmgr.provision.lifecycle import LIVING, Event, after
-from kmgr.provision.model import CopyState, Origin
+from kmgr.provision.model import CopyState, Origin, Purpose
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.move_rows import give_up
 from kmgr.templates.model import Kind, Refresh
@@ -87,7 +87,7 @@ def taken(db: Database, name: str) -> bool:
 
 def living(db: Database, template: Row, server: str | None = None) -> int:
     """Count the living desktops of a template, on one server or on all."""
-    where = "template = ? and (? is null or server = ?)"
+    where = "template = ? and (? is null or server = ?) and purpose = 'use'"
     # A personal desktop that is broken still is somebody's, with all that they saved.
     alive = f"(state in ({_LIVING_SQL}) or (state = 'broken' and {_OWNED_SQL}))"
     sql = f"select count(*) from desktops where {where} and {alive}"  # noqa: S608 - own names
@@ -101,10 +101,12 @@ def building(db: Database, command: Command) -> Outcome:
 
 def ready(db: Database, command: Command) -> Outcome:
     """Its guest answered. body: desktop, generation, server, and origin if it was not booted: warm."""
-    row = _fenced(db, command)
+    row = fenced(db, command)
     if isinstance(row, Rejected):
         return row
-    outcome = _reported(db, command, Event.ANSWERED)
+    # What an administrator edits or tests is theirs at once: no pool has it, nobody claims it.
+    theirs = row["purpose"] != Purpose.USE and row["state"] in (S.BUILDING, S.READY, S.IN_USE)
+    outcome = _reported(db, command, Event.KEPT if theirs else Event.ANSWERED)
     if isinstance(outcome, Applied):
         db.execute(
             "update desktops set ready_at = coalesce(ready_at, ?), step = '', cause = '', origin = ? where id = ?",
@@ -121,7 +123,7 @@ def failed(db: Database, command: Command) -> Outcome:
     refill. One that was ready once has shown that its version boots; where
     against is false, the server that reports takes the blame.
     """
-    row = _fenced(db, command)
+    row = fenced(db, command)
     if isinstance(row, Rejected):
         return row
     outcome = _reported(db, command, Event.FAILED)
@@ -132,7 +134,7 @@ def failed(db: Database, command: Command) -> Outcome:
         "update desktops set step = ?, cause = ?, trouble = ? where id = ?",
         [step, cause, str(command.body.get("trouble", "")), row["id"]],
     )
-    against = command.body.get("against", True) is not False
+    against = command.body.get("against", True) is not False and row["purpose"] == Purpose.USE
     if against:
         count_failure(db, row["template"], row["version"], step, cause)
     note(db, command, "desktop", row["id"], f"desktop {row['name']} is broken: {step}: {cause}")
@@ -248,7 +250,7 @@ def retire(db: Database, command: Command) -> Outcome:
 
 def removed(db: Database, command: Command) -> Outcome:
     """Its server has removed domain and clone. body: desktop, generation, server."""
-    row = _fenced(db, command)
+    row = fenced(db, command)
     if isinstance(row, Rejected):
         return row
     if row["state"] != S.RETIRED:
@@ -300,7 +302,8 @@ def retry(db: Database, command: Command) -> Outcome:
         note(db, command, "desktop", row["id"], f"desktop {row['name']} is tried again on its own disk")
         return Applied()
     db.execute(
-        "update desktops set state = ?, generation = generation + 1, step = '', cause = '', user = null,"
+        "update desktops set state = ?, generation = generation + 1, step = '', cause = '', "
+        " user = case purpose when 'use' then null else user end,"
         " claimed_at = null, ready_at = null, moving_to = null, connected_at = null, disconnected_at = null,"
         " changed_at = ? where id = ?",
         [state, command.at, row["id"]],
@@ -348,7 +351,7 @@ def _own(db: Database, user: str, template: str) -> Row | None:
     return mine or one(
         db,
         "select d.* from desktops d join servers s on s.id = d.server where d.user = ? and d.template = ?"
-        " and d.state = ? and s.state in (?, ?) order by d.claimed_at, d.id",
+        " and d.state = ? and s.state in (?, ?) and d.purpose = 'use' order by d.claimed_at, d.id",
         [user, template, S.IN_USE, ServerState.UP, ServerState.DRAINING],
     )
 
@@ -361,7 +364,7 @@ def _best_standby(db: Database, template: str) -> Row | None:
         "select d.* from desktops d join servers s on s.id = d.server join templates t on t.id = d.template"  # noqa: S608
         " left join template_versions v on v.template = d.template and v.version = d.version"
         f" where d.template = ? and d.state = ? and s.state = ? and coalesce(v.stand, '') not in ({_OVER_SQL})"
-        " order by d.version = t.version desc,"
+        " and d.purpose = 'use' order by d.version = t.version desc,"
         " (select count(*) from desktops o where o.server = d.server and o.state = ?), d.ready_at, d.id",
         [template, S.READY, ServerState.UP, S.IN_USE],
     )
@@ -393,7 +396,8 @@ def _why_away(db: Database, row: Row) -> Rejected | None:
 def _delete(db: Database, command: Command, row: Row) -> None:
     """Forget a desktop; whoever has a copy of its disk deletes it."""
     db.execute("delete from desktops where id = ?", [row["id"]])
-    db.execute("delete from take_overs where desktop = ?", [row["id"]])
+    for table in ("take_overs", "captures"):
+        db.execute(f"delete from {table} where desktop = ?", [row["id"]])  # noqa: S608 - own names
     db.execute(
         "update copies set state = ?, changed_at = ? where desktop = ?", [CopyState.DROPPING, command.at, row["id"]]
     )
@@ -407,7 +411,8 @@ def _claimed(row: Row, *, new: bool) -> Applied:
     return Applied({"desktop": row["id"], "server": row["server"], "state": str(S.IN_USE), "new": new})
 
 
-def _fenced(db: Database, command: Command) -> Row | Rejected:
+def fenced(db: Database, command: Command) -> Row | Rejected:
+    """Return the desktop that its server reports of, or the refusal of a report that comes too late."""
     body = command.body
     row = one(db, "select * from desktops where id = ?", [body["desktop"]])
     if row is None:
@@ -422,7 +427,7 @@ def _fenced(db: Database, command: Command) -> Row | Rejected:
 
 
 def _reported(db: Database, command: Command, event: Event) -> Outcome:
-    row = _fenced(db, command)
+    row = fenced(db, command)
     if isinstance(row, Rejected):
         return row
     try:

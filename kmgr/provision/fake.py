@@ -137,7 +137,10 @@ class FakeHypervisor:
         self._one(desktop)
         if not await self.answers(desktop):
             raise Unavailable("the guest agent does not answer")
-        return self.guest(desktop, command, arguments)
+        answer = self.guest(desktop, command, arguments)
+        if command == "guest-shutdown":
+            self._domains[desktop] = replace(self._one(desktop), state=DomainState.OFF)
+        return answer
 
     async def hardware(self) -> str:
         """Return what a test says it is."""

@@ -22,6 +22,14 @@ class DesktopState(StrEnum):
     RETIRED = "retired"  # to be removed from its server; the row goes when that is done
 
 
+class Purpose(StrEnum):
+    """What a desktop is for."""
+
+    USE = "use"  # somebody works on it, or may claim it
+    EDIT = "edit"  # an administrator changes it, to make a version of its disk
+    TEST = "test"  # an administrator looks at a version that is not published
+
+
 class Origin(StrEnum):
     """How a desktop came to be ready."""
 
@@ -35,7 +43,8 @@ class Desktop:
 
     `generation` counts rebuilds and fences stale owners. `user` is empty for a
     standby. `step` and `cause` say what failed last (empty: nothing), `trouble`
-    what that is a case of. `moving_to` is the server that it is on its way to. `connected_at` and
+    what that is a case of. One whose `purpose` is not use belongs to no pool and to the administrator
+    who asked for it. `moving_to` is the server that it is on its way to. `connected_at` and
     `disconnected_at` say when its user's display was opened and closed last.
     Stamps are ms since 1970.
     """
@@ -62,6 +71,7 @@ class Desktop:
     disconnected_at: int | None = None
     origin: Origin = Origin.COLD
     trouble: Trouble | None = None
+    purpose: Purpose = Purpose.USE
 
     @property
     def personal(self) -> bool:

@@ -5,7 +5,18 @@ from sqlite_utils import Database
 from kmgr.grid.rows import Row, one, rows
 from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId
 from kmgr.provision.causes import known
-from kmgr.provision.model import Ask, Copy, CopyState, Desktop, DesktopState, Failure, Origin, Stage, TakeOver
+from kmgr.provision.model import (
+    Ask,
+    Copy,
+    CopyState,
+    Desktop,
+    DesktopState,
+    Failure,
+    Origin,
+    Purpose,
+    Stage,
+    TakeOver,
+)
 from kmgr.templates.model import Kind
 
 
@@ -75,6 +86,11 @@ def take_overs(db: Database, desktop: DesktopId | None = None) -> tuple[TakeOver
 
 def record(row: Row) -> Desktop:
     """Make a record from a row."""
-    words = {"state": DesktopState(row["state"]), "kind": Kind(row["kind"]), "origin": Origin(row["origin"])}
+    words = {
+        "state": DesktopState(row["state"]),
+        "kind": Kind(row["kind"]),
+        "origin": Origin(row["origin"]),
+        "purpose": Purpose(row["purpose"]),
+    }
     trouble = known(row["trouble"]) if row["cause"] else None
     return Desktop(**{**row, **words, "trouble": trouble})

@@ -12,7 +12,8 @@ create table if not exists desktops (
     memory_mib integer not null, user text, claimed_at integer, step text not null, cause text not null,
     created_at integer not null, changed_at integer not null, ready_at integer,
     kind text not null default 'pooled', moving_to text, connected_at integer, disconnected_at integer,
-    origin text not null default 'cold', trouble text not null default ''
+    origin text not null default 'cold', trouble text not null default '',
+    purpose text not null default 'use'
 );
 create index if not exists desktops_by_server on desktops (server, state);
 create index if not exists desktops_by_user on desktops (user);
@@ -60,6 +61,11 @@ create table if not exists moves (
 create table if not exists asks (
     template text not null, user text not null, since integer not null, at integer not null,
     primary key (template, user)
+);
+create table if not exists captures (
+    desktop text primary key, generation integer not null, server text not null, version text not null,
+    image text not null, notes text not null, how text not null, by text not null, at integer not null,
+    state text not null, step text not null, cause text not null
 );
 create table if not exists failures (
     template text not null, version text not null, n integer not null, step text not null, cause text not null,

@@ -1,6 +1,5 @@
 """Replicated changes of the templates package: one applier per command."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,11 +12,9 @@ from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.rows import one, rows
 from kmgr.replica.commands import forget_version
-from kmgr.templates.model import Kind, Refresh
+from kmgr.templates.model import Kind, Refresh, name_problem
 from kmgr.templates.policy import USUAL, Policy, as_values, from_json, policy_of, to_json
 from kmgr.templates.version_commands import expired, first_version, template_row, version_problem
-
-_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 # Field → (least, most, unit): what a person may ask for. 64 MiB is the least a Linux guest boots in.
 LIMITS: Mapping[str, tuple[int, int, str]] = {
@@ -36,12 +33,8 @@ def create_template(db: Database, command: Command) -> Outcome:
     policy? (what differs from the usual one)
     """
     body = command.body
-    if not _NAME.fullmatch(str(body["name"])):
-        return Rejected(
-            "refused",
-            f"{body['name']!r} cannot be a template's name: desktops are named after it, so it is a host name of "
-            "1 to 40 small letters, digits and inner hyphens",
-        )
+    if problem := name_problem(body["name"]):
+        return Rejected("refused", problem)
     if one(db, "select id from templates where name = ?", [body["name"]]):
         return Rejected("conflict", f"there is already a template named {body['name']}")
     if one(db, "select id from templates where id = ?", [body["template"]]):

@@ -31,7 +31,7 @@ from kmgr.templates.jobs import ImportProgress, Imports, Job, OnProgress
 from kmgr.templates.publishing import ImportResult, Publisher
 from kmgr.templates.signatures import HEAD_BYTES, recognise
 from kmgr.templates.sink import Sink
-from kmgr.templates.unpack import Unpacker
+from kmgr.templates.unpack import Make, Unpacker
 
 # Imports that check and copy at the same time; further ones wait. Uploads cost little, they don't count.
 AT_ONCE = 2
@@ -109,6 +109,23 @@ class Importer:
         """Import a file of ours that arrived whole; its job has the arrival's id. The file stays for the caller."""
         with self._job(image_name, by, None, id=id, source=shown) as job:
             return await self._import(path, job, notes=notes, shown=shown, ours=True)
+
+    async def import_made(
+        self, version: VersionId, make: Make, *, size_bytes: int, image_name: str, notes: str, by: str, source: str
+    ) -> ImportResult:
+        """Import what `make` fills a raw file of ours with; the version has an id that was chosen beforehand."""
+        with self._job(image_name, by, None, source=source) as job:
+            async with self._turn:
+                raw = self._images.tmp / f"import-{version}.raw"
+                self._need(size_bytes, "the image")
+                try:
+                    manifest = await Unpacker(self._images, job).made(make, raw, size=size_bytes)
+                    job.tell("publishing", 98)
+                    self._images.claimed.add(version)
+                    return await self._publisher.publish(version, raw, manifest, job=job.progress, notes=notes)
+                finally:
+                    self._images.claimed.discard(version)
+                    await asyncio.to_thread(raw.unlink, missing_ok=True)
 
     def _job(
         self, image_name: str, by: str, on_progress: OnProgress | None, *, id: str = "", source: str = ""

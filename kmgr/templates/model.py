@@ -3,12 +3,15 @@
 Pure: no I/O, no clock.
 """
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
 from kmgr.ids import ImageId, TemplateId, VersionId
 from kmgr.templates.policy import USUAL, Policy
 from kmgr.templates.policy import Refresh as Refresh
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 
 class Kind(StrEnum):
@@ -46,3 +49,13 @@ class Template:
     changed_at: int
     kind: Kind = Kind.POOLED
     policy: Policy = USUAL
+
+
+def name_problem(name: object) -> str:
+    """Say why a template cannot have this name, empty if it can."""
+    if isinstance(name, str) and _NAME.fullmatch(name):
+        return ""
+    return (
+        f"{name!r} cannot be a template's name: desktops are named after it, so it is a host name of 1 to 40 small "
+        "letters, digits and inner hyphens"
+    )

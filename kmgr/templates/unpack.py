@@ -7,7 +7,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from kmgr.errors import Unavailable
 from kmgr.replica import manifest as m
@@ -22,6 +22,8 @@ _END = 97
 _TELL_BYTES = 64 << 20
 
 T = TypeVar("T")
+# Fills a file of ours and hashes it; hears how far it is, and is asked whether to stop.
+Make: TypeAlias = Callable[[Path, Callable[[int], None], Callable[[], bool]], m.Manifest]
 
 
 class Unpacker:
@@ -41,6 +43,14 @@ class Unpacker:
             return take(path, raw, on_bytes=on_bytes, stop=stop)
 
         return await self._watched(self._in_thread(work, step, size=size, begin=self._begin))
+
+    async def made(self, make: Make, raw: Path, *, size: int) -> m.Manifest:
+        """Let somebody fill the raw file."""
+
+        def work(on_bytes: Callable[[int], None], stop: Callable[[], bool]) -> m.Manifest:
+            return make(raw, on_bytes, stop)
+
+        return await self._watched(self._in_thread(work, "copying", size=size, begin=self._begin))
 
     async def converted(self, path: Path, raw: Path, *, disk: qemu_img.Disk) -> m.Manifest:
         """Unpack an image, and hash what is unpacked right behind it."""

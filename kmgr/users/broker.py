@@ -20,7 +20,7 @@ from kmgr.grid.port import Grid
 from kmgr.grid.queries import servers
 from kmgr.ids import DesktopId, TemplateId
 from kmgr.provision.lifecycle import LIVING
-from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.model import Desktop, DesktopState, Purpose
 from kmgr.provision.queries import asks, desktops
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.templates.model import Template
@@ -215,6 +215,6 @@ def _own(db: Database, person: Person, template: Template) -> Desktop | None:
     found = [
         d
         for d in desktops(db, template=template.id, user=person.name)
-        if d.owned or (d.state is DesktopState.IN_USE and d.server in alive)
+        if d.owned or (d.state is DesktopState.IN_USE and d.server in alive and d.purpose is Purpose.USE)
     ]
     return min(found, key=lambda d: (d.claimed_at or 0, d.id), default=None)

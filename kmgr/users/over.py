@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import TypeAlias
 
 from kmgr.ids import DesktopId, ServerId, TemplateId
-from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.model import Desktop, DesktopState, Purpose
 from kmgr.templates.calendar import last_due
 from kmgr.templates.policy import Policy, Refresh
 
@@ -45,7 +45,7 @@ def left(desktop: Desktop) -> Left:
 def absences(desktops: Sequence[Desktop], running: Collection[ServerId]) -> Iterator[Desktop]:
     """Yield the pooled desktops of users who are not at them."""
     for desktop in desktops:
-        in_use = desktop.state is DesktopState.IN_USE and not desktop.personal
+        in_use = desktop.state is DesktopState.IN_USE and not desktop.personal and desktop.purpose is Purpose.USE
         if in_use and not desktop.is_open and desktop.server in running:
             yield desktop
 

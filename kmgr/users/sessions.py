@@ -18,7 +18,7 @@ from kmgr.grid.port import Grid
 from kmgr.grid.queries import servers, settings
 from kmgr.ids import DesktopId
 from kmgr.provision.commands import ENDS_AT_LOGOUT
-from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.model import Desktop, DesktopState, Purpose
 from kmgr.provision.queries import desktops
 from kmgr.templates.queries import templates
 from kmgr.users import queries
@@ -151,7 +151,11 @@ class Sessions:
                 if t.refresh not in ENDS_AT_LOGOUT or (but_kept and t.policy.keep_s is not None)
             }
             every = desktops(db)
-        claimed = (d for d in every if d.state is DesktopState.IN_USE and d.user is not None and not d.owned)
+        claimed = (
+            d
+            for d in every
+            if d.state is DesktopState.IN_USE and d.user is not None and not d.owned and d.purpose is Purpose.USE
+        )
         return [d for d in claimed if d.user not in here and d.template not in kept and d.server in running]
 
     async def _release(self, desktop: Desktop, *, by: str) -> None:

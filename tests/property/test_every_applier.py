@@ -5,6 +5,7 @@ log. So commands with plausible fields that are stale, doubled, of other things 
 of another kind follow each other in any order on a state that has some of everything.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,6 +79,10 @@ FIELDS: Mapping[str, tuple[Any, ...]] = {
     "block_bytes": (1 << 18, 0),
     "manifest_hash": (HASH, "b" * 64, "c" * 64, "short"),
     "copies": (2, 0, 1, -1, HUGE, True, "2"),
+    "purpose": ("edit", "test", "use", 3),
+    "keep": (True, False, "yes"),
+    "publish": ({"canary": 1}, {}, None, "at once", {"canary": "x", "image": 3}),
+    "new_template": ("fresh", None, "office", "Not A Name", 5),
     "canary": (1, 0, 3, -1, HUGE, True, "2"),
     "canary_percent": (0, 50, 101, None),
     "watch_s": (60, 1, 0, HUGE, "1"),
@@ -185,6 +190,10 @@ BODIES: Mapping[str, str] = {
     "desktop.disconnected": REPORT,
     "desktop.over": "desktop user generation connected_at disconnected_at why",
     "desktop.take_over": "desktop generation server lost_at target",
+    "desktop.bench": "desktop template version server purpose user",
+    "desktop.capture": "desktop version image notes ?keep ?publish ?new_template",
+    "desktop.captured": f"{REPORT} version",
+    "desktop.capture_failed": f"{REPORT} version step cause",
     "copy.assign": "desktop generation server",
     "copy.points": "server points",
     "copy.promoted": "desktop generation server as_of",
@@ -232,6 +241,14 @@ FITTING = {
     ("copy.dropped", "server"): "srv-gone",
     ("template.create", "template"): "tpl-new",
     ("template.create", "name"): "fresh",
+    ("desktop.bench", "desktop"): "dsk-new",
+    ("desktop.capture", "desktop"): "dsk-8",
+    ("desktop.capture", "version"): "ver-new",
+    ("desktop.capture", "image"): "image1",
+    ("desktop.captured", "desktop"): "dsk-4",
+    ("desktop.captured", "version"): "ver-2",
+    ("desktop.capture_failed", "desktop"): "dsk-4",
+    ("desktop.capture_failed", "version"): "ver-2",
     ("template.canary_passed", "template"): "tpl-broken",
     ("template.canary_passed", "version"): "ver-2",
     ("template.canary_stopped", "template"): "tpl-broken",
@@ -247,7 +264,11 @@ FITTING = {
 }
 
 # Fields that share their name with others but hold something else.
-NAMED = {("invitation.redeem", "newcomer"): "server", ("setting.set", "setting"): "name"}
+NAMED = {
+    ("invitation.redeem", "newcomer"): "server",
+    ("setting.set", "setting"): "name",
+    ("desktop.capture", "new_template"): "template",
+}
 
 
 def grid() -> State:
@@ -287,7 +308,19 @@ def grid() -> State:
     state.do("desktop.ask", user="berta", template="tpl-broken")
     state.do("template.publish", template="tpl-broken", version="ver-2", canary=2)
     state.do("template.tag", template="tpl-office", version="ver-1", tag="stable")
+    captured(state, "dsk-4", template="made-of-it")
+    state.db.execute("update desktops set user = 'test' where id = 'dsk-8'")
     return state
+
+
+def captured(state: State, desktop: str, **how: Any) -> None:
+    """Let a version be wanted of a desktop in use."""
+    asked = json.dumps({"publish": None, "template": None, "keep": False, **how})
+    state.db.execute(
+        "insert into captures (desktop, generation, server, version, image, notes, how, by, at, state, step, cause)"
+        " values (?, 1, 'srv-a', 'ver-2', 'image1', '', ?, 'anna', 0, 'wanted', '', '')",
+        [desktop, asked],
+    )
 
 
 def personal(state: State) -> None:
