@@ -156,10 +156,10 @@ def claim(db: Database, command: Command) -> Outcome:
             [command.at, own["id"]],
         )
         return _why_away(db, own) or _claimed(own, new=False)
-    chosen = _best_standby(db, str(template))
-    if chosen is None:
     if full := why_not_another(db, str(user)):
         return Rejected("quota", full)
+    chosen = _best_standby(db, str(template))
+    if chosen is None:
         return Rejected("none_ready", "no desktop is ready at this moment")
     db.execute(
         "update desktops set state = ?, user = ?, claimed_at = ?, changed_at = ?, connected_at = null,"
@@ -183,10 +183,10 @@ def ask(db: Database, command: Command) -> Outcome:
         return Rejected("not_found", f"there is no template {template}")
     if not row["enabled"]:
         return Rejected("refused", f"template {row['name']} is switched off")
-    if (_own(db, str(user), str(template)) or _best_standby(db, str(template))) is None:
-        db.execute(
     if _own(db, str(user), str(template)) is None and (full := why_not_another(db, str(user))):
         return Rejected("quota", full)
+    if (_own(db, str(user), str(template)) or _best_standby(db, str(template))) is None:
+        db.execute(
             "insert into asks (template, user, since, at) values (?, ?, ?, ?)"
             " on conflict (template, user) do update set at = excluded.at",
             [template, user, command.at, command.at],

@@ -16,8 +16,8 @@ create table if not exists desktops (
     purpose text not null default 'use'
 );
 create index if not exists desktops_by_server on desktops (server, state);
-create index if not exists desktops_by_user on desktops (user);
 create index if not exists desktops_by_host_name on desktops (lower(name));
+create index if not exists desktops_by_user on desktops (user);
 create index if not exists desktops_by_template on desktops (template, state);
 create table if not exists stages (
     n integer primary key, desktop text not null, at integer not null, state text not null,
