@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from kmgr.balancer.alone import plan_alone
 from kmgr.balancer.fencing import Fencing
-from kmgr.balancer.model import Action, Assign, DropCopy, Forget, ForgetCopy, GoOn, Place, Plan, Retire, View
+from kmgr.balancer.model import Action, Assign, DropCopy, Forget, ForgetCopy, GoOn, Place, Plan, Relocate, Retire, View
 from kmgr.balancer.patience import Patience
 from kmgr.balancer.plan import plan
 from kmgr.balancer.queries import look
@@ -136,6 +136,10 @@ class Balancer:
                     "server": server,
                 }
                 return await self._grid.propose("desktop.place", body, by=by)
+            case Relocate(desktop, target, why):
+                moved = {"server": desktop.server, "target": target, "why": why}
+                body = {"desktop": desktop.id, "generation": desktop.generation, **moved}
+                return await self._grid.propose("desktop.move", body, by=by)
             case Assign(desktop, server):
                 body = {"desktop": desktop.id, "generation": desktop.generation, "server": server}
                 return await self._grid.propose("copy.assign", body, by=by)
@@ -173,6 +177,8 @@ def _words(action: Action, view: View) -> str:
             return f"retired because {why}"
         case Place(_, _, server):
             return f"placed on {_name(server, view)}"
+        case Relocate(_, target, why):
+            return f"moves to {_name(target, view)} because {why}"
         case Assign(_, server):
             return f"to be copied to {_name(server, view)}"
         case GoOn(_, target, _):

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from kmgr.grid.model import Server, Vitals
 from kmgr.ids import DesktopId, ServerId, TemplateId, VersionId
-from kmgr.provision.model import Copy, Desktop
+from kmgr.provision.model import Copy, Desktop, Move
 from kmgr.templates.model import Template
 from kmgr.templates.versions import Rollout
 
@@ -20,6 +20,7 @@ class Why(StrEnum):
 
     LOST = "its server is lost"
     DRAINING = "its server drains"
+    BALANCE = "its server is much fuller than another one"
     SWITCHED_OFF = "its template is switched off"
     NO_TEMPLATE = "its template was deleted"
     NOT_STARTED = "its template has a newer version"
@@ -40,6 +41,7 @@ class View:
     for a desktop of a template. `fenced` are the servers whose loss was waited out: none of them runs a
     personal desktop any more; `given_up` were lost so long ago that their copies are made anew elsewhere.
     `rollouts` say of which templates a canary goes on, and which of their versions nobody is given any more.
+    `moves` are the live moves that go on, and the last one of each desktop that failed.
     """
 
     servers: tuple[Server, ...]
@@ -52,6 +54,7 @@ class View:
     fenced: frozenset[ServerId] = frozenset()
     given_up: frozenset[ServerId] = frozenset()
     rollouts: Mapping[TemplateId, Rollout] = field(default_factory=dict)
+    moves: Mapping[DesktopId, Move] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,15 @@ class Retire:
     """Have a desktop removed; what was believed about it and its server is checked again when it is applied."""
 
     desktop: Desktop
+    why: Why
+
+
+@dataclass(frozen=True, slots=True)
+class Relocate:
+    """Let a desktop that somebody uses go on on another server."""
+
+    desktop: Desktop
+    target: ServerId
     why: Why
 
 
@@ -109,7 +121,7 @@ class ForgetCopy:
     copy: Copy
 
 
-Action: TypeAlias = Forget | Retire | Place | Assign | GoOn | DropCopy | ForgetCopy
+Action: TypeAlias = Forget | Retire | Place | Relocate | Assign | GoOn | DropCopy | ForgetCopy
 
 
 @dataclass(frozen=True, slots=True)

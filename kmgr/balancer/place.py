@@ -88,6 +88,7 @@ def rooms(view: View, going: Collection[DesktopId] = ()) -> tuple[Room, ...]:
     """
     found = []
     on_each = by_server(view.desktops)
+    arrivals = [d for d in view.desktops if d.moving_to is not None]
     for server in sorted(view.servers, key=lambda s: s.id):
         if server.state is ServerState.REMOVED or server.is_witness:
             continue
@@ -98,15 +99,16 @@ def rooms(view: View, going: Collection[DesktopId] = ()) -> tuple[Room, ...]:
             continue
         here = on_each.get(server.id, ())
         coming = [d for d in here if d.state in COMING and d.id not in going]
-        promised = vitals.memory_mib - sum(d.memory_mib + OVERHEAD_MIB for d in here)
-        measured = vitals.memory_free_mib - sum(d.memory_mib + OVERHEAD_MIB for d in coming)
+        arriving = [d for d in arrivals if d.moving_to == server.id]
+        promised = vitals.memory_mib - sum(d.memory_mib + OVERHEAD_MIB for d in (*here, *arriving))
+        measured = vitals.memory_free_mib - sum(d.memory_mib + OVERHEAD_MIB for d in (*coming, *arriving))
         found.append(
             Room(
                 server.id,
                 server.name,
                 closed,
                 memory_mib=min(promised, measured) - memory_reserve_mib(vitals),
-                disk_mib=vitals.disk_free_mib - GROWTH_MIB * len(coming) - disk_reserve_mib(vitals),
+                disk_mib=vitals.disk_free_mib - GROWTH_MIB * len([*coming, *arriving]) - disk_reserve_mib(vitals),
                 slots=COMING_PER_CPU * max(1, vitals.cpus) - len(coming),
                 waiting=Counter(d.template for d in here if d.state in WAITING and d.id not in going),
             )

@@ -16,6 +16,7 @@ from kmgr.balancer.model import Forget, Place, Plan, Retire, Shortage, View, Why
 from kmgr.balancer.place import COMING, Room, able, blocked_by, choose, refusal, rooms
 from kmgr.balancer.pool import UNEVEN, Need, judge, orphaned
 from kmgr.balancer.protection import protect
+from kmgr.balancer.relocate import relocate
 from kmgr.balancer.rollout import lines, withdrawn
 from kmgr.grid.model import RUNNING
 from kmgr.provision.model import Desktop, DesktopState, Purpose
@@ -41,11 +42,13 @@ def plan(view: View, *, calm: bool = False) -> Plan:
     going = {action.desktop.id for action in retire}
     filling = _Filling(view, needs, rooms(view, going))
     filling.fill()
-    if not calm and _is_quiet(view, [*retire, *filling.retire], filling.places):
+    quiet = not calm and _is_quiet(view, [*retire, *filling.retire], filling.places)
+    if quiet:
         filling.even_out()
+    moves = () if calm else relocate(view, filling.rooms, quiet=quiet and not filling.places)
     forget = [action for action in leaving if isinstance(action, Forget)]
     kept = protect(view, calm=calm)
-    return Plan((*forget, *kept, *retire, *filling.retire, *filling.places), filling.short())
+    return Plan((*forget, *kept, *retire, *filling.retire, *filling.places, *moves), filling.short())
 
 
 def _is_quiet(view: View, retire: Sequence[Retire], places: Sequence[Place]) -> bool:
@@ -82,7 +85,7 @@ class _Filling:
 
     def __init__(self, view: View, needs: Sequence[Need], rooms: tuple[Room, ...]) -> None:
         self._view = view
-        self._rooms = rooms
+        self.rooms = rooms
         self._open = [_Open(need) for need in needs]
         self.places: list[Place] = []
         self.retire: list[Retire] = []
@@ -101,7 +104,7 @@ class _Filling:
         """In quiet times, begin to move one standby of each template from the fullest server to the emptiest."""
         for entry in self._open:
             need = entry.need
-            room = choose(need.template, self._rooms, self._view, holders_only=True)
+            room = choose(need.template, self.rooms, self._view, holders_only=True)
             if need.missing or not need.allowed or room is None:
                 continue
             if room.waiting[need.template.id] + UNEVEN <= need.fullest:
@@ -119,7 +122,7 @@ class _Filling:
         if entry.left <= 0:
             return False
         template = entry.need.template
-        room = choose(template, self._rooms, self._view, holders_only=entry.need.holders_only)
+        room = choose(template, self.rooms, self._view, holders_only=entry.need.holders_only)
         if room is None:
             return False
         self._book(entry, room)
@@ -153,7 +156,7 @@ class _Filling:
 
     def _empty_one(self, need: Need) -> bool:
         """Where memory or disk is full, one former desktop goes from a server on which that is enough."""
-        blocked = blocked_by(need.template, self._rooms, self._view)
+        blocked = blocked_by(need.template, self.rooms, self._view)
         for desktop in need.former:
             if desktop.server in blocked and self._would_fit(need, desktop):
                 self.retire.append(Retire(desktop, Why.MAKES_ROOM))
@@ -161,11 +164,11 @@ class _Filling:
         return False
 
     def _would_fit(self, need: Need, leaves: Desktop) -> bool:
-        room = next(room for room in self._rooms if room.server == leaves.server)
+        room = next(room for room in self.rooms if room.server == leaves.server)
         memory = room.memory_mib + leaves.memory_mib - need.template.memory_mib
         return memory >= 0 and room.disk_mib >= 0
 
     def _reason(self, entry: _Open) -> str:
         if entry.left <= 0:
             return f"its maximum of {entry.need.template.maximum} is reached until former desktops are gone"
-        return refusal(entry.need.template, self._rooms, self._view)
+        return refusal(entry.need.template, self.rooms, self._view)

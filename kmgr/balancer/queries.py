@@ -16,6 +16,7 @@ from kmgr.grid.model import Vitals
 from kmgr.grid.queries import servers, settings
 from kmgr.grid.zone import local_time
 from kmgr.ids import ServerId, VersionId
+from kmgr.provision.move_rows import moves
 from kmgr.provision.queries import asks, copies, desktops
 from kmgr.replica.queries import holdings
 from kmgr.templates.calendar import wanted_standby
@@ -49,6 +50,7 @@ def look(db: Database, board: Mapping[ServerId, Vitals], now: float, *, at_ms: i
         asks=Counter(ask.template for ask in asks(db)),
         copies=copies(db),
         rollouts=rollouts(db),
+        moves={move.desktop: move for move in moves(db)},
     )
 
 

@@ -131,20 +131,30 @@ def _images(view: View) -> Iterator[tuple[Weakness, str]]:
 
 
 def _memory(view: View) -> Iterator[tuple[Weakness, str]]:
+    on_each = by_server(view.desktops)
+    names = {server.id: server.name for server in view.servers}
+    for server, count in homeless(view).items():
+        own = _alive(on_each.get(server, ()))
+        yield (
+            ("memory", server),
+            (
+                f"If {names[server]} is lost, no other server has memory for {count} of its {len(own)} "
+                "desktops. Add memory or a server, or lower how many desktops stand by."
+            ),
+        )
+
+
+def homeless(view: View) -> Mapping[ServerId, int]:
+    """Return for how many desktops of a server the others have no memory if it is lost, where there are any."""
     every = [room for room in rooms(view) if room.closed is None]
     on_each = by_server(view.desktops)
+    found = {}
     for server in _desktop_servers(view):
         own = _alive(on_each.get(server.id, ()))
-        others = [room for room in every if room.server != server.id]
-        homeless = len(own) - len(_placed(own, others))
-        if homeless:
-            yield (
-                ("memory", server.id),
-                (
-                    f"If {server.name} is lost, no other server has memory for {homeless} of its {len(own)} "
-                    "desktops. Add memory or a server, or lower how many desktops stand by."
-                ),
-            )
+        count = len(own) - len(_placed(own, [room for room in every if room.server != server.id]))
+        if count:
+            found[server.id] = count
+    return found
 
 
 def _personal(view: View) -> Iterator[tuple[Weakness, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from kmgr.balancer.model import Action, Forget, Place, Retire, View
+from kmgr.balancer.model import Action, Forget, Place, Relocate, Retire, View
 from kmgr.balancer.queries import look
 from kmgr.grid.envelope import Applied, Command, Outcome
 from kmgr.grid.model import Vitals
@@ -186,6 +186,10 @@ class State:
                         "server_state": states[desktop.server],
                     }
                     outcomes.append(self.do("desktop.retire", desktop=desktop.id, why=why, **believed))
+                case Relocate(desktop, target, why):
+                    where = {"server": desktop.server, "target": target, "why": why}
+                    body = {"desktop": desktop.id, "generation": desktop.generation, **where}
+                    outcomes.append(self.do("desktop.move", **body))
                 case Place(template, version, server):
                     self._next += 1
                     body = {"template": template, "version": version, "server": server}
@@ -199,6 +203,8 @@ class State:
             if vitals is None or not vitals.can_run_desktops:
                 continue
             report = {"desktop": desktop.id, "generation": desktop.generation, "server": desktop.server}
+            if desktop.moving_to is not None:
+                self.do("desktop.moved", **report, target=desktop.moving_to)
             match desktop.state:
                 case "retired":
                     self.do("desktop.removed", **report)

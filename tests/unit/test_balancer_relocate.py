@@ -1,0 +1,120 @@
+"""Which desktops move while somebody works on them."""
+
+from collections import Counter
+
+import pytest
+
+from kmgr.balancer.model import Relocate, Why
+from kmgr.balancer.plan import plan
+from kmgr.balancer.relocate import EACH_AT_ONCE, MOST_FAILURES, MUCH_FULLER
+from kmgr.ids import ServerId
+from tests.lab.state import State
+
+A, B, C = (ServerId(f"srv-{letter}") for letter in "abc")
+
+
+@pytest.fixture
+def state() -> State:
+    state = State()
+    for name in "abc":
+        state.server(name)
+    state.version("ver-1", [A, B, C])
+    state.template("win", standby=0, maximum=100)
+    return state
+
+
+def used(state: State, server: ServerId, count: int = 1, **fields: object) -> list[str]:
+    return [state.desktop("tpl-win", server, "in_use", user=f"u{n}-{server}", **fields) for n in range(count)]  # type: ignore[arg-type]
+
+
+def planned(state: State) -> list[Relocate]:
+    return [action for action in plan(state.view()).actions if isinstance(action, Relocate)]
+
+
+def test_what_is_used_on_a_draining_server_goes_to_the_emptiest_others(state: State) -> None:
+    used(state, A, 2)
+    used(state, B, 3)
+    state.hear(B, memory_free_mib=50_000)
+    state.become(A, "draining")
+    assert [(move.target, move.why) for move in planned(state)] == [(C, Why.DRAINING)] * 2
+
+
+def test_only_a_few_leave_a_server_at_once_and_the_next_follow(state: State) -> None:
+    used(state, A, 5)
+    state.become(A, "draining")
+    rounds = 0
+    while moves := planned(state):
+        assert len(moves) <= EACH_AT_ONCE
+        state.carry_out(moves)
+        assert planned(state) == []
+        state.make_everything()
+        rounds += 1
+    assert rounds == 3
+    assert all(d.server in (B, C) and d.generation == 2 for d in state.view().desktops)
+
+
+def test_one_goes_only_where_its_image_memory_and_means_are(state: State) -> None:
+    used(state, A)
+    state.become(A, "draining")
+    state.hear(A, accelerator="kvm")
+    state.hear(B, accelerator="kvm", memory_free_mib=600)
+    state.hear(C, accelerator="tcg")
+    assert planned(state) == []
+    state.hear(C, accelerator="kvm")
+    state.db.execute("delete from holdings where server = 'srv-c'")
+    assert planned(state) == []
+    state.hold("ver-1", C)
+    assert [move.target for move in planned(state)] == [C]
+
+
+def test_one_that_failed_so_often_waits_for_its_user_to_log_out(state: State) -> None:
+    (made,) = used(state, A)
+    state.become(A, "draining")
+    for _ in range(MOST_FAILURES):
+        (move,) = planned(state)
+        state.carry_out([move])
+        state.do("desktop.move_failed", desktop=made, generation=1, server=A, cause="it writes too fast")
+    assert planned(state) == []
+    assert [d.state for d in state.view().desktops] == ["in_use"]
+
+
+def test_nothing_moves_from_a_lost_server_nor_while_calm_is_kept(state: State) -> None:
+    used(state, A)
+    state.become(A, "draining")
+    assert not any(isinstance(action, Relocate) for action in plan(state.view(), calm=True).actions)
+    state.become(A, "lost")
+    assert planned(state) == []
+
+
+def test_a_server_that_returns_empty_is_given_used_desktops_until_it_is_even_enough(state: State) -> None:
+    for server in (A, B, C):
+        state.hear(server, memory_mib=16_384, memory_free_mib=16_000)
+    used(state, A, 10)
+    used(state, B, 10)
+    for _ in range(40):
+        moves = planned(state)
+        if not moves:
+            break
+        assert {move.why for move in moves} == {Why.BALANCE}
+        assert {move.target for move in moves} == {C}
+        state.carry_out(moves)
+        state.make_everything()
+    homes = Counter(d.server for d in state.view().desktops)
+    assert (max(homes.values()) - min(homes.values())) * 1088 * 100 // 16_384 < MUCH_FULLER
+    assert homes[C] >= 5
+
+
+def test_a_small_difference_moves_nobody(state: State) -> None:
+    for server in (A, B, C):
+        state.hear(server, memory_mib=16_384, memory_free_mib=16_000)
+    used(state, A, 3)
+    assert planned(state) == []
+
+
+def test_nobody_moves_for_balance_while_anything_else_happens(state: State) -> None:
+    for server in (A, B, C):
+        state.hear(server, memory_mib=16_384, memory_free_mib=16_000)
+    used(state, A, 10)
+    assert planned(state)
+    state.desktop("tpl-win", B, "building")
+    assert planned(state) == []
