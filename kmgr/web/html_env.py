@@ -57,6 +57,7 @@ def environment(version: str) -> Environment:
         size=words.size,
         mib=words.mib,
         span=words.span,
+        lasted=words.lasted,
         ago_words=words.ago,
         state_name=words.state_name,
         state_colour=words.state_colour,

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 from kmgr.grid.model import Event, Server, Vitals
 from kmgr.ids import ServerId, TemplateId
-from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.causes import CURES
+from kmgr.provision.model import Desktop, DesktopState, Stage
 from kmgr.replica.model import Image, Version
 from kmgr.templates.jobs import ImportProgress
 from kmgr.templates.model import Template
@@ -148,15 +149,36 @@ def desktop(
         "user": record.user,
         "step": record.step,
         "cause": record.cause,
+        "trouble": None if record.trouble is None else str(record.trouble),
+        "meaning": "" if record.trouble is None else CURES[record.trouble].what,
+        "advice": "" if record.trouble is None else CURES[record.trouble].advice,
         "generation": record.generation,
         "vcpus": record.vcpus,
         "memory_mib": record.memory_mib,
         "created_at": record.created_at,
+        "changed_at": record.changed_at,
         "ready_at": record.ready_at,
         "claimed_at": record.claimed_at,
         "kind": str(record.kind),
+        "origin": str(record.origin),
         "protection": protection,
         "taken_over": taken_over,
+    }
+
+
+def stage(record: Stage, *, until: int | None, now: int, servers: ServerNames) -> Item:
+    """Present a part of a desktop's life; `until` is None for the one that lasts."""
+    return {
+        "at": record.at,
+        "until": until,
+        "lasted_ms": max(0, (now if until is None else until) - record.at),
+        "state": str(record.state),
+        "generation": record.generation,
+        "server": record.server,
+        "server_name": servers.get(record.server, record.server),
+        "user": record.user,
+        "step": record.step,
+        "cause": record.cause,
     }
 
 

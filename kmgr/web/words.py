@@ -72,6 +72,19 @@ def span(seconds: float) -> str:
     return f"{whole} s"
 
 
+def lasted(milliseconds: int) -> str:
+    """Return how long something lasted: in tenths of a second while that is short, in its two largest units else."""
+    if milliseconds < _ROUND_FROM * 1000:
+        return f"{max(0, milliseconds) / 1000:.1f} s"
+    whole = round(milliseconds / 1000)
+    parts = []
+    for unit, name in ((_DAY_S, "d"), (_HOUR_S, "h"), (_MINUTE_S, "min"), (1, "s")):
+        if whole >= unit:
+            parts.append(f"{whole // unit} {name}")
+        whole %= unit
+    return " ".join(parts[:2])
+
+
 def ago(at_ms: int, now_ms: int) -> str:
     """Return how long ago, or in how long, a stamp is."""
     seconds = (now_ms - at_ms) / 1000

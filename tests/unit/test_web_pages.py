@@ -315,4 +315,7 @@ async def test_desktops_narrow_to_state_and_server(lab: WebLab, site: Site) -> N
     await lab.office.do("desktop.claim", user=USER, template="tpl-office")
     page = await loaded(site, "/console/desktops?state=ready&server=srv-c", ADMIN)
     assert re.findall(r'<tr data-row id="([^"]*)"', page) == ["desktop-dsk-3"]
-    assert 'hx-get="/console/part/desktops?template=&amp;server=srv-c&amp;state=ready"' in page
+    # Its live part asks for the same again: what is sought stands in the form that it includes.
+    assert 'hx-get="/console/part/desktops"' in page and 'hx-include="#sought"' in page
+    assert '<input type="hidden" name="state" value="ready">' in page
+    assert '<input type="hidden" name="server" value="srv-c">' in page

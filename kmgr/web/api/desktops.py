@@ -1,20 +1,30 @@
 """API: what a person may use, their desktops, and the way to the screens."""
 
 import asyncio
+from collections.abc import Iterable
 
 from aiohttp import web
 
 from kmgr.provision.display import fetch_screenshot
+from kmgr.provision.listing import Filter
 from kmgr.users.broker import Wait
-from kmgr.web import actions, present
+from kmgr.web import actions, present, present_desktops
 from kmgr.web.api.fields import Fields, text, whole
-from kmgr.web.api.shapes import page, ref
-from kmgr.web.api.table import PAGING, Access, Call, Route, answer, listed, nothing
+from kmgr.web.api.shapes import many, page, record, ref
+from kmgr.web.api.table import PAGING, Access, Call, Route, answer, listed, nothing, sought
+from kmgr.web.records import Item
 
 _LOSE: Fields = {"lose": text("of a personal desktop: the name of the user whose work is deleted with it")}
 _SUPERSEDED: Fields = {
     "server": text("the server that keeps it", required=True),
     "generation": whole("the disk's generation", 1, 1 << 31, required=True),
+}
+_SOUGHT: Fields = {
+    "state": text("only those in this state"),
+    "template": text("only those of this template (id)"),
+    "server": text("only those on this server (id)"),
+    "user": text("only those of this user"),
+    "words": text("only those with each of these words in the name of desktop, user, template or server", most=200),
 }
 _OPEN: Fields = {"template": text("a template's name or id", required=True)}
 
@@ -27,8 +37,19 @@ async def offers(call: Call) -> web.Response:
 
 async def desktops(call: Call) -> web.Response:
     """Return the desktops, the same at every server."""
-    found = await asyncio.to_thread(present.desktops, call.services, call.session)
-    return listed(call, found, lambda one: (one["name"], one["id"]))
+    wanted = Filter(**{name: call.query.get(name, "") for name in _SOUGHT})
+
+    def read(after: tuple[str, str] | None, limit: int) -> tuple[Iterable[Item], bool]:
+        found = present_desktops.page(call.services, call.session, wanted, limit=limit, after=after)
+        return found.items, found.more
+
+    return await asyncio.to_thread(sought, call, read, lambda one: (one["name"], one["id"]))
+
+
+async def life(call: Call) -> web.Response:
+    """Return a desktop's life so far."""
+    found = await asyncio.to_thread(present_desktops.life, call.services, call.session, call.part("id"))
+    return answer({"items": found})
 
 
 async def open_one(call: Call) -> web.Response:
@@ -84,7 +105,7 @@ ROUTES = (
     ),
     Route(
         "GET", "/desktops", desktops, Access.USER, "The desktops: all for an administrator, else one's own",
-        {200: page("Desktop")}, query=PAGING,
+        {200: page("Desktop")}, query={**PAGING, **_SOUGHT},
     ),
     Route(
         "POST", "/desktops", open_one, Access.USER,
@@ -94,6 +115,10 @@ ROUTES = (
     Route(
         "GET", "/desktops/{id}", desktop, Access.USER, "One desktop, with what it waits for",
         {200: ref("DesktopHere")},
+    ),
+    Route(
+        "GET", "/desktops/{id}/life", life, Access.ADMIN, "The stages of its life so far, the first one first",
+        {200: record({"items": many(ref("Stage"))})},
     ),
     Route(
         "DELETE", "/desktops/{id}", give_back, Access.USER,

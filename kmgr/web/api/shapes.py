@@ -66,13 +66,18 @@ _PLAIN_DESKTOP: Mapping[str, Schema] = {
     "user": maybe(TEXT),
     "step": TEXT,
     "cause": TEXT,
+    "trouble": maybe(TEXT),
+    "meaning": TEXT,
+    "advice": TEXT,
     "generation": WHOLE,
     "vcpus": WHOLE,
     "memory_mib": WHOLE,
     "created_at": STAMP,
+    "changed_at": STAMP,
     "ready_at": maybe(STAMP),
     "claimed_at": maybe(STAMP),
     "kind": one_of("pooled", "personal"),
+    "origin": one_of("cold", "warm"),
     "protection": maybe(ref("Protection")),
     "taken_over": maybe(ref("TakenOver")),
 }
@@ -180,6 +185,13 @@ COMPONENTS: Mapping[str, Schema] = {
         }
     ),
     "DesktopHere": record({**_PLAIN_DESKTOP, "waiting": TEXT, "superseded": many(ref("Superseded"))}),
+    "Stage": record(
+        {
+            "at": STAMP, "until": maybe(STAMP), "lasted_ms": WHOLE, "state": _PLAIN_DESKTOP["state"],
+            "generation": WHOLE, "server": TEXT, "server_name": TEXT, "user": maybe(TEXT), "step": TEXT,
+            "cause": TEXT,
+        }
+    ),
     "Protection": record(
         {
             "state": one_of("safe", "late", "making", "none", "starting"), "server": maybe(TEXT),

@@ -114,6 +114,23 @@ def listed(call: Call, items: Iterable[Item], key: Callable[[Item], tuple[Any, .
     return answer({"items": shown, "next": more})
 
 
+def sought(
+    call: Call,
+    read: Callable[[tuple[str, str] | None, int], tuple[Iterable[Item], bool]],
+    key: Callable[[Item], tuple[str, str]],
+) -> web.Response:
+    """Answer with one page of a list that is too long to be read whole.
+
+    `read` is given the key behind which the page begins and how many items it may have; it tells whether more follow.
+    """
+    after = _key_of(call.query.get("cursor", ""))
+    if after is not None and [type(part) for part in after] != [str, str]:
+        raise Refused(_BAD_CURSOR, code="bad_body")
+    found, more = read((after[0], after[1]) if after is not None else None, call.query.get("limit", PAGE))
+    shown = list(found)
+    return answer({"items": shown, "next": _cursor(key(shown[-1])) if more and shown else None})
+
+
 async def read_body(request: web.Request, fields: Fields) -> Values:
     """Return the checked JSON body of a request."""
     data = await request.read()

@@ -10,7 +10,8 @@ from typing import Any, TypeAlias
 from aiohttp import web
 
 from kmgr.errors import NotFound
-from kmgr.web import auth, html_env, present
+from kmgr.provision.listing import Filter
+from kmgr.web import auth, html_env, present, present_desktops
 from kmgr.web.address import shown as shown_address
 from kmgr.web.console import (
     address,
@@ -29,8 +30,10 @@ from kmgr.web.services import SERVICES
 
 _EVENTS_STEP = 50
 _MOST_EVENTS = 1000
-# What the list of desktops can be narrowed to by its address: parameter → field.
-_FILTERS: Mapping[str, str] = {"state": "state", "template": "template_id", "server": "server"}
+_DESKTOPS_STEP = 100
+_MOST_DESKTOPS = 1000
+# What the list of desktops can be narrowed to by its address.
+_FILTERS = ("state", "template", "server", "user", "words")
 
 Values: TypeAlias = dict[str, Any]
 
@@ -128,15 +131,32 @@ def _templates(request: web.Request) -> Values:
 
 def _desktops(request: web.Request) -> Values:
     session = auth.require_admin(request)
-    found = present.desktops(request.app[SERVICES], session)
     asked = {name: request.query.get(name, "") for name in _FILTERS}
-    shown = [one for one in found if all(asked[name] in ("", one[field]) for name, field in _FILTERS.items())]
-    return {"desktops": shown, "whole": len(found), "state": asked.pop("state"), "narrowed": asked}
+    view, limit = request.query.get("view", ""), _limit(request, _DESKTOPS_STEP, _MOST_DESKTOPS)
+    found = present_desktops.page(request.app[SERVICES], session, Filter(**asked), limit=limit)
+    return {
+        "desktops": found.items,
+        "counts": found.counts,
+        "more": found.more and limit < _MOST_DESKTOPS,
+        "limit": limit,
+        "step": _DESKTOPS_STEP,
+        "view": view,
+        "sought": asked,
+    }
 
 
 def _desktop(request: web.Request) -> Values:
-    session = auth.require_admin(request)
-    return {"desktop": present.desktop_of(request.app[SERVICES], session, request.match_info["desktop"])}
+    session, services = auth.require_admin(request), request.app[SERVICES]
+    desktop = request.match_info["desktop"]
+    return {
+        "desktop": present.desktop_of(services, session, desktop),
+        "life": present_desktops.life(services, session, desktop),
+    }
+
+
+def _limit(request: web.Request, step: int, most: int) -> int:
+    asked = request.query.get("limit", "")
+    return max(1, min(int(asked), most)) if asked.isascii() and asked.isdecimal() else step
 
 
 def _users(request: web.Request) -> Values:
@@ -150,8 +170,7 @@ def _users(request: web.Request) -> Values:
 
 
 def _events(request: web.Request) -> Values:
-    asked, kind = request.query.get("limit", ""), request.query.get("kind", "")
-    limit = min(int(asked), _MOST_EVENTS) if asked.isascii() and asked.isdecimal() else _EVENTS_STEP
+    kind, limit = request.query.get("kind", ""), _limit(request, _EVENTS_STEP, _MOST_EVENTS)
     found = present.events(request.app[SERVICES], limit=limit + 1, kind=kind or None)
     more = len(found) > limit < _MOST_EVENTS
     return {"events": found[:limit], "kind": kind, "limit": limit, "step": _EVENTS_STEP, "more": more}

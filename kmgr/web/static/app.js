@@ -151,10 +151,20 @@
     htmx.trigger(document.body, "refresh");
   });
 
-  // --- pictures of screens: asked for anew now and then -------------------------------------------------------
+  // --- pictures of screens: asked for anew now and then, while somebody looks at them ------------------------
+  const asked = new WeakMap();
+  const inSight = (box) => box.bottom > 0 && box.top < innerHeight;
   setInterval(() => {
-    for (const shot of document.querySelectorAll("img[data-shot]")) shot.src = shot.src.split("?")[0] + "?" + Date.now();
-  }, 5000);
+    if (document.hidden) return;
+    const now = Date.now();
+    for (const shot of document.querySelectorAll("img[data-shot]")) {
+      // A picture that failed is hidden: what counts is whether its place is in sight.
+      if (!inSight(shot.parentElement.getBoundingClientRect())) continue;
+      if (now - (asked.get(shot) ?? 0) < 1000 * Number(shot.dataset.shot || 5) - 500) continue;
+      asked.set(shot, now);
+      shot.src = shot.src.split("?")[0] + "?" + now;
+    }
+  }, 2500);
 
   const shown = (event) => {
     if (event.target.matches?.("img[data-shot]")) event.target.hidden = event.type === "error";
