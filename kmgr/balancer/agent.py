@@ -16,7 +16,19 @@ from dataclasses import replace
 
 from kmgr.balancer.alone import plan_alone
 from kmgr.balancer.fencing import Fencing
-from kmgr.balancer.model import Action, Assign, DropCopy, Forget, ForgetCopy, GoOn, Place, Plan, Relocate, Retire, View
+from kmgr.balancer.model import (
+    Action,
+    Assign,
+    DropCopy,
+    Forget,
+    ForgetCopy,
+    GoOn,
+    Place,
+    Plan,
+    Relocate,
+    Retire,
+    View,
+)
 from kmgr.balancer.patience import Patience
 from kmgr.balancer.plan import plan
 from kmgr.balancer.queries import look
