@@ -73,8 +73,8 @@ def why_boots(template: Template | None) -> str:
         return "personal desktops are kept for years and boot by themselves"
     if template.policy.seed is not Seed.NONE:
         return "its first-boot program has to run in every desktop"
-    if template.policy.data_disk_gib:
-        return "every desktop gets a data disk of its own, which the saved memory does not know"
+    if template.policy.devices.clipboard:
+        return "QEMU cannot save a desktop that shares its clipboard"
     return ""
 
 

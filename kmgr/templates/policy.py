@@ -101,12 +101,15 @@ class Ramp:
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """What a desktop gives its user besides picture and keys."""
+    """What a desktop has besides picture and keys.
 
-    clipboard: bool = True
-    usb: bool = False
+    A shared `clipboard` needs the guest's vdagent, and QEMU neither saves nor moves
+    such a desktop while it runs. A `sound` card is for programs that want one: the
+    browser does not play it.
+    """
+
+    clipboard: bool = False
     sound: bool = False
-    screens: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,6 @@ class Policy:
     suspend_standby: bool = False
     network: str = ""
     devices: Devices = Devices()
-    data_disk_gib: int = 0
     name_pattern: str = DEFAULT_NAME
     instant_clone: Clones = Clones.AUTO
     seed: Seed = Seed.NONE
@@ -309,9 +311,8 @@ def _devices(reader: _Reader, value: Any) -> Any:
     if parts is None:
         return _WRONG
     usual = Devices()
-    told = {n: reader.flag(parts.get(n, getattr(usual, n)), n) for n in ("clipboard", "usb", "sound")}
-    screens = reader.whole(parts.get("screens", usual.screens), "the number of screens", 1, 4)
-    return _WRONG if _WRONG in (*told.values(), screens) else Devices(**told, screens=screens)
+    told = {n: reader.flag(parts.get(n, getattr(usual, n)), n) for n in ("clipboard", "sound")}
+    return _WRONG if _WRONG in told.values() else Devices(**told)
 
 
 def _network(reader: _Reader, value: Any) -> Any:
@@ -391,7 +392,6 @@ _READERS: Mapping[str, _Read] = {
     "suspend_standby": lambda reader, value: reader.flag(value, "sleeping while standing by"),
     "network": _network,
     "devices": _devices,
-    "data_disk_gib": _whole(0, 65_536, "the size of the data disk in GiB"),
     "name_pattern": _name_pattern,
     "instant_clone": _word(Clones, "starting from a saved memory"),
     "seed": _word(Seed, "the seed of the first boot"),

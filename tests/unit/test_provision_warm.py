@@ -10,7 +10,7 @@ from kmgr.provision.model import Desktop, Origin
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.warm import CALM_S, Standing, Warm, choose, key, nobody, sleepers, useless, why_boots
 from kmgr.templates.model import Kind, Refresh, Template
-from kmgr.templates.policy import Clones, Policy, Seed
+from kmgr.templates.policy import Clones, Devices, Policy, Seed
 
 MISSING, MAKING, READY, UNABLE = Standing
 V1, V2, T = VersionId("ver-1"), VersionId("ver-2"), TemplateId("tpl")
@@ -95,7 +95,7 @@ def test_a_key_changes_with_whatever_the_guest_could_notice_and_with_nothing_els
         ({"policy": Policy(instant_clone=Clones.NEVER)}, "every desktop boots by itself"),
         ({"kind": Kind.PERSONAL}, "personal desktops"),
         ({"policy": Policy(seed=Seed.NOCLOUD)}, "first-boot program"),
-        ({"policy": Policy(data_disk_gib=5)}, "data disk"),
+        ({"policy": Policy(devices=Devices(clipboard=True))}, "clipboard"),
         ({}, ""),
     ],
 )

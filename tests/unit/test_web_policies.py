@@ -22,7 +22,7 @@ AT = "/templates/tpl-office/policy"
 FORM = {
     "refresh": "on_logout", "keep_min": "", "schedule_at": "03:00", "idle_min": "", "idle_warning_s": "60",
     "idle_then": "disconnect", "calendar": "", "holidays": "", "holiday_standby": "0", "network": "",
-    "data_disk_gib": "0", "screens": "1", "clipboard": "1", "clones": "1", "name_pattern": "{template}-{number}",
+    "clones": "1", "name_pattern": "{template}-{number}",
     "seed": "none", "properties": "", "seed_data": "",
 }  # fmt: skip
 
@@ -61,7 +61,7 @@ async def test_all_rules_are_changed_in_one_form(lab: WebLab, site: Site) -> Non
         **FORM, "keep_min": "15", "idle_min": "30", "idle_then": "log_out", "suspend_standby": "1",
         "calendar": "mon-fri 07:30-16:00 4, 20 min earlier\n2026-12-24 08:00-12:00 1", "holidays": "2026-12-25",
         "holiday_standby": "1", "name_pattern": "pc-{number}", "seed": "nocloud", "properties": "site = hall 3",
-        "seed_data": "timezone: Europe/Berlin", "data_disk_gib": "20", "sound": "1",
+        "seed_data": "timezone: Europe/Berlin", "sound": "1",
     }  # fmt: skip
     assert await act(site, "/templates/tpl-office/policy", **changed) == "The rules of office were changed."
     policy = (await rules(site))["policy"]
@@ -71,7 +71,7 @@ async def test_all_rules_are_changed_in_one_form(lab: WebLab, site: Site) -> Non
         "early_min": 20,
     }  # fmt: skip
     assert (policy["holidays"], policy["properties"]) == (["2026-12-25"], {"site": "hall 3"})
-    assert policy["devices"] == {"clipboard": True, "usb": False, "sound": True, "screens": 1}
+    assert policy["devices"] == {"clipboard": False, "sound": True}
     said = await got(site, "/console/templates/tpl-office/policy", ADMIN)
     assert "mon-fri 07:30-16:00 4, 20 min earlier" in said.text
     shown = await got(site, "/console/templates/tpl-office/rules", ADMIN)
@@ -80,9 +80,9 @@ async def test_all_rules_are_changed_in_one_form(lab: WebLab, site: Site) -> Non
 
 
 async def test_all_that_is_wrong_in_a_form_is_named_at_once(site: Site) -> None:
-    wrong = {**FORM, "keep_min": "soon", "calendar": "sometimes", "properties": "nothing", "screens": "9"}
+    wrong = {**FORM, "keep_min": "soon", "calendar": "sometimes", "properties": "nothing", "holiday_standby": "many"}
     said = await refused(site, "/templates/tpl-office/policy", **wrong)
-    for part in ("minutes it is kept", "ine 1 of the calendar", "screens", "name = value"):
+    for part in ("minutes it is kept", "ine 1 of the calendar", "ready on a holiday", "name = value"):
         assert part in said.text
     said = await refused(site, "/templates/tpl-office/policy", **{**FORM, "refresh": "never", "keep_min": "5"})
     assert "made anew only by hand, or never" in said.text

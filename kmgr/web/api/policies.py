@@ -20,7 +20,7 @@ _RAMP: Schema = {
 _SCHEDULE: Schema = {"type": "object", "properties": {"days": _DAYS, "at": TEXT}, "additionalProperties": False}
 _DEVICES: Schema = {
     "type": "object",
-    "properties": {"clipboard": FLAG, "usb": FLAG, "sound": FLAG, "screens": WHOLE},
+    "properties": {"clipboard": FLAG, "sound": FLAG},
     "additionalProperties": False,
 }
 POLICY: Fields = {
@@ -38,7 +38,6 @@ POLICY: Fields = {
     "suspend_standby": any_of("standbys sleep until they are claimed", FLAG),
     "network": any_of("a network of libvirt; empty: the server's usual one", TEXT),
     "devices": any_of("what a desktop has besides picture and keys", _DEVICES),
-    "data_disk_gib": any_of("size of a second, empty disk; 0: none", WHOLE),
     "name_pattern": any_of("how desktops are called: a host name with {number} or {number:3}, and {template}", TEXT),
     "instant_clone": any_of("whether desktops may start from a saved memory", one_of(*Clones)),
     "seed": any_of("which first-boot program of the guest is told its name and properties", one_of(*Seed)),

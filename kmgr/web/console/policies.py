@@ -87,7 +87,6 @@ def _values(form: Form, before: Mapping[str, Any]) -> dict[str, Any]:
     ramps, problems = calendar_text.read(form.text("calendar"))
     for problem in problems:
         form.add_problem(problem)
-    devices = {name: form.ticked(name) for name in ("clipboard", "usb", "sound")}
     return {
         **(_leaving(form, before) if form.text("refresh") else {}),
         "idle_s": _minutes(form, "idle_min", "the idle time in minutes", _WEEK_MIN),
@@ -98,8 +97,7 @@ def _values(form: Form, before: Mapping[str, Any]) -> dict[str, Any]:
         "holiday_standby": form.number("holiday_standby", "ready on a holiday", least=0, most=1000),
         "suspend_standby": form.ticked("suspend_standby"),
         "network": form.text("network"),
-        "data_disk_gib": form.number("data_disk_gib", "the data disk in GiB", least=0, most=65_536),
-        "devices": {**devices, "screens": form.number("screens", "screens", least=1, most=4)},
+        "devices": {name: form.ticked(name) for name in ("clipboard", "sound")},
         "instant_clone": Clones.AUTO if form.ticked("clones") else Clones.NEVER,
         "name_pattern": form.text("name_pattern", "the computer name"),
         "seed": form.choice("seed", "the first-boot program", Seed),
