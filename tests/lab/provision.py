@@ -14,9 +14,9 @@ from kmgr.grid.schema import SCHEMA as GRID_SCHEMA
 from kmgr.ids import DesktopId, ServerId, VersionId
 from kmgr.provision import attendance_commands, capture_commands, copy_commands, move_commands
 from kmgr.provision import commands as provision_commands
-from kmgr.provision import attendance_commands, copy_commands
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.fake import FakeHypervisor
+from kmgr.provision.happening import Events
 from kmgr.provision.model import Desktop
 from kmgr.provision.queries import desktop, desktops
 from kmgr.provision.schema import SCHEMA as PROVISION_SCHEMA
@@ -37,6 +37,7 @@ APPLIERS = {
     **provision_commands.APPLIERS,
     **capture_commands.APPLIERS,
     **copy_commands.APPLIERS,
+    **move_commands.APPLIERS,
     **attendance_commands.APPLIERS,
 }
 
@@ -131,8 +132,9 @@ class Office:
 class Desk(Office):
     """Server a of that office with its agent."""
 
-    def __init__(self, folder: Path, *, max_builds: int = 1) -> None:
+    def __init__(self, folder: Path, *, max_builds: int = 1, events: Events | None = None) -> None:
         super().__init__(folder)
+        self.events = events
         self.hypervisor = FakeHypervisor(self.clock, boot_s=10)
         self.max_builds = max_builds
         self.agent = self.restarted()
@@ -146,7 +148,9 @@ class Desk(Office):
             display=lambda desktop: self.folder / "run" / f"{desktop}.vnc",
             max_builds=self.max_builds,
         )
-        self.agent = ProvisionAgent(self.grid, self.hypervisor, clock=self.clock, shape=shape, blocking=at_once)
+        self.agent = ProvisionAgent(
+            self.grid, self.hypervisor, clock=self.clock, shape=shape, blocking=at_once, events=self.events
+        )
         return self.agent
 
     def backing(self, version: VersionId) -> Path | None:
