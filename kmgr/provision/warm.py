@@ -31,7 +31,7 @@ BUILDER = "warm-"
 # A standby that has just booted still finishes starting; it is not put to sleep before.
 CALM_S = 60.0
 # Something that did not work is tried again after this; a new version or new hardware is another key at once.
-AGAIN_S = 3600.0
+AGAIN_S = 900.0
 
 
 class Standing(StrEnum):

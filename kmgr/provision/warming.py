@@ -2,7 +2,7 @@
 
 A memory is made beside the desktops: a builder that nobody will ever be given
 boots, its memory is saved, two others are restored from it and compared. Only then
-is it used. Whatever fails on the way makes its key `UNABLE` for an hour: desktops
+is it used. Whatever fails on the way makes its key `UNABLE` for a while: desktops
 boot by themselves as before, and `notes` says why. Killed at any moment, what is
 left is an unfinished folder and domains whose ids say that they are nobody's: both
 are removed at the next look.
@@ -36,7 +36,7 @@ POLL_S = 0.05
 SETTLE_S = 3.0
 # For a restored guest to answer, and for its program to end: it has nothing to load.
 RESTORED_S = 60.0
-_AGENT_S = 5.0
+_AGENT_S = 10.0
 _MOST_SAMPLES = 1000
 
 
@@ -242,9 +242,11 @@ class Warming:
     async def _run(self, desktop: DesktopId, program: Mapping[str, Any]) -> str:
         """Run a program in the guest and return what it printed."""
         deadline = self._clock.monotonic() + RESTORED_S
-        started = await called(self._hypervisor, desktop, "guest-exec", program)
+        started = await called(self._hypervisor, self._clock, desktop, "guest-exec", lambda: program)
         while True:
-            told = await called(self._hypervisor, desktop, "guest-exec-status", {"pid": started.get("pid")})
+            told = await called(
+                self._hypervisor, self._clock, desktop, "guest-exec-status", {"pid": started.get("pid")}
+            )
             if told.get("exited"):
                 return base64.b64decode(told.get("out-data", "")).decode(errors="replace")
             if self._clock.monotonic() > deadline:
@@ -307,15 +309,22 @@ class _GuestFailed(Refused):
 
 
 async def called(
-    hypervisor: Hypervisor, desktop: DesktopId, command: str, arguments: Mapping[str, Any]
+    hypervisor: Hypervisor, clock: Clock, desktop: DesktopId, command: str, arguments: Callable[[], Mapping[str, Any]]
 ) -> Mapping[str, Any]:
-    """Call the agent of a guest that answered a moment ago: if it does not now, that is its failure."""
-    try:
-        return await hypervisor.agent(desktop, command, arguments, _AGENT_S)
-    except KmgrError as error:
-        raise _GuestFailed(f"its guest agent does not do {command}: {error.message}") from error
+    """Call the agent of a guest that answered a moment ago: if it does not for long, that is its failure.
+
+    A busy server's guest may take longer than the agent is given for one call; what is asked here may be asked twice.
+    """
+    deadline = clock.monotonic() + RESTORED_S
+    while True:
+        try:
+            return await hypervisor.agent(desktop, command, arguments(), _AGENT_S)
+        except KmgrError as error:
+            if not isinstance(error, Unavailable) or clock.monotonic() > deadline:
+                raise _GuestFailed(f"its guest agent does not do {command}: {error.message}") from error
+        await clock.sleep(POLL_S)
 
 
 async def set_clock(hypervisor: Hypervisor, clock: Clock, desktop: DesktopId) -> None:
     """Tell a guest that stood still what time it is."""
-    await called(hypervisor, desktop, "guest-set-time", {"time": clock.now_ms() * 1_000_000})
+    await called(hypervisor, clock, desktop, "guest-set-time", lambda: {"time": clock.now_ms() * 1_000_000})

@@ -2,68 +2,21 @@
 
 import asyncio
 import subprocess
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from appliance.lab.node import PrivateLibvirt
-from kmgr.clock import SystemClock
-from kmgr.grid.local import LocalNetwork
 from kmgr.ids import DesktopId, ServerId
-from kmgr.provision.agent import ProvisionAgent, Shape
-from kmgr.provision.display import OPERATION, fetch_screenshot, serve_display, socket_finder
-from kmgr.provision.hypervisor import DomainState, Hypervisor
-from kmgr.provision.libvirt_driver import connect
-from tests.lab.provision import A, B, Office, done
+from kmgr.provision.display import OPERATION, fetch_screenshot
+from kmgr.provision.hypervisor import DomainState
+from tests.lab.provision import A, B, done
+from tests.lab.real_desk import BOOT_S, Real
 
 pytestmark = pytest.mark.libvirt
 
 D1 = DesktopId("dsk-000000000001")
-BOOT_S = 120
-
-
-class Real(Office):
-    """Server a with real QEMU, real disks, real time."""
-
-    def __init__(self, folder: Path, uri: str, image: Path) -> None:
-        self.real = SystemClock()
-        super().__init__(folder, real_clock=self.real)
-        self.hypervisor: Hypervisor = connect(uri, grid="grid-1", deadline_s=5)
-        self.image = image
-        self.socket = socket_finder(folder)
-        self.network = LocalNetwork()
-        serve_display(self.network.port(A), self.grid, self.hypervisor, socket=self.socket)
-        self.start()
-
-    def start(self) -> None:
-        """Start the agent's loop, as the daemon does."""
-        shape = Shape(
-            data_dir=self.folder,
-            grid_id="grid-1",
-            backing=lambda version: self.image if version == "ver-1" else None,
-            display=self.socket,
-        )
-        self.agent = ProvisionAgent(self.grid, self.hypervisor, clock=self.real, shape=shape)
-        self.task = asyncio.create_task(self.agent.run())
-
-    async def stop(self) -> None:
-        """Stop the agent; its desktops run on."""
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
-
-    async def until(self, wanted: Callable[[], object], limit_s: float = BOOT_S) -> float:
-        """Wait until something is so; returns how long it took."""
-        started = time.monotonic()
-        while not wanted():
-            assert time.monotonic() - started < limit_s, f"still {self.states()}, {self.agent.problems()}"
-            await asyncio.sleep(0.1)
-        return time.monotonic() - started
-
-    async def domain(self) -> DomainState | None:
-        """Return how the hypervisor finds the one desktop."""
-        return next((status.state for status in await self.hypervisor.domains()), None)
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,7 @@ async def test_memory_that_cannot_be_shared_is_copied(desk: Warmed) -> None:
     assert not (desk.folder / "warm" / saved_as / "ram").exists()
 
 
-async def test_what_did_not_work_is_tried_again_after_an_hour(desk: Warmed) -> None:
+async def test_what_did_not_work_is_tried_again_after_a_while(desk: Warmed) -> None:
     desk.hypervisor.fail["save_warm"] = "no space"
     await desk.several(1)
     await desk.live(40)

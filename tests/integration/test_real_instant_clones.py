@@ -1,0 +1,137 @@
+"""Real guests restored from a saved memory: each is itself, sleeps until claimed, is whole after kills and cuts."""
+
+import asyncio
+import base64
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from appliance.lab.node import PrivateLibvirt
+from kmgr.ids import DesktopId
+from kmgr.provision import domainxml, warm_files
+from kmgr.provision.hypervisor import DomainState
+from kmgr.provision.model import Origin
+from kmgr.provision.warm import is_builder
+from tests.lab.provision import done
+from tests.lab.real_desk import Real
+
+pytestmark = pytest.mark.libvirt
+
+PATIENCE_S = 300
+NAMES = [DesktopId(f"dsk-00000000000{number}") for number in range(1, 5)]
+LOOK = "hostname; cat /sys/class/net/e*/address; date +%s; ip -4 -o addr show | grep -c 10.0.2; cat /mnt/README"
+
+
+@pytest.fixture(scope="module")
+def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirt]:
+    server = PrivateLibvirt(tmp_path_factory.mktemp("l") / "s", "clones")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def raw(tiny_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("raw") / "ver-1.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny_image), str(path)], check=True, timeout=120)
+    return path
+
+
+@pytest.fixture
+async def real(libvirtd: PrivateLibvirt, raw: Path, tmp_path: Path) -> AsyncIterator[Real]:
+    libvirtd.start()
+    made = Real(tmp_path, libvirtd.uri, raw, mode="shared", max_builds=2, deadline_s=30)
+    await made.found(memory_mib=128)
+    yield made
+    await made.stop()
+    libvirtd.start()
+    for status in await made.hypervisor.domains():
+        await made.hypervisor.remove(status.desktop)
+    await made.hypervisor.close()
+    made.grid.close()
+
+
+async def look(real: Real, desktop: DesktopId) -> list[str]:
+    """Return what a guest says of itself."""
+    program = {"path": "/bin/sh", "arg": ["-c", LOOK], "capture-output": True}
+    pid = (await real.hypervisor.agent(desktop, "guest-exec", program, 20))["pid"]
+    for _ in range(100):
+        told = await real.hypervisor.agent(desktop, "guest-exec-status", {"pid": pid}, 20)
+        if told["exited"]:
+            return base64.b64decode(told["out-data"]).decode().splitlines()
+        await asyncio.sleep(0.2)
+    raise AssertionError("the guest's shell does not end")
+
+
+async def states(real: Real) -> dict[DesktopId, DomainState]:
+    return {status.desktop: status.state for status in await real.hypervisor.domains()}
+
+
+async def all_ready(real: Real) -> None:
+    await real.until(lambda: list(real.states().values()) == ["ready"] * len(NAMES), PATIENCE_S)
+
+
+async def test_each_is_itself_sleeps_until_it_is_claimed_and_boots_from_its_own_disk(
+    real: Real, libvirtd: PrivateLibvirt
+) -> None:
+    for name in NAMES:
+        done(await real.place(name))
+    await all_ready(real)
+    origins = [real.one(name).origin for name in NAMES]
+    assert origins == [Origin.COLD, *[Origin.WARM] * 3], real.agent.vitals()
+    assert not any(is_builder(desktop) for desktop in await states(real))
+    for name in NAMES[1:]:
+        told = await look(real, name)
+        own = real.one(name)
+        assert told[:2] == [own.name, domainxml.mac_address(name, own.generation)]
+        assert abs(int(told[2]) - time.time()) < 5
+        assert told[3:] == ["1", "The test guest's own disk."]
+
+    done(await real.do("template.update", template="tpl", policy={"suspend_standby": True}))
+
+    async def asleep() -> bool:
+        return set((await states(real)).values()) == {DomainState.PAUSED}
+
+    for _ in range(100):
+        if await asleep():
+            break
+        await asyncio.sleep(1)
+    assert await asleep()
+    assert set(real.states().values()) == {"ready"}
+    await asyncio.sleep(3)
+    claimed = DesktopId(done(await real.do("desktop.claim", user="bea", template="tpl"))["desktop"])
+    for _ in range(200):
+        if await real.hypervisor.answers(claimed):
+            break
+        await asyncio.sleep(0.05)
+    assert (await states(real))[claimed] is DomainState.RUNNING
+    assert abs(int((await look(real, claimed))[2]) - time.time()) < 2, "it was told the time"
+
+    done(await real.do("template.update", template="tpl", policy={"suspend_standby": False}))
+    await asyncio.to_thread(libvirtd.power_cut)
+    await asyncio.to_thread(libvirtd.start)
+    await real.until(lambda: sorted(real.states().values()) == ["in_use", *["ready"] * 3], PATIENCE_S)
+    assert set((await states(real)).values()) == {DomainState.RUNNING}
+    assert (await look(real, claimed))[1] == domainxml.mac_address(claimed, 1)
+
+
+async def test_an_agent_that_ends_at_any_moment_leaves_nothing_half(real: Real) -> None:
+    for name in NAMES:
+        done(await real.place(name))
+    for pause in (8, 6, 4, 2, 1, 0.5):
+        await asyncio.sleep(pause)
+        await real.stop()
+        real.start()
+    await all_ready(real)
+    await real.until(lambda: len(warm_files.kept(real.folder)) == 1, PATIENCE_S)
+    await real.until(lambda: real.agent.vitals()["extra"]["warm"]["n"] == 1, 60)
+    assert {status.desktop for status in await real.hypervisor.domains() if not is_builder(status.desktop)} == set(
+        NAMES
+    )
+    assert not any(status.provisional for status in await real.hypervisor.domains())
+    for name in NAMES:
+        if real.one(name).origin is Origin.WARM:
+            assert (await look(real, name))[0] == real.one(name).name
