@@ -25,6 +25,7 @@ from kmgr.provision.capturing import Capturing
 from kmgr.provision.display import serve_display, socket_finder
 from kmgr.provision.lease import MARGIN_S
 from kmgr.provision.libvirt_driver import connect
+from kmgr.provision.libvirt_events import events
 from kmgr.provision.model import Desktop
 from kmgr.replica.images import Images
 from kmgr.templates.importer import Importer
@@ -55,6 +56,7 @@ class Desktops:
         self._images = images
         self._clock = clock
         self._hypervisor = connect(config.libvirt_uri, grid=own.grid)
+        self._events = events(config.libvirt_uri)
         self._display = socket_finder(config.data_dir)
         self.personal = PersonalParts(config, own, log, requests, images, self._hypervisor, clock=clock)
         self.moves = Moves(
@@ -89,6 +91,8 @@ class Desktops:
 
     async def close(self) -> None:
         """Let go of the hypervisor."""
+        if self._events is not None:
+            await self._events.close()
         await self._hypervisor.close()
 
     async def _made(self) -> ProvisionAgent:
@@ -115,6 +119,7 @@ class Desktops:
             shape=shape,
             personal=self.personal.work,
             elsewhere=lambda: {*self.moves.holds(), *self._capturing.holds()},
+            events=self._events,
         )
 
     def _may_run(self, desktop: Desktop) -> bool:
