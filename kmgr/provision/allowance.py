@@ -27,7 +27,7 @@ def why_not_another(db: Database, user: str) -> str:
     held = rows(
         db,
         "select d.name from desktops d join servers s on s.id = d.server where d.user = ? and d.state <> ?"
-        " and (d.kind = 'personal' or (d.state = ? and s.state in (?, ?))) order by d.name",
+        " and d.purpose = 'use' and (d.kind = 'personal' or (d.state = ? and s.state in (?, ?))) order by d.name",
         [user, S.RETIRED, S.IN_USE, ServerState.UP, ServerState.DRAINING],
     )
     if len(held) < most:

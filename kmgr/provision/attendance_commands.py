@@ -12,9 +12,11 @@ from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.rows import Row, one
-from kmgr.provision.commands import owned
+from kmgr.provision.commands import fenced, owned
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import DesktopState as S
+from kmgr.provision.outfit import outfit
+from kmgr.templates.policy import from_json
 
 
 def connected(db: Database, command: Command) -> Outcome:
@@ -66,6 +68,24 @@ def over(db: Database, command: Command) -> Outcome:
     return Applied()
 
 
+def outfitted(db: Database, command: Command) -> Outcome:
+    """Its server starts it again, with what its template says by now. body: desktop, generation, server.
+
+    values: vcpus, memory_mib
+    """
+    row = fenced(db, command)
+    if isinstance(row, Rejected):
+        return row
+    template = one(db, "select vcpus, memory_mib, policy from templates where id = ?", [row["template"]])
+    if template is None:
+        return Applied({"vcpus": row["vcpus"], "memory_mib": row["memory_mib"]})
+    db.execute(
+        "update desktops set vcpus = ?, memory_mib = ?, outfit = ? where id = ?",
+        [template["vcpus"], template["memory_mib"], outfit(from_json(template["policy"])), row["id"]],
+    )
+    return Applied({"vcpus": template["vcpus"], "memory_mib": template["memory_mib"]})
+
+
 def _in_use(db: Database, command: Command) -> Row | Rejected:
     body = command.body
     row = one(db, "select * from desktops where id = ?", [body["desktop"]])
@@ -80,4 +100,5 @@ APPLIERS: Mapping[str, Applier] = {
     "desktop.connected": connected,
     "desktop.disconnected": disconnected,
     "desktop.over": over,
+    "desktop.outfitted": outfitted,
 }

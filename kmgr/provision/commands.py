@@ -20,6 +20,7 @@ from kmgr.provision.lifecycle import LIVING, Event, after
 from kmgr.provision.model import CopyState, Origin, Purpose
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.move_rows import give_up
+from kmgr.provision.outfit import outfit
 from kmgr.templates.model import Kind, Refresh
 from kmgr.templates.policy import computer_name, from_json
 from kmgr.templates.version_commands import count_failure, forget_template, made_now
@@ -56,11 +57,12 @@ def place_below(db: Database, command: Command, limit: Callable[[Row], tuple[int
     name = next_name(db, template)
     db.execute(
         "insert into desktops (id, name, template, version, server, state, generation, vcpus, memory_mib, user,"
-        " claimed_at, step, cause, created_at, changed_at, ready_at, kind)"
-        " values (?, ?, ?, ?, ?, ?, 1, ?, ?, null, null, '', '', ?, ?, null, ?)",
+        " claimed_at, step, cause, created_at, changed_at, ready_at, kind, outfit)"
+        " values (?, ?, ?, ?, ?, ?, 1, ?, ?, null, null, '', '', ?, ?, null, ?, ?)",
         [
             *(body["desktop"], name, template["id"], body["version"], server["id"], S.PLACED),
             *(template["vcpus"], template["memory_mib"], command.at, command.at, template["kind"]),
+            outfit(from_json(template["policy"])),
         ],
     )
     return Applied({"desktop": body["desktop"], "name": name})

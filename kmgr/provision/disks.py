@@ -63,6 +63,14 @@ def make_overlay(path: Path, backing: Path) -> None:
     partial.replace(path)
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file that is there whole or not at all, whatever happens."""
+    partial = path.with_suffix(_UNFINISHED)
+    partial.write_bytes(data)
+    partial.chmod(0o640)
+    partial.replace(path)
+
+
 def copy_overlay(path: Path, source: Path) -> None:
     """Make a desktop's own disk as another one's is now, synced; shared where the file system can.
 

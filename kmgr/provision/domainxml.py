@@ -18,6 +18,7 @@ _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 # The name of the block that the memory of a restored domain is, in QEMU's own words.
 RAM = "kmgr-ram"
 _AGENT = "org.qemu.guest_agent.0"
+_VDAGENT = "com.redhat.spice.0"
 
 
 def domain_name(desktop: DesktopId) -> str:
@@ -138,6 +139,8 @@ def _devices(devices: ET.Element, spec: DomainSpec) -> None:
     ET.SubElement(disk, "driver", name="qemu", type="qcow2", discard="unmap")
     ET.SubElement(disk, "source", file=spec.disk)
     ET.SubElement(disk, "target", dev="vda", bus="virtio")
+    if spec.seed:
+        _seed(devices, spec.seed)
     _network(devices, spec)
     ET.SubElement(devices, "controller", type="usb", model="qemu-xhci")
     ET.SubElement(devices, "input", type="tablet", bus="usb")
@@ -147,11 +150,32 @@ def _devices(devices: ET.Element, spec: DomainSpec) -> None:
     ET.SubElement(ET.SubElement(devices, "video"), "model", type="vga", vram="16384")
     channel = ET.SubElement(devices, "channel", type="unix")
     ET.SubElement(channel, "target", type="virtio", name=_AGENT)
+    if spec.devices.clipboard:
+        _clipboard(devices)
+    if spec.devices.sound:
+        ET.SubElement(devices, "sound", model="ich9")
+        ET.SubElement(devices, "audio", id="1", type="none")
     serial = ET.SubElement(devices, "serial", type="file")
     ET.SubElement(serial, "source", path=spec.log)
     rng = ET.SubElement(devices, "rng", model="virtio")
     _text(rng, "backend", "/dev/urandom", model="random")
     ET.SubElement(devices, "memballoon", model="virtio")
+
+
+def _seed(devices: ET.Element, path: str) -> None:
+    disk = ET.SubElement(devices, "disk", type="file", device="cdrom")
+    ET.SubElement(disk, "driver", name="qemu", type="raw")
+    ET.SubElement(disk, "source", file=path)
+    ET.SubElement(disk, "target", dev="sda", bus="sata")
+    ET.SubElement(disk, "readonly")
+
+
+def _clipboard(devices: ET.Element) -> None:
+    """Let QEMU's display share its clipboard with the guest's vdagent."""
+    channel = ET.SubElement(devices, "channel", type="qemu-vdagent")
+    source = ET.SubElement(channel, "source")
+    ET.SubElement(source, "clipboard", copypaste="yes")
+    ET.SubElement(channel, "target", type="virtio", name=_VDAGENT)
 
 
 def _network(devices: ET.Element, spec: DomainSpec) -> None:

@@ -97,6 +97,12 @@ class FakeHypervisor:
         elif old.provisional:
             self._domains[spec.desktop] = replace(old, provisional=False)
 
+    async def redefine(self, spec: DomainSpec) -> None:
+        """Keep the new spec."""
+        self._check()
+        self._maybe_fail("define")
+        self._domains[spec.desktop] = replace(self._one(spec.desktop), spec=spec)
+
     async def start(self, desktop: DesktopId) -> None:
         """Begin to boot."""
         self._check()

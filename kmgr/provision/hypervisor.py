@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from kmgr.errors import Unavailable
 from kmgr.ids import DesktopId
+from kmgr.templates.policy import NO_DEVICES, Devices
 
 
 class DomainState(StrEnum):
@@ -28,7 +29,8 @@ class DomainSpec:
     """All that makes a desktop's domain. `network` is `user`, `bridge:NAME` or `network:NAME`; memory in MiB.
 
     A `personal` one is marked as such: it runs only under a lease, whoever looks at it. `ram` is the file that a
-    builder's memory lies in, so that the desktops restored from it share that (empty: memory of its own).
+    builder's memory lies in, so that the desktops restored from it share that (empty: memory of its own). `seed` is a
+    disk for the first boot of the guest, read-only (empty: none).
     """
 
     desktop: DesktopId
@@ -45,6 +47,8 @@ class DomainSpec:
     network: str
     personal: bool = False
     ram: str = ""
+    seed: str = ""
+    devices: Devices = NO_DEVICES
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,10 @@ class Hypervisor(Protocol):
 
     async def define(self, spec: DomainSpec) -> None:
         """Make the domain on its existing disk, powered off; replaces an older generation's definition."""
+        ...
+
+    async def redefine(self, spec: DomainSpec) -> None:
+        """Give an existing domain of the same generation this spec, which counts from its next start on."""
         ...
 
     async def start(self, desktop: DesktopId) -> None:
@@ -137,6 +145,10 @@ class NoHypervisor:
         raise Unavailable(self.reason)
 
     async def define(self, spec: DomainSpec) -> None:
+        """Raise the reason."""
+        raise Unavailable(self.reason)
+
+    async def redefine(self, spec: DomainSpec) -> None:
         """Raise the reason."""
         raise Unavailable(self.reason)
 

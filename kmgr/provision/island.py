@@ -33,7 +33,7 @@ from kmgr.provision.model import DesktopState as S
 from kmgr.templates.model import Kind
 
 # What a row has that an island of an older release recorded without it.
-_LACKING = {"kind": "pooled", "origin": "cold", "trouble": "", "purpose": "use"}
+_LACKING = {"kind": "pooled", "origin": "cold", "trouble": "", "purpose": "use", "outfit": ""}
 # What must have happened to a desktop of the grid's record so that it is in the island's state.
 _WAYS: Mapping[S, tuple[Event, ...]] = {
     S.PLACED: (),
@@ -46,7 +46,7 @@ _WAYS: Mapping[S, tuple[Event, ...]] = {
 _COLUMNS = (
     "id", "name", "template", "version", "server", "state", "generation", "vcpus", "memory_mib", "user", "claimed_at",
     "step", "cause", "created_at", "changed_at", "ready_at", "kind", "moving_to", "connected_at", "disconnected_at",
-    "origin", "trouble", "purpose",
+    "origin", "trouble", "purpose", "outfit",
 )  # fmt: skip
 
 

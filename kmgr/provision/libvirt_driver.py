@@ -97,6 +97,15 @@ class LibvirtDriver:
 
         await self._call(define)
 
+    async def redefine(self, spec: DomainSpec) -> None:
+        """Change the domain's definition; one that runs goes on with its former one."""
+
+        def redefine(connection: Any) -> None:
+            self._one(connection, spec.desktop)  # ours, and there
+            connection.defineXML(domainxml.render(spec))
+
+        await self._call(redefine)
+
     async def start(self, desktop: DesktopId) -> None:
         """Start or resume the domain."""
 

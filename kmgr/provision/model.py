@@ -72,6 +72,7 @@ class Desktop:
     origin: Origin = Origin.COLD
     trouble: Trouble | None = None
     purpose: Purpose = Purpose.USE
+    outfit: str = ""
 
     @property
     def personal(self) -> bool:

@@ -13,7 +13,7 @@ create table if not exists desktops (
     created_at integer not null, changed_at integer not null, ready_at integer,
     kind text not null default 'pooled', moving_to text, connected_at integer, disconnected_at integer,
     origin text not null default 'cold', trouble text not null default '',
-    purpose text not null default 'use'
+    purpose text not null default 'use', outfit text not null default ''
 );
 create index if not exists desktops_by_server on desktops (server, state);
 create index if not exists desktops_by_host_name on desktops (lower(name));

@@ -17,17 +17,19 @@ from kmgr.grid.envelope import Applied, Rejected
 from kmgr.grid.port import Grid
 from kmgr.grid.queries import settings
 from kmgr.ids import DesktopId, VersionId
-from kmgr.provision import disks
+from kmgr.provision import disks, seed
 from kmgr.provision.arriving import Making
 from kmgr.provision.causes import counts, recognise
 from kmgr.provision.hypervisor import DomainSpec, DomainState, Hypervisor
 from kmgr.provision.lease import MARGIN_S, Lease
 from kmgr.provision.model import Desktop, DesktopState, Origin
+from kmgr.provision.outfit import pending
 from kmgr.provision.personal_disks import PersonalDisks
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.timely import Blocking
 from kmgr.provision.warm import Key
 from kmgr.provision.warming import Order, Warming, set_clock
+from kmgr.templates.policy import USUAL, Seed
 from kmgr.templates.queries import template
 
 logger = logging.getLogger(__name__)
@@ -134,6 +136,7 @@ class Work:
             await self.fail(desktop, "run", "its disk is gone from this server: somebody removed it by hand")
             return
         try:
+            desktop = await self._outfitted(desktop)
             await self._start(desktop)
         except Refused as error:
             await self.fail(desktop, "start", error.message)
@@ -165,6 +168,7 @@ class Work:
             if not await self._blocking(self._disk(desktop.id).exists):
                 await self.fail(desktop, "run", "its disk is gone from this server: somebody removed it by hand")
                 return
+            desktop = await self._outfitted(desktop, has_domain=False)
             await _step("domain", self._hypervisor.define(self._spec(desktop)))
             await _step("start", self._start(desktop))
         except (Refused, OSError) as error:
@@ -212,9 +216,38 @@ class Work:
             return Origin.WARM
         if not kept or not await self._blocking(disk.exists):
             await _step("linked clone", self._blocking(lambda: self._clone(desktop, disk)))
+        await _step("seed", self._seeded(desktop))
         await _step("domain", self._hypervisor.define(self._spec(desktop)))
         await _step("start", self._start(desktop))
         return Origin.COLD
+
+    async def _outfitted(self, desktop: Desktop, *, has_domain: bool = True) -> Desktop:
+        """Give a desktop that is to be started what its template says by now; return it as it is then."""
+        with self._grid.view() as db:
+            made_from = template(db, desktop.template)
+        await self._seeded(desktop)
+        if made_from is None or not pending(desktop, made_from):
+            return desktop
+        try:
+            if not await self._report("desktop.outfitted", desktop):
+                return desktop
+        except KmgrError as error:  # it starts with what it had rather than not at all
+            logger.info("a desktop starts as it was", extra={"desktop": desktop.name, "cause": error.message})
+            return desktop
+        with self._grid.view() as db:
+            desktop = find_desktop(db, desktop.id) or desktop
+        if has_domain:
+            await self._hypervisor.redefine(self._spec(desktop))
+        logger.info("a desktop has what its template says now", extra={"desktop": desktop.name})
+        return desktop
+
+    async def _seeded(self, desktop: Desktop) -> None:
+        """Write the disk for the guest's first boot, if its template wants one."""
+        with self._grid.view() as db:
+            made_from = template(db, desktop.template)
+        made = seed.disk(desktop, made_from.policy, template=made_from.name) if made_from is not None else b""
+        if made:
+            await self._blocking(lambda: disks.write_whole(self._seed(desktop.id), made))
 
     async def _start(self, desktop: Desktop) -> None:
         self._check_lease(desktop)
@@ -275,7 +308,7 @@ class Work:
         if self._personal is not None and (retired or not self._personal.disks.set_aside(desktop)):
             self._personal.disks.forget(desktop)
         disks.remove_overlay(self._disk(desktop))
-        for leftover in (self._shape.display(desktop), self._log(desktop)):
+        for leftover in (self._shape.display(desktop), self._log(desktop), self._seed(desktop)):
             leftover.unlink(missing_ok=True)
 
     async def _report(self, command: str, desktop: Desktop, **more: Any) -> bool:
@@ -294,6 +327,7 @@ class Work:
     def _spec(self, desktop: Desktop) -> DomainSpec:
         with self._grid.view() as db:
             made_from = template(db, desktop.template)
+        policy = made_from.policy if made_from is not None else USUAL
         return DomainSpec(
             desktop=desktop.id,
             generation=desktop.generation,
@@ -308,10 +342,15 @@ class Work:
             accelerator=self._shape.accelerator,
             network=self._shape.network,
             personal=desktop.personal,
+            seed=str(self._seed(desktop.id)) if policy.seed is not Seed.NONE else "",
+            devices=policy.devices,
         )
 
     def _disk(self, desktop: DesktopId) -> Path:
         return disks.overlay_path(self._shape.data_dir, desktop)
+
+    def _seed(self, desktop: DesktopId) -> Path:
+        return self._shape.data_dir / "desktops" / f"{desktop}.seed.iso"
 
     def _log(self, desktop: DesktopId) -> Path:
         return self._shape.data_dir / "desktops" / f"{desktop}.log"

@@ -112,6 +112,9 @@ class Devices:
     sound: bool = False
 
 
+NO_DEVICES = Devices()
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """The rules of one template.
@@ -136,7 +139,7 @@ class Policy:
     holiday_standby: int = 0
     suspend_standby: bool = False
     network: str = ""
-    devices: Devices = Devices()
+    devices: Devices = NO_DEVICES
     name_pattern: str = DEFAULT_NAME
     instant_clone: Clones = Clones.AUTO
     seed: Seed = Seed.NONE

@@ -189,6 +189,7 @@ BODIES: Mapping[str, str] = {
     "desktop.connected": REPORT,
     "desktop.disconnected": REPORT,
     "desktop.over": "desktop user generation connected_at disconnected_at why",
+    "desktop.outfitted": REPORT,
     "desktop.take_over": "desktop generation server lost_at target",
     "desktop.bench": "desktop template version server purpose user",
     "desktop.capture": "desktop version image notes ?keep ?publish ?new_template",

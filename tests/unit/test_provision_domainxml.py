@@ -11,6 +11,7 @@ import pytest
 from kmgr.ids import DesktopId
 from kmgr.provision.domainxml import domain_name, mac_address, ours, render
 from kmgr.provision.hypervisor import DomainSpec
+from kmgr.templates.policy import Devices
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "domainxml"
 PLAIN = DomainSpec(
@@ -32,6 +33,7 @@ SPECS = {
     "tcg-user": PLAIN,
     "kvm-bridge": replace(PLAIN, accelerator="kvm", network="bridge:br0"),
     "tcg-network": replace(PLAIN, network="network:default"),
+    "seed-and-devices": replace(PLAIN, seed="/d/dsk.seed.iso", devices=Devices(clipboard=True, sound=True)),
     "awkward-names": replace(PLAIN, name='a"<b>&c', template="ö ' x", disk="/d/a & b.qcow2"),
 }
 
@@ -78,7 +80,7 @@ def test_a_mark_that_somebody_spoilt_is_nobodys(good: str, spoilt: str) -> None:
 
 @pytest.mark.parametrize("field", [f.name for f in fields(DomainSpec)])
 def test_every_part_of_the_spec_matters(field: str) -> None:
-    other = {
+    other: object = {
         "generation": 4,
         "vcpus": 3,
         "memory_mib": 1024,
@@ -87,6 +89,7 @@ def test_every_part_of_the_spec_matters(field: str) -> None:
         "disk": "/x",
         "display": "/x",
         "log": "/x",
+        "devices": Devices(sound=True),
     }.get(field, "another")
     assert render(replace(PLAIN, **{field: other})) != render(PLAIN)  # type: ignore[arg-type]
 
