@@ -340,7 +340,7 @@ class Work:
             display=str(self._shape.display(desktop.id)),
             log=str(self._log(desktop.id)),
             accelerator=self._shape.accelerator,
-            network=self._shape.network,
+            network=f"network:{policy.network}" if policy.network else self._shape.network,
             personal=desktop.personal,
             seed=str(self._seed(desktop.id)) if policy.seed is not Seed.NONE else "",
             devices=policy.devices,
