@@ -120,6 +120,11 @@ class Warming:
         except (Refused, OSError) as error:
             await self._blocking(lambda: warm_files.remove(self._data_dir, order.key))
             self._give_up(order.key, str(error))
+        except Unavailable:
+            raise  # nothing is wrong with it: the next look begins again
+        except Exception:
+            self._give_up(order.key, "saving its memory failed by a bug of kmgr, see the server's log")
+            raise
         else:
             (await self._loaded())[made.key] = made
             took = round(self._clock.monotonic() - started, 1)
@@ -245,7 +250,7 @@ class Warming:
         started = await called(self._hypervisor, self._clock, desktop, "guest-exec", lambda: program)
         while True:
             told = await called(
-                self._hypervisor, self._clock, desktop, "guest-exec-status", {"pid": started.get("pid")}
+                self._hypervisor, self._clock, desktop, "guest-exec-status", lambda: {"pid": started.get("pid")}
             )
             if told.get("exited"):
                 return base64.b64decode(told.get("out-data", "")).decode(errors="replace")
