@@ -29,25 +29,25 @@ async def measure(folder: Path, runs: int) -> list[Figure]:
 
 
 async def _measured(server: PrivateLibvirt, folder: Path, runs: int) -> Figure:
-    raw = await asyncio.to_thread(_image, folder)
+    raw = await asyncio.to_thread(image, folder)
     driver = connect(server.uri, grid=GRID)
     bare = libvirt.open(server.uri)
 
     async def ours(turn: int) -> float:
-        spec = _spec(folder, f"dsk-ours{turn}")
+        made = spec(folder, f"dsk-ours{turn}")
         watch = Stopwatch()
-        await asyncio.to_thread(disks.make_overlay, Path(spec.disk), raw)
-        await driver.define(spec)
-        await driver.start(spec.desktop)
+        await asyncio.to_thread(disks.make_overlay, Path(made.disk), raw)
+        await driver.define(made)
+        await driver.start(made.desktop)
         took = watch.ms()
-        await driver.remove(spec.desktop)
+        await driver.remove(made.desktop)
         return took
 
     def by_hand(turn: int) -> float:
-        spec = _spec(folder, f"dsk-hand{turn}")
-        xml = domainxml.render(spec)
+        made = spec(folder, f"dsk-hand{turn}")
+        xml = domainxml.render(made)
         watch = Stopwatch()
-        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(raw), spec.disk]
+        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(raw), made.disk]
         subprocess.run(create, check=True)
         domain = bare.defineXML(xml)
         domain.create()
@@ -67,14 +67,16 @@ async def _measured(server: PrivateLibvirt, folder: Path, runs: int) -> Figure:
     return figure("desktop: clone + define + start", mine, unit="ms", floor=low)
 
 
-def _image(folder: Path) -> Path:
+def image(folder: Path) -> Path:
+    """Return the test guest as a raw file, in a folder made for its desktops."""
     (folder / "desktops").mkdir()
     raw = folder / "image.raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", tiny.cached(), raw], check=True)
     return raw
 
 
-def _spec(folder: Path, desktop: str) -> DomainSpec:
+def spec(folder: Path, desktop: str) -> DomainSpec:
+    """Return what the domain of one is made from."""
     return DomainSpec(
         desktop=DesktopId(desktop),
         generation=1,

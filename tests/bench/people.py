@@ -47,6 +47,12 @@ class Caller:
         self._token = told["token"]
         return self
 
+    def elsewhere(self, server: Server) -> "Caller":
+        """Return the same person at another server: a log-in holds at all of them."""
+        other = Caller(server)
+        other._token = self._token
+        return other
+
     async def ask(self, method: str, path: str, body: Any = None) -> Any:
         """Send a request and return what came, parsed if it is JSON; refusals are errors."""
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}

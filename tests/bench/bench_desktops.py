@@ -1,0 +1,59 @@
+"""`python -m tests.bench.bench_desktops [PART …] [--short]`: what a desktop costs, beside its floor in the same run.
+
+Real QEMU (emulated where there is no KVM), real disks, real daemons; medians. Nothing
+else should run meanwhile. Parts: `start` (clone, define, start against libvirt's bare
+create), `clones` (restored from a saved memory against booted: time, memory, disk),
+`claims` (a click against an answering guest, and a storm of log-ins).
+"""
+
+import argparse
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.bench import desktop_bare, desktop_claims, desktop_clones
+from tests.bench.__main__ import machine
+from tests.bench.harness import ROOT, Figure, report
+
+Part = Callable[[Path, bool], Coroutine[Any, Any, list[Figure]]]
+
+PARTS: Mapping[str, Part] = {
+    "start": desktop_bare.measure,
+    "clones": desktop_clones.measure,
+    "claims": desktop_claims.measure,
+}
+
+
+def main() -> int:
+    """Measure what was asked for, print and write it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_desktops", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all without any")
+    parser.add_argument("--short", action="store_true", help="fewer runs: to see that it works")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench-desktops.json")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    if os.geteuid() != 0:
+        print("bench: namespaces and libvirt need root: run it with sudo", file=sys.stderr)
+        return 1
+    print(machine(), flush=True)
+    figures: list[Figure] = []
+    for name in options.parts or PARTS:
+        # Short, because QEMU's sockets lie in it; under /var/tmp, because figures about disks need a disk.
+        folder = Path(tempfile.mkdtemp(prefix="kmgr-", dir="/var/tmp"))
+        try:
+            print(f"measuring: {name}", flush=True)
+            figures += asyncio.run(PARTS[name](folder, options.short))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    report(figures, path=options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
