@@ -5,22 +5,19 @@ attempt off, the next round begins it anew, and the version's id is the same. Wh
 it stands, nobody else does anything with the desktop (`holds`). Runs in the daemon's loop.
 """
 
-import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from kmgr.clock import Clock
 from kmgr.errors import KmgrError, OutcomeUnknown, Refused, Unavailable
 from kmgr.grid.envelope import Rejected
 from kmgr.grid.port import Grid
-from kmgr.grid.rows import rows
-from kmgr.ids import DesktopId, ServerId, VersionId
+from kmgr.ids import DesktopId, VersionId
 from kmgr.provision import disks
+from kmgr.provision.capture_queries import WANTED, Capture, captures
 from kmgr.provision.flatten import flatten
 from kmgr.provision.hypervisor import DomainState, Hypervisor
 from kmgr.provision.model import Desktop, DesktopState
@@ -38,27 +35,6 @@ _LOOK_S = 1.0
 _CALL_S = 10.0
 # Attempts that were cut off (no majority, no answer) before it is given up.
 _MOST_TRIES = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """A version that is to be made of a desktop's disk. `state` is wanted or failed; `step`, `cause`: why it failed.
-
-    `how` says what becomes of version and desktop: publish, template, keep.
-    """
-
-    desktop: DesktopId
-    generation: int
-    server: ServerId
-    version: VersionId
-    image: str
-    notes: str
-    how: Mapping[str, Any]
-    by: str
-    at: int
-    state: str
-    step: str
-    cause: str
 
 
 class Capturing:
@@ -200,12 +176,8 @@ class Capturing:
 
     def _wanted(self) -> tuple[Capture, ...]:
         with self._grid.view() as db:
-            found = rows(
-                db,
-                "select * from captures where server = ? and state = 'wanted' order by at, desktop",
-                [self._grid.server],
-            )
-        return tuple(capture_of_row(row) for row in found)
+            found = captures(db, server=self._grid.server)
+        return tuple(one for one in found if one.state == WANTED)
 
 
 class _Failed(Refused):
@@ -214,8 +186,3 @@ class _Failed(Refused):
     def __init__(self, step: str, cause: str) -> None:
         super().__init__(cause)
         self.step = step
-
-
-def capture_of_row(row: Mapping[str, Any]) -> Capture:
-    """Make a record from a row."""
-    return Capture(**{**row, "how": json.loads(row["how"])})

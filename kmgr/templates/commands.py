@@ -30,9 +30,12 @@ def create_template(db: Database, command: Command) -> Outcome:
     """Add a template.
 
     body: template, name, notes, image, version, vcpus, memory_mib, standby, maximum, refresh, kind? (pooled),
-    policy? (what differs from the usual one)
+    policy? (what differs from the usual one), parent? (the template that it is derived from)
     """
     body = command.body
+    parent = str(body.get("parent", ""))
+    if parent and one(db, "select id from templates where id = ?", [parent]) is None:
+        return Rejected("not_found", f"there is no template {parent} to derive one from")
     if problem := name_problem(body["name"]):
         return Rejected("refused", problem)
     if one(db, "select id from templates where name = ?", [body["name"]]):
@@ -47,12 +50,12 @@ def create_template(db: Database, command: Command) -> Outcome:
         return policy
     db.execute(
         "insert into templates (id, name, notes, image, version, vcpus, memory_mib, standby, maximum, refresh,"
-        " enabled, broken_cause, next_number, created_at, changed_at, kind, policy)"
-        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, '', 1, ?, ?, ?, ?)",
+        " enabled, broken_cause, next_number, created_at, changed_at, kind, policy, parent)"
+        " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, '', 1, ?, ?, ?, ?, ?)",
         [
             *(body[name] for name in ("template", "name", "notes", "image", "version", "vcpus", "memory_mib")),
             *(body["standby"], body["maximum"], policy.refresh, command.at, command.at),
-            *(body.get("kind", Kind.POOLED), to_json(policy)),
+            *(body.get("kind", Kind.POOLED), to_json(policy), parent),
         ],
     )
     first_version(db, command, str(body["template"]), str(body["version"]))
@@ -133,7 +136,12 @@ def delete_image(db: Database, command: Command) -> Outcome:
     image = one(db, "select id, name from images where id = ?", [command.body["image"]])
     if image is None:
         return Rejected("not_found", f"there is no golden image {command.body['image']}")
-    users = rows(db, "select name from templates where image = ? order by name", [image["id"]])
+    users = rows(
+        db,
+        "select t.name from templates t where t.image = ? or exists (select 1 from canaries c join versions v"
+        " on v.id = c.version where c.template = t.id and v.image = ?) order by t.name",
+        [image["id"], image["id"]],
+    )
     if users:
         names = ", ".join(row["name"] for row in users)
         return Rejected("conflict", f"golden image {image['name']} is used by {names}: delete these templates first")

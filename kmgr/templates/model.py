@@ -30,7 +30,7 @@ class Template:
     exist in all. `name` is also the stem of desktop names, so it is a host name.
     `broken_cause` is set when refilling was stopped after repeated failures.
     `kind` never changes: what its desktops are to their users must not change under them.
-    `refresh` is the policy's own, always.
+    `refresh` is the policy's own, always. `parent` is the template that it was derived from.
     """
 
     id: TemplateId
@@ -49,6 +49,7 @@ class Template:
     changed_at: int
     kind: Kind = Kind.POOLED
     policy: Policy = USUAL
+    parent: TemplateId | None = None
 
 
 def name_problem(name: object) -> str:

@@ -35,6 +35,7 @@ def template_of_row(row: Row) -> Template:
         "refresh": refresh,
         "enabled": bool(row["enabled"]),
         "kind": Kind(row["kind"]),
+        "parent": TemplateId(row["parent"]) if row["parent"] else None,
         "policy": replace(from_json(row["policy"]), refresh=refresh),
     }
     return Template(**{**kept, **read})

@@ -6,7 +6,7 @@ create table if not exists templates (
     vcpus integer not null, memory_mib integer not null, standby integer not null, maximum integer not null,
     refresh text not null, enabled integer not null, broken_cause text not null, next_number integer not null,
     created_at integer not null, changed_at integer not null, kind text not null default 'pooled',
-    policy text not null default ''
+    policy text not null default '', parent text not null default ''
 );
 create table if not exists template_versions (
     template text not null, version text not null, number integer not null, notes text not null,

@@ -13,7 +13,7 @@ from sqlite_utils import Database
 from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
-from kmgr.grid.rows import Row, one
+from kmgr.grid.rows import Row, one, scalar
 from kmgr.ids import VersionId
 from kmgr.replica.model import VersionState
 from kmgr.templates import canary
@@ -58,11 +58,12 @@ def canary_passed(db: Database, command: Command) -> Outcome:
     if isinstance(found, Rejected):
         return found
     row, running = found
-    problem = version_problem(db, row["image"], running["version"])
+    image = _image_of(db, running["version"])
+    problem = version_problem(db, image, running["version"])
     if problem:
         return Rejected("refused", problem)
     db.execute("delete from canaries where template = ?", [row["id"]])
-    _become_default(db, command, row, running["version"], row["image"])
+    _become_default(db, command, row, running["version"], image)
     number = _number(db, running["version"])
     note(db, command, "template", row["id"], f"template {row['name']}: version {number} passed its canary")
     return Applied()
@@ -103,7 +104,8 @@ def roll_back(db: Database, command: Command) -> Outcome:
         return Applied({"version": row["version"]})
     target = _target(db, row, wanted)
     problem = "" if target else f"template {row['name']} has no version to go back to: publish another one"
-    problem = problem or version_problem(db, row["image"], target)
+    image = _image_of(db, target)
+    problem = problem or version_problem(db, image, target)
     problem = problem or _expiry_passed(db, row, target, command.at)
     if problem:
         return Rejected("refused", problem)
@@ -113,7 +115,7 @@ def roll_back(db: Database, command: Command) -> Outcome:
     record(db, command, row["id"], row["version"], "")
     _set_stand(db, row["id"], row["version"], Stand.WITHDRAWN, cause=f"{command.by} went back to another version")
     record(db, command, row["id"], target, "")
-    _become_default(db, command, row, target, row["image"])
+    _become_default(db, command, row, target, image)
     left, now = _number(db, row["version"]), _number(db, target)
     note(db, command, "template", row["id"], f"template {row['name']} went back from version {left} to {now}")
     return Applied({"version": target})
@@ -246,6 +248,7 @@ def forget_template(db: Database, template: str) -> None:
     """Drop all that is known of a template's versions, with the template."""
     for table in ("template_versions", "template_tags", "canaries"):
         db.execute(f"delete from {table} where template = ?", [template])  # noqa: S608 - own names
+    db.execute("update templates set parent = '' where parent = ?", [template])
 
 
 def expired(db: Database, template: str, version: str) -> bool:
@@ -279,8 +282,6 @@ def _begin(db: Database, command: Command, row: Row, version: str, *, size: int)
     running = one(db, "select * from canaries where template = ?", [row["id"]])
     if running is not None and running["version"] == version:
         return Rejected("conflict", f"the canary of that version is under way in template {row['name']}")
-    if str(body.get("image", row["image"])) != row["image"]:
-        return Rejected("refused", "a template changes its golden image without a canary")
     _end_canary(db, row, running, because="another version was published meanwhile")
     record(db, command, row["id"], version, str(body.get("notes", "")))
     _set_stand(db, row["id"], version, Stand.CANARY)
@@ -412,6 +413,11 @@ def _dates_problem(soft: object, hard: object) -> str:
 
 def _notes_problem(notes: object) -> str:
     return "" if isinstance(notes, str) and len(notes) <= 2000 else "notes are a text of at most 2000 characters"
+
+
+def _image_of(db: Database, version: str) -> str:
+    """Return the golden image of a version; a template may have changed to another line since."""
+    return str(scalar(db, "select image from versions where id = ?", [version], default=""))
 
 
 def _number(db: Database, version: str) -> str:

@@ -13,7 +13,8 @@ import kmgr.replica.queries as replica_queries
 import kmgr.templates.queries as template_queries
 from kmgr.errors import NotFound
 from kmgr.ids import TemplateId, VersionId
-from kmgr.provision.model import DesktopState
+from kmgr.provision.capture_queries import Capture, captures
+from kmgr.provision.model import DesktopState, Purpose
 from kmgr.replica.model import Version, VersionState
 from kmgr.templates.model import Template
 from kmgr.templates.version_queries import canaries, tags, template_versions
@@ -43,8 +44,40 @@ def version_of(services: Services, template: str, wanted: str | int) -> Item:
     raise NotFound(f"this template has no version {wanted}")
 
 
+def bench(services: Services, template: str) -> list[Item]:
+    """Return the desktops of a template that are edited or tested, by name, and the versions being made of them."""
+    with services.grid.view() as db:
+        found = [
+            one
+            for one in provision_queries.desktops(db, template=TemplateId(template))
+            if one.state is not DesktopState.RETIRED
+        ]
+        numbers = {one.id: one.number for one in replica_queries.versions(db)}
+        wanted = {one.desktop: one for one in captures(db)}
+    return [
+        {
+            "id": one.id,
+            "name": one.name,
+            "user": one.user,
+            "state": str(one.state),
+            "purpose": str(one.purpose),
+            "number": numbers.get(one.version, 0),
+            "capture": _capture(wanted.get(one.id)),
+        }
+        for one in found
+        if one.purpose is not Purpose.USE or one.id in wanted
+    ]
+
+
+def _capture(capture: Capture | None) -> Item | None:
+    if capture is None:
+        return None
+    told = (capture.state, capture.image, capture.notes, capture.step, capture.cause, capture.at)
+    return dict(zip(("state", "image", "notes", "step", "cause", "at"), told, strict=True))
+
+
 def rollouts(db: Database) -> Mapping[TemplateId, Item]:
-    """Return of each template its `canary` (None: none goes on) and `before`, the number to go back to (or None)."""
+    """Return of each template its `canary`, `before`, the number to go back to, and `parent`; each may be None."""
     going = {one.template: one for one in canaries(db)}
     noted: dict[TemplateId, list[TemplateVersion]] = {}
     for one in template_versions(db):
@@ -58,6 +91,7 @@ def rollouts(db: Database) -> Mapping[TemplateId, Item]:
         found[template.id] = {
             "canary": _canary(canary, own, states.get(template.id, {})) if canary else None,
             "before": former.number if former else None,
+            "parent": template.parent,
         }
     return found
 

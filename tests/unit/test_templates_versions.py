@@ -11,6 +11,7 @@ from kmgr.grid.queries import events
 from kmgr.grid.store import Store
 from kmgr.ids import TemplateId
 from kmgr.registry import SCHEMAS
+from kmgr.templates.queries import templates
 from kmgr.templates.version_queries import canaries, rollouts, tags, template_versions
 from kmgr.templates.versions import Rollout, Stand, TemplateVersion, tags_of
 from tests.lab.outcomes import rejected as rejected_as
@@ -150,7 +151,6 @@ def test_a_canary_mends_a_template_whose_present_version_is_broken(line: Line) -
         ({"version": "ver-x"}, "no version ver-x"),
         ({"version": "ver-none", "canary": 1}, "no version ver-none"),
         ({"version": "ver-1", "canary": 1}, "from that version already"),
-        ({"canary": 1, "image": "img-other", "version": "ver-x"}, "without a canary"),
         ({"notes": 3}, "notes are a text"),
     ],
 )
@@ -246,3 +246,21 @@ def test_nothing_of_a_deleted_template_stays(line: Line) -> None:
     line.do("template.tag", template=TPL, tag="a", version="ver-1")
     line.do("template.delete", template=TPL)
     assert (template_versions(line.db), canaries(line.db), tags(line.db)) == ((), (), {})
+
+
+def test_a_template_may_change_to_another_image_and_back(line: Line) -> None:
+    line.publish("ver-x", image="img-other", canary=1)
+    assert "used by office" in rejected_as(line.do("image.delete", image="img-other"), "conflict")
+    line.do("template.canary_passed", template=TPL, version="ver-x")
+    assert (line.template.image, line.template.version) == ("img-other", "ver-x")
+    assert line.do("template.roll_back", template=TPL) == Applied({"version": "ver-1"})
+    assert line.template.image == "img-debian"
+
+
+def test_a_template_is_derived_from_another_one_and_survives_it(line: Line) -> None:
+    assert rejected_as(line.create("child", template="tpl-2", parent="tpl-none"), "not_found")
+    assert isinstance(line.create("child", template="tpl-2", parent=TPL), Applied)
+    child = TemplateId("tpl-2")
+    assert [one.parent for one in templates(line.db) if one.id == child] == [TPL]
+    line.do("template.delete", template=TPL)
+    assert [one.parent for one in templates(line.db)] == [None]

@@ -151,13 +151,27 @@ COMPONENTS: Mapping[str, Schema] = {
             "kind": one_of("pooled", "personal"), "enabled": FLAG, "broken_cause": TEXT,
             "ready": WHOLE, "building": WHOLE, "in_use": WHOLE, "broken": WHOLE,
             "assignments": many(ref("Assignment")), "created_at": STAMP, "changed_at": STAMP,
-            "canary": maybe(ref("Canary")), "before": maybe(WHOLE),
+            "canary": maybe(ref("Canary")), "before": maybe(WHOLE), "parent": maybe(TEXT),
         }
     ),
     "Canary": record(
         {
             "version": TEXT, "number": WHOLE, "size": WHOLE, "ready": WHOLE, "building": WHOLE, "failed": WHOLE,
             "cause": TEXT, "watch_s": WHOLE, "patience_s": WHOLE, "at": STAMP, "by": TEXT,
+        }
+    ),
+    "BenchDesktop": record(
+        {
+            "id": TEXT, "name": TEXT, "user": maybe(TEXT), "number": WHOLE, "purpose": one_of("edit", "test", "use"),
+            "state": one_of("placed", "building", "ready", "in_use", "broken", "retired"),
+            "capture": maybe(
+                record(
+                    {
+                        "state": one_of("wanted", "failed"), "image": TEXT, "notes": TEXT, "step": TEXT,
+                        "cause": TEXT, "at": STAMP,
+                    }
+                )
+            ),
         }
     ),
     "TemplateVersion": record(

@@ -23,6 +23,7 @@ from kmgr.web.console import (
     published,
     servers,
     settings,
+    template_wizard,
     templates,
 )
 from kmgr.web.policies import zone as shown_zone
@@ -63,6 +64,7 @@ def add_routes(app: web.Application) -> None:
         servers,
         images,
         templates,
+        template_wizard,
         published,
         policies,
         desktops,
@@ -126,7 +128,23 @@ def _templates(request: web.Request) -> Values:
     services = request.app[SERVICES]
     found = present.images(services)
     newest = {image["id"]: max((one["number"] for one in image["versions"]), default=0) for image in found}
-    return {"templates": present.templates(services), "images": found, "newest": newest}
+    return {"templates": in_tree(present.templates(services)), "images": found, "newest": newest}
+
+
+def in_tree(templates: list[Values]) -> list[Values]:
+    """Return templates so that derived ones follow the one that they come from, each with its `depth`."""
+    known = {one["id"] for one in templates}
+    below: dict[str | None, list[Values]] = {}
+    for one in templates:
+        below.setdefault(one["parent"] if one["parent"] in known else None, []).append(one)
+
+    def walk(parent: str | None, depth: int) -> list[Values]:
+        found = []
+        for one in below.get(parent, []):
+            found += [{**one, "depth": depth}, *walk(one["id"], depth + 1)]
+        return found
+
+    return walk(None, 0)
 
 
 def _desktops(request: web.Request) -> Values:

@@ -5,12 +5,14 @@ from typing import Any
 from aiohttp import web
 
 from kmgr.ids import TemplateId
+from kmgr.provision.model import Purpose
 from kmgr.templates.canary import LONGEST_S
-from kmgr.web import auth, forms, html_env, present, present_versions, present_warm, version_actions
+from kmgr.web import auth, bench_actions, forms, html_env, present, present_versions, present_warm, version_actions
 from kmgr.web.forms import Form
 from kmgr.web.services import SERVICES
 from kmgr.web.version_actions import PASS, STOP
 
+_PAGE = "/console/templates"
 _MINUTE_S, _DAY_MS = 60, 86_400_000
 _MOST_DAYS = 3650
 
@@ -24,6 +26,11 @@ def add_routes(app: web.Application) -> None:
             web.get("/console/part/templates/{template}", part),
             web.get(f"{at}/publish", ask_publish),
             web.post(f"{at}/publish", publish),
+            web.post(f"{at}/bench/{{version}}/{{purpose}}", make_bench),
+            web.get(f"{at}/copy", ask_copy),
+            web.post(f"{at}/copy", copy),
+            web.get("/console/desktops/{desktop}/version", ask_capture),
+            web.post("/console/desktops/{desktop}/version", capture),
             web.get(f"{at}/rollback", ask_roll_back),
             web.post(f"{at}/rollback", roll_back),
             web.post(f"{at}/canary/{{verdict}}", decide),
@@ -87,6 +94,51 @@ async def decide(request: web.Request) -> web.Response:
     return html_env.done(request, text, to=_page(template))
 
 
+async def make_bench(request: web.Request) -> web.Response:
+    """Have a desktop made to edit or to test a version with, and go to its page."""
+    template, parts = _template(request), request.match_info
+    purpose = Purpose.EDIT if parts["purpose"] == Purpose.EDIT else Purpose.TEST
+    services, by = request.app[SERVICES], _by(request)
+    made = await bench_actions.bench(services, by, template["id"], parts["version"], purpose)
+    return html_env.go(request, f"/console/desktops/{made}")
+
+
+async def ask_capture(request: web.Request) -> web.Response:
+    """Ask what the version that is made of a desktop is for."""
+    session = auth.require_admin(request)
+    services = request.app[SERVICES]
+    desktop = present.desktop_of(services, session, request.match_info["desktop"])
+    template = present.template_of(services, desktop["template_id"])
+    here = [one for one in present_versions.bench(services, template["id"]) if one["id"] == desktop["id"]]
+    edited = bool(here) and here[0]["purpose"] == Purpose.EDIT
+    return html_env.dialog(request, "console/dialog/capture.html", desktop=desktop, template=template, edited=edited)
+
+
+async def capture(request: web.Request) -> web.Response:
+    """Have a version made of one's desktop."""
+    services, by = request.app[SERVICES], _by(request)
+    desktop = present.desktop_of(services, auth.require_admin(request), request.match_info["desktop"])
+    values = forms.checked(await forms.read_form(request), _captured)
+    made = await bench_actions.capture(services, by, desktop["id"], values)
+    text = f"{desktop['name']} is shut down and a version of {made['image']} is made of it."
+    return html_env.done(request, text, to=f"{_PAGE}/{desktop['template_id']}")
+
+
+async def ask_copy(request: web.Request) -> web.Response:
+    """Ask for the name of a template like this one."""
+    return html_env.dialog(request, "console/dialog/copy.html", template=_template(request))
+
+
+async def copy(request: web.Request) -> web.Response:
+    """Make a template like this one, or one derived from it."""
+    template, form = _template(request), await forms.read_form(request)
+    name = form.text("name", "the name")
+    form.check()
+    child = form.text("how") == "child"
+    made = await bench_actions.derive(request.app[SERVICES], _by(request), template["id"], name, child=child)
+    return html_env.done(request, f"Template {made['name']} was made. Nobody may use it yet.", to=_PAGE)
+
+
 async def ask_edit(request: web.Request) -> web.Response:
     """Show a version's tags and dates."""
     template = _template(request)
@@ -128,6 +180,18 @@ def _published(form: Form) -> dict[str, Any]:
     return values
 
 
+def _captured(form: Form) -> dict[str, Any]:
+    values: dict[str, Any] = {"notes": form.text("notes"), "keep": form.ticked("keep")}
+    match form.text("then"):
+        case "canary":
+            values |= {"publish": True, "canary": 1}
+        case "publish":
+            values["publish"] = True
+        case "template":
+            values["template"] = form.text("template", "the new template's name")
+    return values
+
+
 def _days(form: Form, name: str) -> int:
     """Return in how many days something ends; 0: never, -1: as it is."""
     if form.text(name) == "":
@@ -140,7 +204,12 @@ def _versions(request: web.Request) -> dict[str, Any]:
     services = request.app[SERVICES]
     known = TemplateId(template["id"])
     slow = present_warm.slow_starts(services, known)
-    return {"template": template, "versions": present_versions.versions(services, known), "slow_starts": slow}
+    return {
+        "template": template,
+        "versions": present_versions.versions(services, known),
+        "bench": present_versions.bench(services, known),
+        "slow_starts": slow,
+    }
 
 
 def _version(request: web.Request, template: dict[str, Any]) -> dict[str, Any]:
@@ -157,4 +226,4 @@ def _by(request: web.Request) -> str:
 
 
 def _page(template: dict[str, Any]) -> str:
-    return f"/console/templates/{template['id']}"
+    return f"{_PAGE}/{template['id']}"

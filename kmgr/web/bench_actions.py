@@ -1,0 +1,120 @@
+"""What administrators do to make versions: get a desktop to edit or test, make a version of it, derive templates.
+
+For API and pages alike; see `actions`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import kmgr.templates.queries as template_queries
+from kmgr.balancer.place import choose, refusal, rooms
+from kmgr.balancer.queries import look
+from kmgr.entropy import new_id
+from kmgr.errors import Conflict, NotFound, Refused
+from kmgr.grid.outcomes import applied
+from kmgr.ids import DesktopId, ServerId, TemplateId, VersionId
+from kmgr.provision.model import Purpose
+from kmgr.provision.queries import desktop as find_desktop
+from kmgr.templates.model import Template
+from kmgr.templates.policy import as_values
+from kmgr.web import actions, present, present_versions
+from kmgr.web.records import Item
+from kmgr.web.services import Services
+
+Values = Mapping[str, Any]
+
+_HOW = ("canary", "canary_percent", "watch_s", "patience_s")
+
+
+async def bench(services: Services, by: str, template: str, version: str | int, purpose: str) -> DesktopId:
+    """Have a desktop of any version of a template made, to edit or to test it; returns its id."""
+    known = present.template_of(services, template)
+    chosen = present_versions.version_of(services, known["id"], version)
+    if not chosen["there"]:
+        raise Refused(f"the disk of version {chosen['number']} was deleted")
+    desktop = DesktopId(new_id("dsk"))
+    body = {
+        "desktop": desktop,
+        "template": known["id"],
+        "version": chosen["version"],
+        "server": _server_for(services, TemplateId(known["id"]), VersionId(chosen["version"])),
+        "purpose": Purpose(purpose),
+        "user": by,
+    }
+    applied(await services.grid.propose("desktop.bench", body, by=by))
+    return desktop
+
+
+async def capture(services: Services, by: str, desktop: str, values: Values) -> Item:
+    """Have a version made of one's desktop: of the template's golden image, or of another one.
+
+    `publish` (true) publishes it to the template, after a canary if one is asked for; `template` names a new one.
+    Returns the version's id and the golden image's name.
+    """
+    with services.grid.view() as db:
+        found = find_desktop(db, DesktopId(desktop))
+    if found is None:
+        raise NotFound(f"there is no desktop {desktop}")
+    template = present.template_of(services, found.template)
+    name = values.get("template") or None
+    image = values.get("image") or (name or _line_of(services, template))
+    body = {
+        "desktop": found.id,
+        "version": new_id("ver"),
+        "image": image,
+        "notes": values.get("notes", ""),
+        "keep": bool(values.get("keep", False)),
+        "publish": {how: values[how] for how in _HOW if how in values} if values.get("publish") else None,
+        "template": name,
+    }
+    applied(await services.grid.propose("desktop.capture", body, by=by))
+    return {"version": body["version"], "image": image}
+
+
+async def derive(services: Services, by: str, template: str, name: str, *, child: bool) -> Item:
+    """Make a template like another one; a `child` hangs below it, and its versions become a line of their own."""
+    with services.grid.view() as db:
+        known = template_queries.template(db, TemplateId(present.template_of(services, template)["id"]))
+    if known is None:
+        raise NotFound(f"there is no template {template}")
+    shape = ("notes", "image", "version", "vcpus", "memory_mib", "standby", "maximum", "refresh", "kind")
+    body = {
+        "template": new_id("tpl"),
+        "name": name,
+        **{field: getattr(known, field) for field in shape},
+        "policy": as_values(known.policy),
+        "parent": known.id if child else "",
+    }
+    applied(await services.grid.propose("template.create", body, by=by))
+    return present.template_of(services, body["template"])
+
+
+async def wizard(services: Services, by: str, values: Values, subject: tuple[str, str] | None) -> Item:
+    """Make a template of a golden image's newest version and give it to somebody; returns it."""
+    made = await actions.create_template(services, by, values)
+    if subject is not None:
+        await actions.assign(services, by, made["id"], *subject)
+    return present.template_of(services, made["id"])
+
+
+def _server_for(services: Services, template: TemplateId, version: VersionId) -> ServerId:
+    with services.grid.view() as db:
+        view = look(db, services.board.all(), services.clock.monotonic())
+        known = template_queries.template(db, template)
+    if known is None:
+        raise NotFound(f"there is no template {template}")
+    wanted: Template = replace(known, version=version)
+    left = rooms(view)
+    found = choose(wanted, left, view, holders_only=True)
+    if found is None:
+        raise Conflict(f"No desktop can be made now: {refusal(wanted, left, view)}.", code="no_room")
+    return found.server
+
+
+def _line_of(services: Services, template: Item) -> str:
+    """Return the golden image that a template's next version is of: a derived one begins its own."""
+    if not template["parent"]:
+        return str(template["image_name"])
+    parent = present.template_of(services, template["parent"])
+    return str(template["name"] if parent["image"] == template["image"] else template["image_name"])

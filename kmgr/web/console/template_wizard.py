@@ -1,0 +1,111 @@
+"""From a disk to desktops in five choices: which disk, what name, how large, for how many, for whom.
+
+What else a template has is set to what suits most, and can be changed afterwards.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+
+from kmgr.templates.commands import LIMITS
+from kmgr.templates.model import Kind
+from kmgr.users.model import SubjectKind
+from kmgr.web import auth, bench_actions, forms, html_env, present
+from kmgr.web.forms import Form
+from kmgr.web.services import SERVICES
+
+_PAGE = "/console/templates/wizard"
+# One in so many people finds a desktop ready at once, though all of them came in the same minute.
+_STANDBY_PART = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """A size of desktops that people can choose by its use."""
+
+    key: str
+    title: str
+    use: str
+    vcpus: int
+    memory_mib: int
+
+
+SIZES = (
+    Size("small", "Small", "one program or a kiosk", 1, 1024),
+    Size("medium", "Medium", "office work and browsing", 2, 4096),
+    Size("large", "Large", "development, many programs", 4, 8192),
+)
+
+
+def add_routes(app: web.Application) -> None:
+    """Add the wizard."""
+    app.add_routes(
+        [
+            web.get(_PAGE, show),
+            web.get(f"{_PAGE}/disks", disks),
+            web.post(_PAGE, make),
+        ]
+    )
+
+
+async def show(request: web.Request) -> web.Response:
+    """Show the five choices."""
+    values: dict[str, Any] = {"section": "templates", "title": "New desktops", "vitals": True, "sizes": SIZES}
+    return html_env.page(request, "console/wizard.html", **values, **_disks(request), groups=_groups(request))
+
+
+async def disks(request: web.Request) -> web.Response:
+    """Return the live part: the disks there are, and those on their way."""
+    return html_env.page(request, "console/part/wizard_disks.html", **_disks(request))
+
+
+async def make(request: web.Request) -> web.Response:
+    """Make the template, publish the disk and give it to its people."""
+    by, services = auth.require_admin(request).person.name, request.app[SERVICES]
+    values, subject = forms.checked(await forms.read_form(request), _chosen)
+    made = await bench_actions.wizard(services, by, values, subject)
+    return html_env.go(request, f"/console/templates/{made['id']}")
+
+
+def _chosen(form: Form) -> tuple[Mapping[str, Any], tuple[str, str] | None]:
+    size = form.choice("size", "how large they are", [one.key for one in SIZES])
+    most = LIMITS["maximum"][1]
+    people = form.number("people", "how many people", least=1, most=most)
+    kind = form.choice("kind", "whose the desktops are", Kind) if form.text("kind") else Kind.POOLED
+    chosen = next((one for one in SIZES if one.key == size), SIZES[0])
+    values = {
+        "image": form.text("image", "the disk"),
+        "name": form.text("name", "the name"),
+        "kind": kind,
+        "vcpus": chosen.vcpus,
+        "memory_mib": chosen.memory_mib,
+        "standby": max(1, -(-people // _STANDBY_PART)),
+        "maximum": people,
+    }
+    whom = form.choice("whom", "for whom", ["everyone", "group", "nobody"])
+    match whom:
+        case "everyone":
+            return values, (SubjectKind.EVERYONE, "")
+        case "group":
+            return values, (SubjectKind.GROUP, form.text("group", "the group"))
+        case _:
+            return values, None
+
+
+def _disks(request: web.Request) -> dict[str, Any]:
+    auth.require_admin(request)
+    services = request.app[SERVICES]
+    images = [one for one in present.images(services) if any(v["state"] == "ready" for v in one["versions"])]
+    # The newest first: it is what somebody who comes from an import means.
+    images.sort(key=lambda one: one["versions"][-1]["created_at"], reverse=True)
+    chosen = request.query.get("image", "")
+    known = {one["id"] for one in images}
+    if chosen not in known:
+        chosen = images[0]["id"] if images else ""
+    return {"images": images, "imports": present.imports(services), "chosen": chosen}
+
+
+def _groups(request: web.Request) -> list[str]:
+    return sorted({group for one in present.accounts(request.app[SERVICES]) for group in one["groups"]})
