@@ -18,7 +18,7 @@ from kmgr.daemon.personal import PersonalParts
 from kmgr.grid.identity import Identity
 from kmgr.grid.port import Grid, Requests
 from kmgr.ids import DesktopId, VersionId
-from kmgr.provision import accelerator
+from kmgr.provision import accelerator, guest
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.attendance import Attendance
 from kmgr.provision.capturing import Capturing
@@ -26,6 +26,7 @@ from kmgr.provision.display import serve_display, socket_finder
 from kmgr.provision.lease import MARGIN_S
 from kmgr.provision.libvirt_driver import connect
 from kmgr.provision.libvirt_events import events
+from kmgr.provision.logons import LogOns
 from kmgr.provision.model import Desktop
 from kmgr.replica.images import Images
 from kmgr.templates.importer import Importer
@@ -66,7 +67,10 @@ class Desktops:
             grid, self._hypervisor, importer, clock=clock, data_dir=config.data_dir, backing=self._backing
         )
         self._agent: ProvisionAgent | None = None
-        self.attendance = Attendance(grid, clock=clock)
+        self.attendance = Attendance(
+            grid, clock=clock, tell=lambda desktop, text: guest.tell(self._hypervisor, desktop.id, text)
+        )
+        self.log_ons = LogOns(grid, self._hypervisor, clock=clock)
         self.attendance.serve(requests)
         serve_display(requests, grid, self._hypervisor, socket=self._display, attendance=self.attendance)
 

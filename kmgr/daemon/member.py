@@ -140,6 +140,7 @@ class Member:
         loops.begin("disks", self._disks.run)
         loops.begin("desktops", self._desktops.run)
         loops.begin("attendance", self._desktops.attendance.run)
+        loops.begin("log-ons", self._desktops.log_ons.run)
         for name, loop in self._desktops.personal.loops.items():
             loops.begin(name, loop)
         if config.mdns:
