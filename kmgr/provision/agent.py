@@ -65,6 +65,11 @@ _HALTED = (
     "go on by themselves."
 )
 _WARMING = "waiting for a memory to be saved that it can be restored from"
+_EDITED = "somebody changed its domain by hand: {}. It is made as it was when it is started next"
+_ARE_EDITED = (
+    "The domains of {} desktops of this server were changed by hand ({}: {}). kmgr makes them as they were when they "
+    "are started next; change the template instead."
+)
 _QUEUED = "waiting for its turn: this server makes {} desktops at a time"
 
 
@@ -98,6 +103,7 @@ class ProvisionAgent:
         self._job_ended = asyncio.Event()
         self._problem = _NOT_ASKED
         self._waiting: Mapping[DesktopId, str] = {}
+        self._edited: Mapping[DesktopId, str] = {}
         self._seen: dict[DesktopId, DomainState] = {}
         self._power_offs: dict[DesktopId, list[float]] = {}
         self._paused: Mapping[DesktopId, int] = {}
@@ -115,6 +121,9 @@ class ProvisionAgent:
         halted = sorted(desktop for desktop, looks in self._paused.items() if looks >= _HALTED_LOOKS)
         told = [_HALTED.format(len(halted), ", ".join(halted[:3]))] if halted else []
         more = [one for one in (self._late, self._pause) if one]
+        if self._edited:
+            first = min(self._edited)
+            more.append(_ARE_EDITED.format(len(self._edited), first, self._edited[first]))
         return (self._problem,) if self._problem else (*told, *more)
 
     def can_run(self) -> bool:
@@ -123,7 +132,8 @@ class ProvisionAgent:
 
     def waiting(self, desktop: DesktopId) -> str:
         """Return what a desktop waits for on this server, empty if nothing."""
-        return self._waiting.get(desktop, "")
+        edited = self._edited.get(desktop)
+        return self._waiting.get(desktop) or (_EDITED.format(edited) if edited else "")
 
     def vitals(self) -> Mapping[str, Any]:
         """Return what this part adds to the heartbeat."""
@@ -188,6 +198,7 @@ class ProvisionAgent:
             return self._give_up(wanted, busy, frozenset(), limits)
         self._cannot("")
         self._count_power_offs(observed, busy)
+        self._edited = {d.desktop: d.edited for d in observed if d.edited}
         leased = self._leased()
         asleep = sleepers(wanted, known, now_ms=self._clock.now_ms())
         still = asleep | {d.id for d in wanted if d.state is DesktopState.BROKEN}
@@ -219,7 +230,7 @@ class ProvisionAgent:
         return actions
 
     def _stop_looping(self) -> None:
-        """Give up waiting for guests that reboot again and again instead of answering: the next round reports them."""
+        """Stop waiting for guests that reboot again and again instead of answering: the next round reports them."""
         for desktop, times in self._ear.reboots().items():
             if times >= MOST_REBOOTS and desktop in self._building:
                 self._jobs[desktop].cancel()
@@ -266,7 +277,8 @@ class ProvisionAgent:
                 self._building.add(desktop.id)
                 self._job(desktop.id, partial(self._power_on, self._work.build, desktop))
             case Restart(desktop):
-                self._job(desktop.id, partial(self._power_on, self._work.restart, desktop))
+                restart = partial(self._work.restart, edited=desktop.id in self._edited)
+                self._job(desktop.id, partial(self._power_on, restart, desktop))
             case Wake(desktop):
                 self._job(desktop.id, partial(self._power_on, self._work.wake, desktop))
             case Sleep(desktop):

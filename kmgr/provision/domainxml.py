@@ -8,6 +8,7 @@ import hashlib
 from xml.etree import ElementTree as ET
 
 from kmgr.ids import DesktopId
+from kmgr.provision import drift
 from kmgr.provision.hypervisor import DomainSpec
 
 NAMESPACE = "urn:kmgr:desktop:1"
@@ -85,6 +86,9 @@ def _domain(spec: DomainSpec) -> ET.Element:
     for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):
         _text(root, event, action)
     _devices(ET.SubElement(root, "devices"), spec)
+    mark = root.find(f"metadata/{{{NAMESPACE}}}desktop")
+    if mark is not None:
+        mark.set("defined", drift.facts(root))
     return root
 
 
@@ -103,6 +107,14 @@ def ours(xml: str, *, grid: str) -> tuple[DesktopId, int] | None:
     return (
         (DesktopId(desktop), int(generation)) if desktop and generation.isascii() and generation.isdigit() else None
     )
+
+
+def edited(xml: str) -> str:
+    """Say what a person has changed in a domain of ours by hand, empty if nothing that counts."""
+    root = ET.fromstring(xml)  # noqa: S314 - libvirt's own output
+    mark = root.find(f"metadata/{{{NAMESPACE}}}desktop")
+    then = "" if mark is None else mark.get("defined", "")
+    return drift.difference(then, drift.facts(root)) if then else ""
 
 
 def personal(xml: str) -> bool:

@@ -32,6 +32,7 @@ class _Domain:
     started_at: float = 0.0
     provisional: bool = False
     boots: bool = True
+    edited: str = ""
 
 
 class FakeGuest:
@@ -83,7 +84,14 @@ class FakeHypervisor:
         """Return all domains by desktop."""
         self._check()
         return tuple(
-            DomainStatus(desktop, domain.spec.generation, domain.state, domain.spec.personal, domain.provisional)
+            DomainStatus(
+                desktop,
+                domain.spec.generation,
+                domain.state,
+                domain.spec.personal,
+                domain.provisional,
+                domain.edited,
+            )
             for desktop, domain in sorted(self._domains.items())
         )
 
@@ -101,7 +109,7 @@ class FakeHypervisor:
         """Keep the new spec."""
         self._check()
         self._maybe_fail("define")
-        self._domains[spec.desktop] = replace(self._one(spec.desktop), spec=spec)
+        self._domains[spec.desktop] = replace(self._one(spec.desktop), spec=spec, edited="")
 
     async def start(self, desktop: DesktopId) -> None:
         """Begin to boot."""
@@ -186,6 +194,10 @@ class FakeHypervisor:
         self._check()
         booted = self._clock.monotonic() - self._boot_s
         self._domains[spec.desktop] = _Domain(replace(spec, generation=generation), DomainState.PAUSED, booted)
+
+    def edit(self, desktop: DesktopId, words: str) -> None:
+        """Somebody changes its definition by hand."""
+        self._domains[desktop] = replace(self._one(desktop), edited=words)
 
     def power_cut(self) -> None:
         """The server loses power: definitions stay, nothing runs; what is provisional was never defined."""

@@ -57,6 +57,7 @@ class DomainStatus:
 
     A `provisional` one was restored from another's memory and has not been defined since: it may still believe that
     it is that other one. It ends with a power cut, and nobody else but who restored it may call it a desktop.
+    `edited` says what a person has changed in its definition by hand (empty: nothing).
     """
 
     desktop: DesktopId
@@ -64,6 +65,7 @@ class DomainStatus:
     state: DomainState
     personal: bool = False
     provisional: bool = False
+    edited: str = ""
 
 
 class Hypervisor(Protocol):

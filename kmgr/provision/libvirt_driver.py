@@ -7,6 +7,7 @@ says why and nothing is concluded about domains.
 """
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
@@ -300,7 +301,7 @@ class LibvirtDriver:
             raise
         if known is None:
             return None
-        return DomainStatus(known[0], known[1], _state(state), domainxml.personal(xml), provisional)
+        return DomainStatus(known[0], known[1], _state(state), domainxml.personal(xml), provisional, _edited(xml))
 
     def _find(self, connection: Any, desktop: DesktopId) -> Any:
         """Return a desktop's domain, or None; somebody else's of that name is none."""
@@ -312,6 +313,10 @@ class LibvirtDriver:
         if domain is None:
             raise NotFound(f"there is no domain of desktop {desktop}")
         return domain
+
+
+# The same definition is looked at again and again.
+_edited = functools.lru_cache(maxsize=1024)(domainxml.edited)
 
 
 class _Broken(Unavailable):

@@ -130,13 +130,15 @@ class Work:
         if await self._report("desktop.building", desktop):
             logger.info("a standby is off and boots again", extra={"desktop": desktop.name})
 
-    async def restart(self, desktop: Desktop) -> None:
-        """Power a desktop on again, on the disk that it has."""
+    async def restart(self, desktop: Desktop, *, edited: bool = False) -> None:
+        """Power a desktop on again, on the disk that it has; first undo what a person `edited` in its domain."""
         if not await self._blocking(self._disk(desktop.id).exists):
             await self.fail(desktop, "run", "its disk is gone from this server: somebody removed it by hand")
             return
         try:
             desktop = await self._outfitted(desktop)
+            if edited:
+                await self._hypervisor.redefine(self._spec(desktop))
             await self._start(desktop)
         except Refused as error:
             await self.fail(desktop, "start", error.message)
@@ -218,6 +220,8 @@ class Work:
             await _step("linked clone", self._blocking(lambda: self._clone(desktop, disk)))
         await _step("seed", self._seeded(desktop))
         await _step("domain", self._hypervisor.define(self._spec(desktop)))
+        if known is not None and kept and known.edited:
+            await _step("domain", self._hypervisor.redefine(self._spec(desktop)))
         await _step("start", self._start(desktop))
         return Origin.COLD
 
