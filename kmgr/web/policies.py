@@ -7,6 +7,9 @@ from kmgr.errors import NotFound
 from kmgr.grid.outcomes import applied
 from kmgr.grid.zone import check_zone, local_time, zone_name
 from kmgr.ids import TemplateId
+from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.outfit import pending
+from kmgr.provision.queries import desktops
 from kmgr.templates.calendar import steps, wanted_standby
 from kmgr.templates.model import Template
 from kmgr.templates.policy import as_values
@@ -31,6 +34,7 @@ def shown(services: Services, wanted: str) -> Item:
     found = template_with_rules(services, wanted)
     with services.grid.view() as db:
         at, zone = local_time(db, services.clock.now_ms()), zone_name(db)
+        waiting = [one.name for one in desktops(db, template=found.id) if _stays(one) and pending(one, found)]
     policy = found.policy
     return {
         "template": found.id,
@@ -38,7 +42,7 @@ def shown(services: Services, wanted: str) -> Item:
         "policy": as_values(policy),
         "leaving": policy_words.leaving(policy, found.kind),
         "idling": policy_words.idling(policy, found.kind),
-        "pending": [],
+        "pending": waiting,
         "time_zone": zone,
         "standby_now": min(found.maximum, wanted_standby(policy, found.standby, at)),
         "steps": [
@@ -50,6 +54,11 @@ def shown(services: Services, wanted: str) -> Item:
             for step in steps(policy, found.standby, at)
         ],
     }
+
+
+def _stays(desktop: Desktop) -> bool:
+    """Tell whether a desktop will start again: what nobody has is made anew instead."""
+    return desktop.owned or desktop.state is DesktopState.IN_USE
 
 
 async def change(services: Services, by: str, wanted: str, values: Mapping[str, Any]) -> Item:

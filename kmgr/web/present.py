@@ -19,6 +19,7 @@ from kmgr.grid.island_rules import limits
 from kmgr.grid.model import Server, ServerState
 from kmgr.ids import DesktopId, TemplateId
 from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.outfit import pending
 from kmgr.settings import SETTINGS
 from kmgr.users.access import may_administer
 from kmgr.users.broker import Offer
@@ -145,7 +146,8 @@ def desktop_of(services: Services, session: Session, desktop_id: str) -> Item:
         sight = present_copies.look(services, db)
     waiting = services.waiting(found.id) if found.server == services.own.server else ""
     shown = _desktop(found, template_names, sight)
-    return {**shown, "waiting": waiting, "superseded": sight.superseded(found)}
+    later = list(pending(found, made_from)) if made_from is not None else []
+    return {**shown, "waiting": waiting, "superseded": sight.superseded(found), "pending": later}
 
 
 def offers(services: Services, session: Session) -> list[Item]:

@@ -122,6 +122,23 @@ async def test_a_template_that_refreshes_on_a_schedule_keeps_that_when_its_size_
     assert 'name="refresh" value="schedule"' in form.text
 
 
+async def test_what_waits_for_the_next_start_is_shown_on_desktop_and_template(lab: WebLab, site: Site) -> None:
+    desktop = await mine(lab, site)
+    await lab.office.standby()
+    await lab.office.do("template.update", template="tpl-office", vcpus=4, policy={"network": "blue"})
+    _, shown = await site.ask("GET", f"/desktops/{desktop}", who=USER)
+    assert shown["pending"] == ["4 virtual CPUs instead of 1", "the network blue"]
+    page = await got(site, f"/console/desktops/{desktop}", ADMIN)
+    assert "Applies at its next start" in page.text
+    assert "4 virtual CPUs instead of 1, the network blue." in page.text
+    assert (await rules(site))["pending"] == [shown["name"]]
+    part = await got(site, "/console/templates/tpl-office/rules", ADMIN)
+    assert "wait on 1 of its desktops" in part.text
+    report = {"desktop": desktop, "generation": 1, "server": SERVERS[0]}
+    await lab.office.do("desktop.outfitted", **report)
+    assert (await rules(site))["pending"] == []
+
+
 # The words and the calendar's text alone
 
 

@@ -198,7 +198,9 @@ COMPONENTS: Mapping[str, Schema] = {
             "then": one_of("disconnect", "log_out"), "text": TEXT,
         }
     ),
-    "DesktopHere": record({**_PLAIN_DESKTOP, "waiting": TEXT, "superseded": many(ref("Superseded"))}),
+    "DesktopHere": record(
+        {**_PLAIN_DESKTOP, "waiting": TEXT, "superseded": many(ref("Superseded")), "pending": many(TEXT)}
+    ),
     "Stage": record(
         {
             "at": STAMP, "until": maybe(STAMP), "lasted_ms": WHOLE, "state": _PLAIN_DESKTOP["state"],
