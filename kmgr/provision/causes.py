@@ -37,13 +37,15 @@ class Trouble(StrEnum):
     NO_HYPERVISOR = "no_hypervisor"
     NOT_BEGUN = "not_begun"
     NO_COPY = "no_copy"
+    BAD_DISK = "bad_disk"
+    TOO_LARGE = "too_large"
     REFUSED = "refused"
 
 
 class Fault(StrEnum):
     """Whose fault a trouble is: what the next desktop has to differ in so that it does not fail as well."""
 
-    IMAGE = "image"
+    TEMPLATE = "template"  # or the golden image that it uses
     SERVER = "server"
     DESKTOP = "desktop"
 
@@ -62,12 +64,12 @@ CURES: Mapping[Trouble, Cure] = {
         "Its guest was started and never answered.",
         "Look at its screen: does the golden image boot, and does it run the QEMU guest agent? A slow guest needs "
         "a larger build_timeout_s.",
-        Fault.IMAGE,
+        Fault.TEMPLATE,
     ),
     Trouble.GUEST_OFF: Cure(
         "Its guest went off before it answered.",
         "Does the golden image boot? Its serial console on the server has the last words.",
-        Fault.IMAGE,
+        Fault.TEMPLATE,
     ),
     Trouble.GOES_OFF: Cure(
         "Its guest goes off again and again.",
@@ -78,13 +80,13 @@ CURES: Mapping[Trouble, Cure] = {
         "Its guest reboots again and again.",
         "It is halted so that it takes nothing from others. Look at its screen; if others of this version do the "
         "same, go back to the version before.",
-        Fault.IMAGE,
+        Fault.TEMPLATE,
     ),
     Trouble.AGENT_FLOODS: Cure(
         "Its guest agent sends more than it was asked for.",
         "Something in the guest writes to the agent's channel. Repair that in the golden image, or make the desktop "
         "anew if it is the only one.",
-        Fault.IMAGE,
+        Fault.TEMPLATE,
     ),
     Trouble.NO_IMAGE: Cure(
         "Its golden image is not on its server.",
@@ -156,10 +158,20 @@ CURES: Mapping[Trouble, Cure] = {
         "The former disk may still be on the server that was lost. Try again when that server is back.",
         Fault.DESKTOP,
     ),
+    Trouble.BAD_DISK: Cure(
+        "Its disk cannot be read: it is damaged, or something else lies in its place.",
+        "A pooled desktop is made anew. Of a personal one look at the file with qemu-img check, or put back a copy.",
+        Fault.DESKTOP,
+    ),
+    Trouble.TOO_LARGE: Cure(
+        "Its template asks for more than a virtual machine can have.",
+        "Give the template fewer CPUs or less memory.",
+        Fault.TEMPLATE,
+    ),
     Trouble.REFUSED: Cure(
         "libvirt or QEMU refused it.",
         "Their own words are above; the log of the domain is in /var/log/libvirt/qemu on the server.",
-        Fault.IMAGE,
+        Fault.TEMPLATE,
     ),
 }  # fmt: skip
 
@@ -168,7 +180,9 @@ _WORDS: Mapping[Trouble, tuple[str, ...]] = {
     Trouble.DISK_FULL: ("no space left on device", "disk quota exceeded", "enospc"),
     Trouble.DISK_SICK: ("input/output error", "read-only file system", "structure needs cleaning"),
     Trouble.FOREIGN_DOMAIN: ("that is not kmgr's",),
-    Trouble.NO_IMAGE: ("golden image is not on this server",),
+    Trouble.NO_IMAGE: ("golden image is not on this server", "cannot access backing file"),
+    Trouble.BAD_DISK: ("image is not in qcow2 format", r"cannot read header .*\.qcow2", "qcow2: .*(corrupt|invalid)"),
+    Trouble.TOO_LARGE: ("maximum cpus greater than", "maximum vcpus .*greater than"),
     Trouble.NO_NETWORK: (
         "network not found", "no network with matching name", "network .*is not active",
         "cannot get interface mtu on", "failed to (get|add) .*bridge", "bridge .*(no such device|does not exist)",
@@ -178,10 +192,11 @@ _WORDS: Mapping[Trouble, tuple[str, ...]] = {
     ),
     Trouble.NO_CPU: (
         "incompatible with host cpu", "does not provide required features", "unsupported cpu", "unknown cpu model",
-        "cpu .*not supported", "host doesn't support requested feature",
+        "cpu .*not supported", "host doesn't support requested feature", "cpu doesn't match specification",
     ),
     Trouble.NO_KVM: (
-        "could not access kvm", "kvm kernel module", "/dev/kvm", "'kvm' is not supported", "domaintype=kvm",
+        "could not access kvm", "virt type 'kvm'", "kvm kernel module", "/dev/kvm",
+        "'kvm' is not supported", "domaintype=kvm",
         "domain type kvm", "failed to initialize kvm",
     ),
     Trouble.NO_DISK: (
@@ -217,4 +232,4 @@ def known(name: str) -> Trouble | None:
 
 def counts(trouble: Trouble) -> bool:
     """Tell whether it speaks against the version of the golden image that the desktop was made from."""
-    return CURES[trouble].fault is Fault.IMAGE
+    return CURES[trouble].fault is Fault.TEMPLATE

@@ -51,6 +51,7 @@ def test_a_servers_own_fault_is_not_held_against_the_golden_image() -> None:
         Trouble.GUEST_OFF,
         Trouble.REBOOTS,
         Trouble.AGENT_FLOODS,
+        Trouble.TOO_LARGE,
         Trouble.REFUSED,
     }
     assert CURES[Trouble.DISK_FULL].fault is Fault.SERVER
