@@ -129,8 +129,10 @@ class Attendance:
         known = {desktop.id for desktop in here}
         self._gone_at = {d: at for d, at in self._gone_at.items() if d in known}
         self._closed = {d: (at, of) for d, (at, of) in self._closed.items() if now - at < _REMEMBERED_S}
-        for command, desktop in unreported(here, self._watched, self._gone_at, now):
-            await self._report(command, desktop)
+        # A server without a majority keeps this to itself; the difference is still there when it has one again.
+        if self._can_report():
+            for command, desktop in unreported(here, self._watched, self._gone_at, now):
+                await self._report(command, desktop)
         for desktop in here:
             if desktop.state is DesktopState.IN_USE and (seen := self._watched.get(desktop.id)) is not None:
                 await self._mind(desktop, seen, policies[desktop.id])
@@ -164,21 +166,32 @@ class Attendance:
         minutes = (policy.idle_s or 0) // 60
         why = f"nobody did anything at it for {minutes} minute{'' if minutes == 1 else 's'}"
         if policy.idle_then is IdleThen.LOG_OUT and not desktop.personal:
-            body = {
-                "desktop": desktop.id,
-                "user": desktop.user,
-                "generation": desktop.generation,
-                "connected_at": desktop.connected_at,
-                "disconnected_at": desktop.disconnected_at,
-                "why": why,
-            }
-            outcome = await self._grid.propose("desktop.over", body, by=self._grid.server)
-            if isinstance(outcome, Rejected):
-                logger.info("an idle desktop was not given back", extra={"cause": outcome.detail})
+            await self._give_back(desktop, why)
         self._closed[desktop.id] = (self._clock.monotonic(), desktop.generation)
         for viewer in seen.viewers:
             viewer.cut.set()
         logger.info("an idle screen was closed", extra={"desktop": desktop.name, "user": desktop.user, "why": why})
+
+    async def _give_back(self, desktop: Desktop, why: str) -> None:
+        body = {
+            "desktop": desktop.id,
+            "user": desktop.user,
+            "generation": desktop.generation,
+            "connected_at": desktop.connected_at,
+            "disconnected_at": desktop.disconnected_at,
+            "why": why,
+        }
+        try:
+            outcome = await self._grid.propose("desktop.over", body, by=self._grid.server)
+            kept = outcome.detail if isinstance(outcome, Rejected) else ""
+        except KmgrError as error:  # its screen closes all the same
+            kept = error.message
+        if kept:
+            logger.info("an idle desktop is kept", extra={"desktop": desktop.name, "cause": kept})
+
+    def _can_report(self) -> bool:
+        status = self._grid.status()
+        return status.majority and not status.island
 
     async def _report(self, command: str, desktop: Desktop) -> None:
         body = {"desktop": desktop.id, "generation": desktop.generation, "server": self._grid.server}

@@ -35,6 +35,16 @@ def desktops(
     return tuple(record(row) for row in found)
 
 
+def left_alone(db: Database) -> tuple[Desktop, ...]:
+    """Return the pooled desktops that are somebody's and of which the log knows no open screen."""
+    found = rows(
+        db,
+        "select * from desktops where state = 'in_use' and kind = 'pooled' and purpose = 'use'"
+        " and (connected_at is null or disconnected_at is not null) order by id",
+    )
+    return tuple(record(row) for row in found)
+
+
 def outline(db: Database, server: ServerId) -> tuple[tuple[str, str, int], ...]:
     """Return id, state and generation of a server's desktops: cheap to ask and to compare."""
     found = rows(db, "select id, state, generation from desktops where server = ? order by id", [server])

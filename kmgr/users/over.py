@@ -42,6 +42,11 @@ def left(desktop: Desktop) -> Left:
     return desktop.id, desktop.generation, desktop.user, desktop.connected_at, desktop.disconnected_at
 
 
+def takes_back(policy: Policy) -> bool:
+    """Tell whether a template's desktops are taken back from those who left them at all."""
+    return policy.keep_s is not None or policy.refresh is Refresh.SCHEDULE
+
+
 def absences(desktops: Sequence[Desktop], running: Collection[ServerId]) -> Iterator[Desktop]:
     """Yield the pooled desktops of users who are not at them."""
     for desktop in desktops:

@@ -15,9 +15,9 @@ from kmgr.grid.model import RUNNING
 from kmgr.grid.port import Grid
 from kmgr.grid.queries import servers
 from kmgr.grid.zone import local_time
-from kmgr.provision.queries import desktops
+from kmgr.provision.queries import left_alone
 from kmgr.templates.queries import templates
-from kmgr.users.over import Left, Over, absences, left, over
+from kmgr.users.over import Left, Over, absences, left, over, takes_back
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ class TakingBack:
             return ()
         now = self._clock.monotonic()
         with self._grid.view() as db:
+            policies = {template.id: template.policy for template in templates(db) if takes_back(template.policy)}
             running = {server.id for server in servers(db) if server.state in RUNNING}
-            absent = tuple(absences(desktops(db), running))
-            policies = {template.id: template.policy for template in templates(db)}
+            absent = tuple(absences(left_alone(db), running)) if policies else ()
             at = local_time(db, self._clock.now_ms())
         self._since = {left(desktop): self._since.get(left(desktop), now) for desktop in absent}
         found = tuple(over(absent, policies, since=self._since, now=now, at=at))

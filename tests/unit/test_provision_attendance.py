@@ -182,6 +182,20 @@ async def test_a_guest_that_cannot_be_told_stops_nothing(office: Watched) -> Non
         assert viewer.cut.is_set()
 
 
+async def test_without_a_majority_screens_open_and_close_and_the_log_hears_of_it_later(office: Watched) -> None:
+    await office.begin(**RULE, idle_then="log_out")
+    office.log.cut_off.add(A)
+    with office.attendance.open(D1) as viewer:
+        await office.pass_(601)
+        assert viewer.cut.is_set()
+    assert (await office.asked())["idleness"] == "closed"
+    assert not office.one(D1).is_open
+    with office.attendance.open(D1):
+        office.log.cut_off.clear()
+        await office.pass_(1)
+        assert office.one(D1).is_open
+
+
 async def test_others_are_not_told_about_a_desktop(office: Watched) -> None:
     await office.begin(**RULE)
     with pytest.raises(NotFound):

@@ -431,3 +431,14 @@ def test_the_fake_is_a_person_like_any_other() -> None:
     fake.add("anna", "x")
     assert fake.people["anna"][1] == Person(AccountName("anna"), "Anna", (), Role.USER, "corp")
     assert SERVERS[0] == ServerId("srv-a")
+
+
+async def test_a_kept_desktop_survives_the_end_of_a_session_but_not_a_log_out(entrance: Entrance, duty: None) -> None:
+    await entrance.office.do("template.update", template="tpl-office", policy={"keep_s": 3600})
+    desktop = await entrance.claimed()
+    await entrance.log_in()
+    await entrance.office.do("session.close_all", name="anna")
+    await entrance.clock.advance(GRACE_S + 2 * HOUSEKEEPING_S)
+    assert entrance.in_use() == [desktop]
+    await entrance.at[0].log_out(await entrance.log_in())
+    assert entrance.in_use() == []
