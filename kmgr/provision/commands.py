@@ -365,10 +365,12 @@ def _best_standby(db: Database, template: str) -> Row | None:
         db,
         "select d.* from desktops d join servers s on s.id = d.server join templates t on t.id = d.template"  # noqa: S608
         " left join template_versions v on v.template = d.template and v.version = d.version"
+        " left join (select server, count(*) as used from desktops where state = ? group by server) u"
+        " on u.server = d.server"
         f" where d.template = ? and d.state = ? and s.state = ? and coalesce(v.stand, '') not in ({_OVER_SQL})"
         " and d.purpose = 'use' order by d.version = t.version desc,"
-        " (select count(*) from desktops o where o.server = d.server and o.state = ?), d.ready_at, d.id",
-        [template, S.READY, ServerState.UP, S.IN_USE],
+        " coalesce(u.used, 0), d.ready_at, d.id limit 1",
+        [S.IN_USE, template, S.READY, ServerState.UP],
     )
 
 
