@@ -173,6 +173,8 @@ def _states(
 ) -> dict[TemplateId, dict[VersionId, Counter[DesktopState]]]:
     found: dict[TemplateId, dict[VersionId, Counter[DesktopState]]] = {}
     for one in provision_queries.desktops(db, template=template):
+        if one.purpose is not Purpose.USE:
+            continue
         found.setdefault(one.template, {}).setdefault(one.version, Counter())[one.state] += 1
     return found
 

@@ -10,7 +10,7 @@ from kmgr.provision.queries import desktops
 from kmgr.templates.queries import template
 from kmgr.templates.version_queries import canaries, template_versions
 from kmgr.templates.versions import Stand, TemplateVersion
-from tests.lab.provision import Office, done
+from tests.lab.provision import A, Office, done
 
 TPL = TemplateId("tpl")
 
@@ -78,6 +78,22 @@ def test_one_that_boots_again_is_watched_anew(tmp_path: Path) -> None:
         await trial.clock.advance(59)
         await watch.run_once()
         assert trial.default() == "ver-1"
+
+    asyncio.run(scenario())
+
+
+def test_a_desktop_that_is_tested_by_hand_is_not_one_of_its(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        trial = Trial(tmp_path)
+        watch = await trial.begin()
+        await trial.make("dsk-1")
+        body = {"template": TPL, "version": "ver-2", "server": A, "purpose": "test", "user": "anna"}
+        done(await trial.do("desktop.bench", desktop="dsk-2", **body))
+        for report in ("building", "ready"):
+            done(await trial.report(report, "dsk-2"))
+        await watch.run_once()
+        await trial.clock.advance(60)
+        assert await watch.run_once() == 0
 
     asyncio.run(scenario())
 

@@ -101,6 +101,7 @@ async def test_an_unpublished_version_is_tested_by_an_administrator_only(lab: We
     (one,) = (await good(site, "GET", f"{AT}/bench"))["items"]
     assert (one["purpose"], one["number"], one["state"]) == ("test", 2, "in_use")
     assert (await good(site, "POST", f"/desktops/{made['id']}/ticket"))["url"], "its screen opens like any other"
+    assert [found["in_use"] for found in (await good(site, "GET", f"{AT}/versions"))["items"]] == [0, 0]
     assert f"{ADMIN} tests version 2" in (await site.page(f"/console{AT}", who=ADMIN)).text
     assert (await site.ask("POST", f"{AT}/bench", {"version": 2, "purpose": "test"}, who=USER))[0] == 403
     assert "ask for one to edit" in await told(site, 400, "POST", f"/desktops/{made['id']}/version", {})
