@@ -9,7 +9,7 @@ FAST := tests/unit tests/property tests/simulation
 ALL := $(FAST) tests/contract tests/integration tests/faults tests/browser
 SERVER ?=
 
-.PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid bench-images bench-desktops simulate simulate-mutants faults faults-daemon faults-plain appliance appliance-test lock clean
+.PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid bench-images bench-desktops school-day simulate simulate-mutants faults faults-daemon faults-plain appliance appliance-test lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -57,6 +57,9 @@ bench-images: setup ## images over links of a known rate, beside rsync, scp, lib
 
 bench-desktops: setup ## desktops: started, restored, claimed, beside booting and bare libvirt: PARTS="clones" SHORT=1
 	$(SUDO) $(PY) -m tests.bench.bench_desktops $(PARTS) $(if $(SHORT),--short)
+
+school-day: setup ## a day of 100 servers and 10,000 desktops in virtual time, with losses, a publication and a drain
+	$(PY) -m tests.lab.school_run
 
 simulate-mutants: setup ## logs with a rule of Raft missing, until the simulation notices
 	KMGR_MUTANT_SEEDS=$(or $(SEEDS),1:60) $(PY) -m pytest -q -s tests/simulation/test_raft_mutants.py
