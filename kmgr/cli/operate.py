@@ -50,7 +50,7 @@ def status(
 
 
 def change_setting(
-    name: Annotated[str, typer.Argument(help="Name of a grid-wide setting, or grid_address_ip.")],
+    name: Annotated[str, typer.Argument(help="Name of a grid-wide setting, grid_address_ip or time_zone.")],
     value: Annotated[str, typer.Argument(help="Its new value; '' for no grid address.")],
     data: DataOption = DEFAULT_DATA,
 ) -> None:

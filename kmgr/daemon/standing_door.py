@@ -13,9 +13,11 @@ from kmgr.grid import backup
 from kmgr.grid.outcomes import applied
 from kmgr.grid.port import Grid
 from kmgr.grid.raft.grid import RaftGrid
+from kmgr.grid.zone import check_zone
 from kmgr.settings import check
 
 ADDRESS = "grid_address_ip"
+ZONE = "time_zone"
 
 
 def operations(grid: Grid, log: RaftGrid, data_dir: Path, *, clock: Clock) -> Mapping[str, Operation]:
@@ -41,6 +43,8 @@ def operations(grid: Grid, log: RaftGrid, data_dir: Path, *, clock: Clock) -> Ma
         name, value = str(body.get("name", "")), str(body.get("value", ""))
         if name == ADDRESS:
             return applied(await grid.propose("grid.address", {"address": value}, by="local"))
+        if name == ZONE:
+            return applied(await grid.propose("grid.zone", {"zone": check_zone(value)}, by="local"))
         if not value.lstrip("-").isdecimal():
             raise Refused(f"{name}: {value!r} is not a whole number")
         return applied(

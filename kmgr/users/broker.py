@@ -23,7 +23,7 @@ from kmgr.provision.lifecycle import LIVING
 from kmgr.provision.model import Desktop, DesktopState, Purpose
 from kmgr.provision.queries import asks, desktops
 from kmgr.provision.queries import desktop as find_desktop
-from kmgr.templates.model import Template
+from kmgr.templates.model import Refresh, Template
 from kmgr.templates.queries import template as find_template
 from kmgr.templates.queries import template_by_name, templates
 from kmgr.users import access
@@ -149,11 +149,23 @@ class Broker:
         """Give a desktop back: it is thrown away and a fresh one is made."""
         found = self.see(person, desktop)
         if found.user == person.name:
+            self._may_give_back(person, found)
             body = {"desktop": desktop, "user": person.name}
             applied(await self._grid.propose("desktop.release", body, by=person.name))
             return
         body = {"desktop": desktop, "why": f"{person.name} ordered it"}
         applied(await self._grid.propose("desktop.retire", body, by=person.name))
+
+    def _may_give_back(self, person: Person, desktop: Desktop) -> None:
+        """Raise `NotAllowed` where a template's desktops are never made anew, but for an administrator."""
+        with self._grid.view() as db:
+            made_from = find_template(db, desktop.template)
+        never = made_from is not None and made_from.refresh is Refresh.NEVER
+        if never and not access.may_administer(person).allowed:
+            raise NotAllowed(
+                f"Desktop {desktop.name} is kept for you: desktops of its template are never made anew. Ask your "
+                "administrator."
+            )
 
     def _template(self, wanted: str) -> Template:
         with self._grid.view() as db:

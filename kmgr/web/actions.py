@@ -53,6 +53,7 @@ async def create_template(services: Services, by: str, values: Values) -> Item:
         "version": version,
         "refresh": values.get("refresh", Refresh.ON_LOGOUT),
         "kind": values.get("kind", Kind.POOLED),
+        "policy": values.get("policy", {}),
         **{name: values[name] for name in ("vcpus", "memory_mib", "standby", "maximum")},
     }
     await _change(services, by, "template.create", body)

@@ -13,7 +13,7 @@ from kmgr.provision.causes import CURES
 from kmgr.provision.model import Desktop, DesktopState, Stage
 from kmgr.replica.model import Image, Version
 from kmgr.templates.jobs import ImportProgress
-from kmgr.templates.model import Template
+from kmgr.templates.model import Kind, Refresh, Template
 from kmgr.users.broker import Offer
 from kmgr.users.model import Account, Assignment, DirectoryConfig, Session
 from kmgr.web import policy_words
@@ -269,6 +269,7 @@ def offer(record: Offer, *, desktop: Item | None) -> Item:
         "desktop": desktop,
         "standby": record.standby,
         "reason": record.reason,
+        "gives_back": record.template.kind is Kind.POOLED and record.template.refresh is not Refresh.NEVER,
         "leaving": policy_words.leaving(policy, record.template.kind),
         "idling": policy_words.idling(policy, record.template.kind),
         "kept_until": left_at + 1000 * policy.keep_s if left_at is not None and policy.keep_s is not None else None,

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kmgr.errors import NotAllowed
 from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId, VersionId
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.templates.model import Kind
 from kmgr.templates.policy import Day, Policy, Refresh, Schedule
 from kmgr.users.broker import Broker, Ready
+from kmgr.users.model import Role
 from kmgr.users.over import LEAST_S, Left, Over, absences, left, over
 from kmgr.users.over_agent import TakingBack
 from tests.lab.people import SERVERS, Office, a_person
@@ -132,6 +134,16 @@ async def test_a_schedule_leaves_what_was_claimed_after_it(house: House) -> None
     hour = datetime.fromtimestamp(house.clock.now_ms() / 1000, UTC).hour
     await house.begin(refresh="schedule", schedule={"days": [*Day], "at": f"{hour:02}:00"})
     assert await house.pass_(300) == []
+
+
+async def test_what_is_never_made_anew_is_not_given_back_but_by_an_administrator(house: House) -> None:
+    await house.begin(refresh="never")
+    broker = Broker(house.office.grid, clock=house.clock)
+    with pytest.raises(NotAllowed, match="kept for you"):
+        await broker.release(a_person("anna"), DesktopId(house.id))
+    assert house.state is DesktopState.IN_USE
+    await broker.release(a_person("root", role=Role.ADMIN), DesktopId(house.id))
+    assert house.state is DesktopState.RETIRED
 
 
 # The decision alone

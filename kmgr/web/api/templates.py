@@ -9,7 +9,8 @@ from kmgr.templates.model import Kind as DesktopKind
 from kmgr.templates.model import Refresh
 from kmgr.users.model import SubjectKind
 from kmgr.web import actions, present
-from kmgr.web.api.fields import Field, Fields, Kind, choice, flag, text, whole
+from kmgr.web.api.fields import Field, Fields, Kind, any_of, choice, flag, schema_of, text, whole
+from kmgr.web.api.policies import POLICY
 from kmgr.web.api.shapes import page, ref
 from kmgr.web.api.table import PAGING, Access, Call, Route, answer, listed, nothing
 
@@ -22,6 +23,7 @@ _CREATE: Fields = {
     "version": Field(Kind.TEXT_OR_WHOLE, "a version's id or number; missing: the newest"),
     **{name: whole(f"how many {unit}", least, most, required=True) for name, (least, most, unit) in LIMITS.items()},
     "refresh": _REFRESH,
+    "policy": any_of("its rules, as far as they are not the usual ones", schema_of(POLICY)),
     "kind": choice("pooled: made anew after use (if missing); personal: kept for whoever got it", *DesktopKind),
 }
 _CHANGE: Fields = {**_SHAPE, "notes": text("what people read"), "refresh": _REFRESH, "enabled": flag("may be used")}
