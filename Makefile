@@ -9,7 +9,7 @@ FAST := tests/unit tests/property tests/simulation
 ALL := $(FAST) tests/contract tests/integration tests/faults tests/browser
 SERVER ?=
 
-.PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid bench-images bench-desktops school-day simulate simulate-mutants faults faults-daemon faults-plain appliance appliance-test lock clean
+.PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid bench-images bench-desktops school-day kills simulate simulate-mutants faults faults-daemon faults-plain appliance appliance-test lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -60,6 +60,9 @@ bench-desktops: setup ## desktops: started, restored, claimed, beside booting an
 
 school-day: setup ## a day of 100 servers and 10,000 desktops in virtual time, with losses, a publication and a drain
 	$(PY) -m tests.lab.school_run
+
+kills: setup ## kill -9 of daemons in the middle of real desktops' transitions: KILLS=20 SEED=3
+	$(SUDO) env KMGR_KILLS=$(or $(KILLS),20) KMGR_SEED=$(or $(SEED),3) $(PY) -m pytest -q tests/integration/test_desktops_killed.py
 
 simulate-mutants: setup ## logs with a rule of Raft missing, until the simulation notices
 	KMGR_MUTANT_SEEDS=$(or $(SEEDS),1:60) $(PY) -m pytest -q -s tests/simulation/test_raft_mutants.py

@@ -27,7 +27,6 @@ from kmgr.provision.listening import Listening
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.queries import desktops, outline
 from kmgr.provision.reconcile import (
-    MOST_REBOOTS,
     POWER_OFF_WINDOW_S,
     Action,
     BootAgain,
@@ -205,13 +204,15 @@ class ProvisionAgent:
         halted = [d for d in observed if d.state is DomainState.PAUSED and d.desktop not in still]
         self._asleep = frozenset(d.desktop for d in observed if d.state is DomainState.PAUSED) & asleep
         self._paused = {d.desktop: self._paused.get(d.desktop, 0) + 1 for d in halted if leased or not d.personal}
-        self._stop_looping()
+        unruly = self._ear.unruly([d.id for d in wanted if d.state is DesktopState.IN_USE])
+        for desktop in unruly.keys() & self._building:  # the next round reports it
+            self._jobs[desktop].cancel()
         actions = tuple(
             reconcile(
                 wanted,
                 observed,
                 busy=busy,
-                reboots=self._ear.reboots(),
+                unruly=unruly,
                 room=room,
                 absent=absent,
                 power_offs={desktop: len(times) for desktop, times in self._power_offs.items()},
@@ -228,12 +229,6 @@ class ProvisionAgent:
         actions += self._give_up(wanted, busy | set(self._jobs), absent, limits)
         self._calm = not (actions or self._jobs or self._words or self._waiting or self._paused or self._late)
         return actions
-
-    def _stop_looping(self) -> None:
-        """Stop waiting for guests that reboot again and again instead of answering: the next round reports them."""
-        for desktop, times in self._ear.reboots().items():
-            if times >= MOST_REBOOTS and desktop in self._building:
-                self._jobs[desktop].cancel()
 
     def _give_up(
         self,

@@ -1,4 +1,4 @@
-"""This server's ear: wakes the agent when something happens to a domain, and counts reboots.
+"""This server's ear: wakes the agent when something happens to a domain, and counts what guests do too often.
 
 While events flow the agent looks at everything only now and then; when they do not,
 it looks as often as it would without. A flood of events makes no flood of looks.
@@ -6,6 +6,7 @@ it looks as often as it would without. A flood of events makes no flood of looks
 
 import asyncio
 import logging
+from collections.abc import Collection
 
 from kmgr.clock import Clock
 from kmgr.errors import KmgrError
@@ -17,7 +18,14 @@ logger = logging.getLogger(__name__)
 AGAIN_S = 5.0
 # Between two looks that events ask for: one that a full disk halts at every step would ask for them on end.
 GAP_S = 1.0
-REBOOT_WINDOW_S = 300.0
+WINDOW_S = 300.0
+# An update may well ask for two or three.
+MOST_REBOOTS = 6
+# So often an agent comes and goes within that time only if something else writes to its channel.
+MOST_ANSWERS = 40
+_MOST_COUNTED = 1_000
+_REBOOTS = "it rebooted {} times within {} minutes"
+_FLOODS = "its guest agent sends more than it was asked for: it came and went {} times within {} minutes"
 
 
 class Listening:
@@ -29,7 +37,7 @@ class Listening:
         self.flows = False
         self._woken = asyncio.Event()
         self._looked_at = -GAP_S
-        self._reboots: dict[DesktopId, list[float]] = {}
+        self._counted: dict[What, dict[DesktopId, list[float]]] = {What.REBOOTED: {}, What.ANSWERS: {}}
 
     async def run(self) -> None:
         """Listen, and begin anew whenever the connection breaks."""
@@ -59,21 +67,40 @@ class Listening:
         self._woken.clear()
         self._looked_at = self._clock.monotonic()
 
-    def reboots(self) -> dict[DesktopId, int]:
-        """Return how often which desktops rebooted of late."""
-        since = self._clock.monotonic() - REBOOT_WINDOW_S
-        recent = {desktop: [at for at in times if at > since] for desktop, times in self._reboots.items()}
-        self._reboots = {desktop: times for desktop, times in recent.items() if times}
-        return {desktop: len(times) for desktop, times in self._reboots.items()}
+    def unruly(self, used: Collection[DesktopId]) -> dict[DesktopId, str]:
+        """Say which guests may not go on like that, and why: `used` ones only if they cannot be worked with."""
+        minutes = round(WINDOW_S / 60)
+        floods = {
+            desktop: _FLOODS.format(times, minutes)
+            for desktop, times in self._lately(What.ANSWERS).items()
+            if times >= MOST_ANSWERS and desktop not in used
+        }
+        return floods | {
+            desktop: _REBOOTS.format(times, minutes)
+            for desktop, times in self._lately(What.REBOOTED).items()
+            if times >= MOST_REBOOTS
+        }
 
     def forget(self, desktop: DesktopId) -> None:
         """Begin to count anew: the desktop was made anew, or is gone."""
-        self._reboots.pop(desktop, None)
+        for counted in self._counted.values():
+            counted.pop(desktop, None)
+
+    def _lately(self, what: What) -> dict[DesktopId, int]:
+        since = self._clock.monotonic() - WINDOW_S
+        counted = self._counted[what]
+        for desktop in [*counted]:
+            counted[desktop] = [at for at in counted[desktop] if at > since][-_MOST_COUNTED:]
+            if not counted[desktop]:
+                del counted[desktop]
+        return {desktop: len(times) for desktop, times in counted.items()}
 
     def _hear(self, happening: Happening) -> None:
         if happening.what is What.LISTENING:
             self.flows = True
             logger.info("events of the hypervisor flow")
-        elif happening.what is What.REBOOTED and happening.desktop is not None:
-            self._reboots.setdefault(happening.desktop, []).append(self._clock.monotonic())
+        elif happening.what in self._counted and happening.desktop is not None:
+            times = self._counted[happening.what].setdefault(happening.desktop, [])
+            times.append(self._clock.monotonic())
+            del times[:-_MOST_COUNTED]
         self._woken.set()

@@ -95,8 +95,6 @@ _RUNNING = (DesktopState.READY, DesktopState.IN_USE)
 # A desktop that goes off so often within POWER_OFF_WINDOW_S is not put on again.
 MOST_POWER_OFFS = 3
 POWER_OFF_WINDOW_S = 300.0
-# Nor is one left running that reboots so often within as long; an update may well ask for two or three.
-MOST_REBOOTS = 6
 
 
 def being_made(wanted: Sequence[Desktop]) -> tuple[Desktop, ...]:
@@ -112,7 +110,7 @@ def reconcile(
     room: int = 1,
     absent: Collection[VersionId] = (),
     power_offs: Mapping[DesktopId, int] | None = None,
-    reboots: Mapping[DesktopId, int] | None = None,
+    unruly: Mapping[DesktopId, str] | None = None,
     leased: bool = True,
     held: Collection[DesktopId] = (),
     sleepers: Collection[DesktopId] = (),
@@ -122,7 +120,7 @@ def reconcile(
     `busy` desktops are being worked on, at most `room` more may begin to be
     built. Desktops of `absent` versions wait for their golden image and take no
     room. `power_offs` counts how often desktops went off by themselves of late,
-    `reboots` how often their guests rebooted.
+    `unruly` says of which the guest may not go on like that, and why.
     Unless this server is `leased`, nothing is done for personal desktops but removals.
     `held` desktops wait for a memory to be restored from, `sleepers` are standbys that sleep.
     """
@@ -131,10 +129,10 @@ def reconcile(
     yield from _removals(records, domains, busy)
     if not leased:
         wanted = [record for record in wanted if not record.personal]
-    looping = {d for d, n in (reboots or {}).items() if n >= MOST_REBOOTS}
+    unruly = unruly or {}
     for record in being_made(wanted):
-        if record.id in looping and record.id not in busy and not _another(record, domains):
-            yield _looping(record, "guest", (reboots or {})[record.id])
+        if record.id in unruly and record.id not in busy and not _another(record, domains):
+            yield Fail(record, "guest", unruly[record.id])
             continue
         waits = record.id in busy or record.id in held or record.version in absent
         if waits or _another(record, domains) or room <= 0:
@@ -148,8 +146,8 @@ def reconcile(
         if record.state is DesktopState.BROKEN:
             if domain is not None and domain.state is DomainState.RUNNING:
                 yield Quiet(record)
-        elif record.state in _RUNNING and record.id in looping:
-            yield _looping(record, "run", (reboots or {})[record.id])
+        elif record.state in _RUNNING and record.id in unruly:
+            yield Fail(record, "run", unruly[record.id])
         elif record.state in _RUNNING:
             sleeps = record.id in sleepers
             yield from _kept_running(record, domains.get(record.id), (power_offs or {}).get(record.id, 0), sleeps)
@@ -174,10 +172,6 @@ def _kept_running(record: Desktop, domain: DomainStatus | None, power_offs: int,
             yield BootAgain(record)
         else:
             yield Restart(record)
-
-
-def _looping(record: Desktop, step: str, times: int) -> Fail:
-    return Fail(record, step, f"it rebooted {times} times within {round(POWER_OFF_WINDOW_S / 60)} minutes")
 
 
 def _another(record: Desktop, domains: Mapping[DesktopId, DomainStatus]) -> bool:

@@ -25,7 +25,7 @@ KILLS = int(os.environ.get("KMGR_KILLS", "6"))
 SEED = int(os.environ.get("KMGR_SEED", "3"))
 # What is begun takes longer than this to end: a boot some seconds, a removal half of one.
 LONGEST_S = 3.0
-HEAL_S = 180.0
+HEAL_S = 300.0
 
 
 @pytest.fixture

@@ -12,9 +12,8 @@ from kmgr.provision.causes import Trouble
 from kmgr.provision.fake_events import FakeEvents
 from kmgr.provision.happening import What
 from kmgr.provision.hypervisor import DomainState
-from kmgr.provision.listening import AGAIN_S, GAP_S
+from kmgr.provision.listening import AGAIN_S, GAP_S, MOST_ANSWERS, MOST_REBOOTS
 from kmgr.provision.model import DesktopState as S
-from kmgr.provision.reconcile import MOST_REBOOTS
 from tests.lab.provision import Desk, done, settle
 
 D1 = DesktopId("d-1")
@@ -148,6 +147,21 @@ async def test_one_that_reboots_instead_of_answering_is_not_waited_for(ear: List
     done(await ear.desk.do("desktop.retry", desktop=D1))
     await ear.pass_time(20)
     assert ear.desk.one(D1).state is S.READY, "a retry begins to count anew"
+
+
+@pytest.mark.parametrize("used", [False, True])
+async def test_an_agent_that_floods_breaks_a_standby_and_leaves_a_user_alone(ear: Listening, used: bool) -> None:
+    await standby(ear)
+    if used:
+        done(await ear.desk.do("desktop.claim", user="bea", template="tpl"))
+    for _ in range(MOST_ANSWERS):
+        ear.events.tell(What.ANSWERS, D1)
+        await ear.pass_time(1)
+    found = ear.desk.one(D1)
+    if used:
+        assert found.state is S.IN_USE, "whoever works on it needs no agent"
+    else:
+        assert (found.state, found.trouble) == (S.BROKEN, Trouble.AGENT_FLOODS)
 
 
 async def test_reboots_long_ago_are_forgotten(ear: Listening) -> None:
