@@ -5,7 +5,7 @@ import sys
 import typer
 
 from kmgr import __version__
-from kmgr.cli import found, grid, images, operate, run, servers, witness
+from kmgr.cli import found, grid, images, operate, plan, run, servers, witness
 from kmgr.cli.outcome import guarded
 
 app = typer.Typer(
@@ -39,5 +39,6 @@ app.command("status")(operate.status)
 app.command("drain")(servers.drain)
 app.command("undrain")(servers.undrain)
 app.command("remove")(servers.remove)
+app.command("plan")(plan.plan)
 app.command("set")(operate.change_setting)
 app.command("reset-password")(operate.reset_password)
