@@ -1,5 +1,6 @@
 """What the log knows of users at their desktops: opened, closed, over; late words change nothing."""
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from kmgr.grid.queries import events
 from kmgr.ids import DesktopId
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.queries import desktop as find_desktop
+from kmgr.templates.policy import policy_of, to_json
 from tests.lab.outcomes import rejected
 from tests.lab.state import State
 
@@ -53,6 +55,8 @@ def test_a_screen_is_opened_and_closed(room: Room) -> None:
     assert (room.desktop.connected_at, room.desktop.disconnected_at) == (opened, None)
     room.state.do("desktop.disconnected", **room.told)
     assert (room.desktop.connected_at, room.desktop.disconnected_at) == (opened, room.state.at)
+    room.state.do("desktop.connected", **room.told)
+    assert (room.desktop.connected_at, room.desktop.disconnected_at) == (room.state.at, None)
 
 
 def test_what_is_told_twice_counts_once(room: Room) -> None:
@@ -100,6 +104,13 @@ def test_who_asks_for_their_desktop_again_has_it_for_another_while(room: Room) -
     believed = {"connected_at": room.desktop.connected_at, "disconnected_at": room.desktop.disconnected_at}
     room.state.do("desktop.claim", user="anna", template="tpl-office")
     assert "come back" in rejected(room.over(**believed), "conflict")
+
+
+def test_a_start_brings_what_the_template_says_by_now(room: Room) -> None:
+    room.state.db.execute("update templates set vcpus = 4, policy = ?", [to_json(policy_of({"network": "blue"}))])
+    assert room.state.do("desktop.outfitted", **room.told) == Applied({"vcpus": 4, "memory_mib": 1024})
+    assert (room.desktop.vcpus, json.loads(room.desktop.outfit)["network"]) == (4, "blue")
+    assert "generation" in rejected(room.state.do("desktop.outfitted", **{**room.told, "generation": 9}), "conflict")
 
 
 def test_another_users_desktop_is_not_given_back(room: Room) -> None:
