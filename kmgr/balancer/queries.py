@@ -9,13 +9,14 @@ from dataclasses import replace
 
 from sqlite_utils import Database
 
+from kmgr.balancer.drains import Progress, progress
 from kmgr.balancer.model import Shortage, View
 from kmgr.balancer.plan import plan
 from kmgr.balancer.redundancy import Maintenance, Redundancy, can_lose_one, would_break
 from kmgr.grid.model import Vitals
 from kmgr.grid.queries import servers, settings
 from kmgr.grid.zone import local_time
-from kmgr.ids import ServerId, VersionId
+from kmgr.ids import DesktopId, ServerId, VersionId
 from kmgr.provision.move_rows import moves
 from kmgr.provision.queries import asks, copies, desktops
 from kmgr.replica.queries import holdings
@@ -72,6 +73,17 @@ def redundancy_now(
 ) -> Redundancy:
     """Tell whether any one server may be lost at this moment, and if not, what to do."""
     return can_lose_one(look(db, board, now), frozenset(voters))
+
+
+def drain_progress(
+    db: Database, board: Mapping[ServerId, Vitals], now: float, server: ServerId, *, now_ms: int
+) -> Progress:
+    """Return how far the drain of a server is; what moves is known from its last heartbeat."""
+    vitals = board.get(server)
+    told = vitals.extra.get("moves") if vitals is not None else None
+    moves = told.items() if isinstance(told, Mapping) else ()
+    percents = {DesktopId(str(desktop)): percent for desktop, percent in moves if isinstance(percent, int)}
+    return progress(look(db, board, now), server, percents=percents, now_ms=now_ms)
 
 
 def reasons_against(

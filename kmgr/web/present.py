@@ -13,6 +13,7 @@ import kmgr.replica.queries as replica_queries
 import kmgr.templates.queries as template_queries
 import kmgr.users.queries as user_queries
 from kmgr.balancer.maintenance import weigh
+from kmgr.balancer.queries import drain_progress
 from kmgr.balancer.redundancy import Maintenance
 from kmgr.errors import NotFound
 from kmgr.grid.island_rules import limits
@@ -69,7 +70,12 @@ def servers(services: Services) -> list[Item]:
     with services.grid.view() as db:
         found = grid_queries.servers(db)
         counts = Counter(d.server for d in provision_queries.desktops(db) if d.state is not DesktopState.RETIRED)
-    heard, now, log = services.board.all(), services.clock.monotonic(), services.grid.status()
+        heard, now, log = services.board.all(), services.clock.monotonic(), services.grid.status()
+        drains = {
+            one.id: records.drain(drain_progress(db, heard, now, one.id, now_ms=services.clock.now_ms()))
+            for one in found
+            if one.state is ServerState.DRAINING
+        }
     return [
         records.server(
             one,
@@ -80,6 +86,7 @@ def servers(services: Services) -> list[Item]:
             desktops=counts[one.id],
             now=now,
         )
+        | {"drain": drains.get(one.id)}
         for one in found
     ]
 

@@ -7,6 +7,7 @@ passwords or tokens.
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeAlias
 
+from kmgr.balancer.drains import Progress
 from kmgr.grid.model import Event, Server, Vitals
 from kmgr.ids import ServerId, TemplateId
 from kmgr.provision.causes import CURES
@@ -58,6 +59,18 @@ def server(
         "problems": list(vitals.problems) if vitals else [],
         "desktops": desktops,
         "heard_s_ago": max(0, round(now - vitals.heard_at)) if vitals else None,
+        "drain": None,
+    }
+
+
+def drain(told: Progress) -> Item:
+    """Present how far the drain of a server is."""
+    return {
+        "left": told.left,
+        "moving": [{"desktop": one.desktop, "name": one.name, "percent": one.percent} for one in told.moving],
+        "waiting": [{"desktop": one.desktop, "name": one.name, "why": one.why} for one in told.waiting],
+        "others": told.others,
+        "remaining_s": told.remaining_s,
     }
 
 

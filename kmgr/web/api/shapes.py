@@ -107,6 +107,15 @@ COMPONENTS: Mapping[str, Schema] = {
             "memory_mib": maybe(WHOLE), "memory_free_mib": maybe(WHOLE), "disk_mib": maybe(WHOLE),
             "disk_free_mib": maybe(WHOLE), "accelerator": TEXT, "can_run_desktops": FLAG, "problems": many(TEXT),
             "desktops": WHOLE, "heard_s_ago": maybe(WHOLE),
+            "drain": maybe(
+                record(
+                    {
+                        "left": WHOLE, "others": WHOLE, "remaining_s": maybe(WHOLE),
+                        "moving": many(record({"desktop": TEXT, "name": TEXT, "percent": WHOLE})),
+                        "waiting": many(record({"desktop": TEXT, "name": TEXT, "why": TEXT})),
+                    }
+                )
+            ),
         }
     ),
     "Invitation": record(
