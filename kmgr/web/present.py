@@ -151,6 +151,7 @@ def desktop_of(services: Services, session: Session, desktop_id: str) -> Item:
     with services.grid.view() as db:
         template_names = {one.id: one.name for one in template_queries.templates(db)}
         sight = present_copies.look(services, db)
+        made_from = template_queries.template(db, found.template)
     waiting = services.waiting(found.id) if found.server == services.own.server else ""
     shown = _desktop(found, template_names, sight)
     later = list(pending(found, made_from)) if made_from is not None else []
