@@ -12,15 +12,15 @@ Pure.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from kmgr.balancer.model import Relocate, View, Why
 from kmgr.balancer.place import GROWTH_MIB, OVERHEAD_MIB, Room, able, by_server
 from kmgr.balancer.redundancy import homeless
 from kmgr.grid.model import PLACEABLE, Server, ServerState
-from kmgr.ids import DesktopId, ServerId
-from kmgr.provision.model import Desktop, DesktopState
+from kmgr.ids import ServerId
+from kmgr.provision.model import Desktop, DesktopState, Purpose
 
 EACH_AT_ONCE = 2
 ALL_AT_ONCE = 16
@@ -44,7 +44,8 @@ def relocate(view: View, rooms: Sequence[Room], *, quiet: bool) -> tuple[Relocat
 def movable(desktop: Desktop, view: View) -> bool:
     """Tell whether a desktop may be moved while it is used; else it waits until its user has logged out."""
     failed = view.moves.get(desktop.id)
-    return desktop.state is DesktopState.IN_USE and (failed is None or failed.failures < MOST_FAILURES)
+    used = desktop.state is DesktopState.IN_USE and desktop.purpose is Purpose.USE
+    return used and (failed is None or failed.failures < MOST_FAILURES)
 
 
 @dataclass(slots=True)
@@ -170,8 +171,3 @@ def _disk_mib(desktop: Desktop, view: View) -> int:
 
 def _taken(desktops: Collection[Desktop]) -> int:
     return sum(desktop.memory_mib + OVERHEAD_MIB for desktop in desktops)
-
-
-def in_flight(view: View) -> Mapping[DesktopId, ServerId]:
-    """Return where each desktop that moves now is going."""
-    return {d.id: d.moving_to for d in view.desktops if d.moving_to is not None}

@@ -78,6 +78,13 @@ def test_one_that_failed_so_often_waits_for_its_user_to_log_out(state: State) ->
     assert [d.state for d in state.view().desktops] == ["in_use"]
 
 
+def test_what_an_administrator_edits_stays_until_that_is_done(state: State) -> None:
+    (made,) = used(state, A)
+    state.db["desktops"].update(made, {"purpose": "edit"})
+    state.become(A, "draining")
+    assert planned(state) == []
+
+
 def test_nothing_moves_from_a_lost_server_nor_while_calm_is_kept(state: State) -> None:
     used(state, A)
     state.become(A, "draining")
