@@ -63,7 +63,7 @@ class FakeGuest:
 
     def _identity(self, arguments: Mapping[str, Any], number: int) -> str:
         name, mac = [*arguments.get("arg", []), "", ""][3:5]
-        return f"name={name}\nmac={mac}\nsample={number:032x}\n"
+        return f"name={name}\nmac={mac}\nclock=set\nsample={number:032x}\n"
 
 
 class FakeHypervisor:

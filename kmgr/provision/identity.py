@@ -14,39 +14,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# For any Linux: sh, ip and hostname or their like. What is not there is passed over; what counts is checked after it.
+# For any Linux: sh, ip and date or their like. What is not there is passed over; what counts is printed and checked.
+# In emulation each program that is started costs tens of milliseconds, so the shell does itself what it can.
 _LINUX = r"""
-name=$1 mac=$2 seed=$3
+name=$1 mac=$2 seed=$3 now=$4
 printf '%s' "$seed" >/dev/urandom
 [ -x /usr/bin/perl ] && perl -e 'open(my $r, ">", "/dev/random"); ioctl($r, 0x5207, 0)' 2>/dev/null
-hostname "$name" 2>/dev/null || printf '%s' "$name" >/proc/sys/kernel/hostname
-if [ -f /etc/hostname ]; then old=$(cat /etc/hostname); echo "$name" >/etc/hostname
-[ -n "$old" ] && [ -f /etc/hosts ] && sed -i "s/\b$old\b/$name/g" /etc/hosts; fi
+date -u -s "@$now" >/dev/null 2>&1 && echo clock=set
+echo "$name" >/proc/sys/kernel/hostname
+if [ -s /etc/hostname ]; then read -r old </etc/hostname; echo "$name" >/etc/hostname
+[ -f /etc/hosts ] && sed -i "s/\b$old\b/$name/g" /etc/hosts; fi
 [ -f /etc/machine-id ] && { rm -f /etc/machine-id; systemd-machine-id-setup ||
 tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id; } >/dev/null 2>&1
 card=
 for one in /sys/class/net/*; do [ -e "$one/device" ] && card=${one##*/} && break; done
 if [ -n "$card" ]; then
-ip addr flush dev "$card"; ip link set "$card" down; ip link set "$card" address "$mac"; ip link set "$card" up
+ip link set "$card" address "$mac" 2>/dev/null ||
+{ ip link set "$card" down; ip link set "$card" address "$mac"; ip link set "$card" up; }
 if command -v nmcli && nmcli device reapply "$card"; then :
 elif command -v networkctl && networkctl reconfigure "$card"; then :
-elif pidof dhclient; then pkill dhclient; dhclient -nw "$card"
-elif pidof udhcpc; then kill -USR2 $(pidof udhcpc); kill -USR1 $(pidof udhcpc)
+elif command -v dhclient && pidof dhclient; then pkill dhclient; ip addr flush dev "$card"; dhclient -nw "$card"
+elif command -v udhcpc && pids=$(pidof udhcpc); then kill -USR2 $pids; kill -USR1 $pids
 fi >/dev/null 2>&1
+read -r mac <"/sys/class/net/$card/address" && echo "mac=$mac"
 fi
-echo "name=$(hostname 2>/dev/null || cat /proc/sys/kernel/hostname)"
-[ -n "$card" ] && echo "mac=$(cat "/sys/class/net/$card/address")"
-echo "sample=$(tr -d - </proc/sys/kernel/random/uuid)"
+read -r name </proc/sys/kernel/hostname && echo "name=$name"
+read -r sample </proc/sys/kernel/random/uuid && echo "sample=$sample"
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What makes a desktop another one than that whose memory it was restored from."""
+    """What makes a desktop another one than that whose memory it was restored from; `now_s`: s since 1970."""
 
     name: str
     mac: str
     seed: str
+    now_s: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +60,20 @@ class Answer:
     name: str = ""
     mac: str = ""
     sample: str = ""
+    clock: str = ""
 
 
 def program(identity: Identity) -> Mapping[str, Any]:
     """Return the arguments of `guest-exec` that have a Linux guest take on an identity and print an answer."""
-    arguments = ["-c", _LINUX, "kmgr", identity.name, identity.mac, identity.seed]
+    arguments = ["-c", _LINUX, "kmgr", identity.name, identity.mac, identity.seed, str(identity.now_s)]
     return {"path": "/bin/sh", "arg": arguments, "capture-output": True}
 
 
 def answer(printed: str) -> Answer:
     """Return what the program printed; what it left out is empty."""
     told = dict(line.partition("=")[::2] for line in printed.splitlines())
-    return Answer(told.get("name", "").strip(), told.get("mac", "").strip().lower(), told.get("sample", "").strip())
+    found = {name: told.get(name, "").strip() for name in ("name", "mac", "sample", "clock")}
+    return Answer(**{**found, "mac": found["mac"].lower()})
 
 
 def problem(identity: Identity, told: Answer, *, drawn: Sequence[str] = ()) -> str:
@@ -76,6 +82,8 @@ def problem(identity: Identity, told: Answer, *, drawn: Sequence[str] = ()) -> s
         return f"it calls itself {told.name or 'nothing'} and not {identity.name}"
     if told.mac != identity.mac:
         return f"its network address is {told.mac or 'unknown'} and not {identity.mac}"
+    if told.clock != "set":
+        return "its clock could not be set"
     if not told.sample:
         return "it has no random numbers to show"
     if told.sample in drawn:

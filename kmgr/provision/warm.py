@@ -20,7 +20,7 @@ from kmgr.ids import DesktopId, VersionId
 from kmgr.provision import domainxml
 from kmgr.provision.hypervisor import DomainSpec
 from kmgr.provision.lifecycle import LIVING
-from kmgr.provision.model import Desktop, DesktopState, Origin
+from kmgr.provision.model import Desktop, DesktopState, Origin, Purpose
 from kmgr.templates.model import Kind, Template
 from kmgr.templates.policy import Clones, Seed
 
@@ -166,6 +166,7 @@ def sleepers(wanted: Sequence[Desktop], templates: Iterable[Template], *, now_ms
         for d in wanted
         if d.state is DesktopState.READY
         and d.template in asked
+        and d.purpose is Purpose.USE
         and not d.personal
         and (d.origin is Origin.WARM or now_ms - d.changed_at >= CALM_S * 1000)
     )

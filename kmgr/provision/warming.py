@@ -24,14 +24,14 @@ from kmgr.ids import DesktopId, TemplateId, VersionId
 from kmgr.provision import disks, domainxml, identity, warm, warm_files
 from kmgr.provision.hypervisor import DomainSpec, Hypervisor
 from kmgr.provision.identity import Answer, Identity
-from kmgr.provision.model import Desktop
+from kmgr.provision.model import Desktop, Purpose
 from kmgr.provision.timely import Blocking
 from kmgr.provision.warm import BUILDER, Choice, Key, Standing, Warm
 from kmgr.templates.model import Template
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.05
+POLL_S = 0.1
 # A guest that was just booted still starts things; a memory saved a little later needs not do them in every desktop.
 SETTLE_S = 3.0
 # For a restored guest to answer, and for its program to end: it has nothing to load.
@@ -228,8 +228,8 @@ class Warming:
         await self._blocking(lambda: disks.copy_overlay(Path(spec.disk), where / warm_files.DISK))
         await self._hypervisor.restore_warm(spec, str(where))
         await self._answers(spec.desktop, RESTORED_S)
-        await set_clock(self._hypervisor, self._clock, spec.desktop)
-        wanted = Identity(spec.name, domainxml.spec_mac(spec), new_token())
+        now_s = round(self._clock.now_ms() / 1000)
+        wanted = Identity(spec.name, domainxml.spec_mac(spec), new_token(), now_s)
         told = identity.answer(await self._run(spec.desktop, identity.program(wanted)))
         drawn = self._drawn.setdefault(key, deque(maxlen=_MOST_SAMPLES))
         if found := identity.problem(wanted, told, drawn=tuple(drawn)):
@@ -275,7 +275,11 @@ class Warming:
         self, wanted: Sequence[Desktop], templates: Sequence[Template], absent: Collection[VersionId]
     ) -> Mapping[DesktopId, Key]:
         able = {t.id: t for t in templates if self._mode != "never" and not warm.why_boots(t)}
-        mine = [d for d in wanted if d.template in able and d.version not in absent and d.user is None]
+        mine = [
+            d
+            for d in wanted
+            if d.template in able and d.version not in absent and d.user is None and d.purpose is Purpose.USE
+        ]
         if not mine:
             return {}
         hardware = await self._hypervisor.hardware()

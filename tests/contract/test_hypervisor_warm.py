@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from kmgr.provision.identity import Identity
 from tests.lab.hypervisors import D1, D2, NONE, OFF, RUNNING, Bench, WithLibvirt, domains, until
 
 WARM = DesktopId("warm-1")
+BOOT_S = 300
 SHARED = [False, True]
 
 
@@ -36,7 +38,7 @@ async def saved(bench: Bench, folder: Path, *, shared: bool) -> DomainSpec:
         await asyncio.to_thread(ram.touch)
     await bench.hypervisor.define(spec)
     await bench.hypervisor.start(WARM)
-    await until(lambda: bench.hypervisor.answers(WARM), 90)
+    await until(lambda: bench.hypervisor.answers(WARM), BOOT_S)
     await bench.hypervisor.save_warm(WARM, str(folder))
     return spec
 
@@ -72,8 +74,8 @@ async def test_two_restored_from_one_memory_become_desktops_of_their_own(
         spec = clone(bench, gold, desktop)
         await it.restore_warm(spec, str(tmp_path / "warm"))
         assert DomainStatus(desktop, 1, RUNNING, provisional=True) in await domains(it)
-        assert await it.answers(desktop) or await until(lambda d=desktop: it.answers(d), 10)  # type: ignore[misc]
-        wanted = Identity(spec.name, domainxml.spec_mac(spec), f"seed of {desktop}")
+        assert await it.answers(desktop) or await until(lambda d=desktop: it.answers(d), 60)  # type: ignore[misc]
+        wanted = Identity(spec.name, domainxml.spec_mac(spec), f"seed of {desktop}", round(time.time()))
         told = identity.answer(await run(it, desktop, identity.program(wanted)))
         assert identity.problem(wanted, told, drawn=drawn) == ""
         drawn.append(told.sample)
@@ -82,11 +84,11 @@ async def test_two_restored_from_one_memory_become_desktops_of_their_own(
     bench.power_off(D1)
     assert await domains(it) == [DomainStatus(D1, 1, OFF), DomainStatus(D2, 1, RUNNING)]
     await it.start(D1)  # by booting, from its own disk
-    await until(lambda: it.answers(D1), 90)
+    await until(lambda: it.answers(D1), BOOT_S)
     await it.suspend(D2)
     assert not await it.answers(D2)
     await it.start(D2)
-    await until(lambda: it.answers(D2), 10)
+    await until(lambda: it.answers(D2), 60)
     for desktop in (D1, D2):
         await it.remove(desktop)
     assert await domains(it) == []
@@ -132,7 +134,7 @@ async def test_the_agent_is_called_and_says_what_it_will_not_do(bench: Bench) ->
     with pytest.raises(Unavailable):
         await it.agent(D1, "guest-ping", {}, 1)
     await it.start(D1)
-    await until(lambda: it.answers(D1), 90)
+    await until(lambda: it.answers(D1), BOOT_S)
     assert await it.agent(D1, "guest-ping", {}, 3) == {}
     await it.suspend(D1)
     with pytest.raises(Unavailable, match="does not answer"):
@@ -164,7 +166,7 @@ async def test_an_agent_refuses_what_it_does_not_know(bench: Bench) -> None:
     it = bench.hypervisor
     await it.define(bench.spec(D1))
     await it.start(D1)
-    await until(lambda: it.answers(D1), 90)
+    await until(lambda: it.answers(D1), BOOT_S)
     with pytest.raises(KmgrError, match="guest-make-coffee"):
         await it.agent(D1, "guest-make-coffee", {}, 3)
     assert await domains(it) == [DomainStatus(D1, 1, DomainState.RUNNING)]

@@ -50,7 +50,7 @@ async def test_one_more_is_ready_without_booting_as_itself_on_its_own_disk(desk:
     spec = desk.hypervisor.spec(name)
     (program,) = [arguments for _, command, arguments in desk.guest.calls if command == "guest-exec"]
     assert program["arg"][3:5] == [spec.name, domainxml.spec_mac(spec)]
-    assert "guest-set-time" in [command for _, command, _ in desk.guest.calls]
+    assert int(program["arg"][6]) == round(desk.clock.now_ms() / 1000) - 2
     (saved,) = desk.lying()
     gold = desk.folder / "warm" / saved / "disk.qcow2"
     assert desk.overlay(name).read_bytes() == gold.read_bytes()
@@ -71,7 +71,7 @@ async def test_a_desktop_that_was_restored_boots_from_its_own_disk_when_it_was_o
     ("spoil", "why"),
     [
         (lambda desk: desk.guest.refuses.update({"guest-exec": "it is switched off here"}), "does not do guest-exec"),
-        (lambda desk: desk.guest.refuses.update({"guest-set-time": "no"}), "does not do guest-set-time"),
+        (lambda desk: desk.guest.refuses.update({"guest-exec-status": "no"}), "does not do guest-exec-status"),
         (lambda desk: desk.hypervisor.fail.update(save_warm="no space"), "no space"),
         (lambda desk: desk.hypervisor.fail.update(restore_warm="wrong machine"), "wrong machine"),
         (lambda desk: desk.guest.programs.extend(["name=warm-1\nmac=\nsample=1"] * 2), "network address is unknown"),
@@ -99,7 +99,7 @@ async def test_two_that_draw_the_same_random_numbers_are_not_let_near_anybody(de
             told = dict(desk.guest(desktop, command, arguments))
             if command == "guest-exec":
                 name, mac = arguments["arg"][3:5]
-                desk.guest._printed[told["pid"]] = f"name={name}\nmac={mac}\nsample=4711\n"
+                desk.guest._printed[told["pid"]] = f"name={name}\nmac={mac}\nclock=set\nsample=4711\n"
             return told
 
     desk.hypervisor.guest = Twins()
