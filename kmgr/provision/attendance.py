@@ -20,7 +20,7 @@ from kmgr.grid.envelope import Rejected
 from kmgr.grid.port import Grid, Requests
 from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.idle import Idleness, Verdict, judge, unreported
-from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.model import Desktop, DesktopState, Purpose
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.queries import desktops
 from kmgr.provision.rfb_input import InputReader
@@ -134,7 +134,8 @@ class Attendance:
             for command, desktop in unreported(here, self._watched, self._gone_at, now):
                 await self._report(command, desktop)
         for desktop in here:
-            if desktop.state is DesktopState.IN_USE and (seen := self._watched.get(desktop.id)) is not None:
+            used = desktop.state is DesktopState.IN_USE and desktop.purpose is Purpose.USE
+            if used and (seen := self._watched.get(desktop.id)) is not None:
                 await self._mind(desktop, seen, policies[desktop.id])
 
     async def _mind(self, desktop: Desktop, seen: _Watched, policy: Policy) -> None:

@@ -15,6 +15,7 @@ from kmgr.grid.rows import Row, one
 from kmgr.provision.commands import fenced, owned
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import DesktopState as S
+from kmgr.provision.model import Purpose
 from kmgr.provision.outfit import outfit
 from kmgr.templates.policy import from_json
 
@@ -57,6 +58,8 @@ def over(db: Database, command: Command) -> Outcome:
         return Rejected("conflict", f"desktop {row['name']} is not {body['user']}'s any more")
     if owned(row):
         return Rejected("refused", f"desktop {row['name']} is {row['user']}'s personal desktop and is kept")
+    if row["purpose"] != Purpose.USE:
+        return Rejected("refused", f"desktop {row['name']} is there to {row['purpose']} and stays until that is done")
     for believed in ("generation", "connected_at", "disconnected_at"):
         if row[believed] != body[believed]:
             return Rejected("conflict", f"{row['user']} has come back to desktop {row['name']}, or left it only now")

@@ -121,6 +121,14 @@ async def test_a_standby_that_an_administrator_looks_at_is_nobodys(office: Watch
     assert office.entries == before
 
 
+async def test_who_edits_a_version_is_not_hurried(office: Watched) -> None:
+    await office.begin(**RULE, idle_then="log_out")
+    office.grid.store.writer.execute("update desktops set purpose = 'edit'")
+    with office.attendance.open(D1) as viewer:
+        await office.pass_(601)
+        assert not viewer.cut.is_set()
+
+
 async def test_without_a_rule_nobody_is_ever_idle(office: Watched) -> None:
     await office.begin()
     with office.attendance.open(D1) as viewer:

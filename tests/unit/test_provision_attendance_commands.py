@@ -106,6 +106,11 @@ def test_who_asks_for_their_desktop_again_has_it_for_another_while(room: Room) -
     assert "come back" in rejected(room.over(**believed), "conflict")
 
 
+def test_a_desktop_that_is_edited_is_not_given_back(room: Room) -> None:
+    room.state.db.execute("update desktops set purpose = 'edit'")
+    assert "to edit and stays" in rejected(room.over(), "refused")
+
+
 def test_a_start_brings_what_the_template_says_by_now(room: Room) -> None:
     room.state.db.execute("update templates set vcpus = 4, policy = ?", [to_json(policy_of({"network": "blue"}))])
     assert room.state.do("desktop.outfitted", **room.told) == Applied({"vcpus": 4, "memory_mib": 1024})
