@@ -13,6 +13,8 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
+
 from kmgr.errors import Refused
 from kmgr.ids import VersionId
 from kmgr.provision.warm import Key, Warm
@@ -41,6 +43,11 @@ def begin(data_dir: Path, key: Key, *, memory_mib: int, shared: bool) -> Path:
     if measured.spare_bytes < 2 * memory_mib * _MIB:
         raise Refused(
             f"the disk has {measured.spare_bytes // _MIB} MiB to spare: too little to save {memory_mib} MiB of memory"
+        )
+    free = psutil.virtual_memory().available // _MIB
+    if free < 2 * memory_mib:  # the builder is in nobody's plan: it must not take what the desktops need
+        raise Refused(
+            f"the server has {free} MiB of memory free: too little for a builder of {memory_mib} MiB beside it"
         )
     if shared:
         (where / RAM).touch()

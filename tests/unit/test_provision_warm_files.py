@@ -1,8 +1,10 @@
 """Saved memories on the disk: whole or of no use, and nothing in between."""
 
 import json
+import shutil
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kmgr.errors import Refused
@@ -61,6 +63,15 @@ def test_removing_is_done_once_however_often_it_is_asked(tmp_path: Path) -> None
 def test_a_disk_without_room_is_told_in_numbers(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"MiB to spare: too little to save 999999999 MiB"):
         warm_files.begin(tmp_path, "k1", memory_mib=999_999_999, shared=False)
+
+
+def test_a_server_without_memory_is_told_in_numbers(tmp_path: Path) -> None:
+    free = psutil.virtual_memory().available >> 20
+    disk_free = shutil.disk_usage(tmp_path).free >> 20
+    if disk_free < 3 * free:
+        pytest.skip("the disk is the narrower one here")
+    with pytest.raises(Refused, match=r"MiB of memory free: too little for a builder"):
+        warm_files.begin(tmp_path, "k1", memory_mib=free, shared=False)
 
 
 def test_what_a_newer_kmgr_noted_besides_makes_a_memory_of_no_use_here(tmp_path: Path) -> None:
