@@ -34,7 +34,7 @@ _PING = json.dumps({"execute": "guest-ping"})
 
 async def measure(folder: Path, short: bool) -> list[Figure]:
     """Return the figures of claims one by one and of the storm."""
-    standby, people = (6, 12) if short else (STANDBY, PEOPLE)
+    standby, people = (6 if short else STANDBY), PEOPLE
     scene = Scene(image="test-guest", template="bench", memory_mib=192, standby=standby, maximum=standby)
     grid = Cluster(folder / "claims", web_port=WEB_PORT + 400, grid_port=WEB_PORT + 500, say=quiet)
     try:
@@ -42,7 +42,7 @@ async def measure(folder: Path, short: bool) -> list[Figure]:
         claims = Claims(grid, scene)
         try:
             await claims.log_in(people)
-            return [await claims.one_by_one(5 if short else 30), *await claims.storm(people)]
+            return [await claims.one_by_one(10 if short else 30), *await claims.storm(people)]
         finally:
             await claims.close()
     finally:
