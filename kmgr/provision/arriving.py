@@ -32,6 +32,8 @@ PREPARE, DISK, MEMORY, LOADED, RESUMED = "move.prepare", "move.disk", "move.memo
 LOOK_S = 1.0
 LOADED_S = 20.0
 _POLL_S = 0.005
+_THAW_TRIES = 10
+_THAW_S = 3.0
 
 
 @dataclass(slots=True)
@@ -77,6 +79,7 @@ class Arriving:
         self._blocking = blocking
         self._may_run = may_run
         self._guests: dict[DesktopId, _Guest] = {}
+        self._thawing: set[asyncio.Task[None]] = set()
         requests.serve(PREPARE, self._prepare)
         requests.serve(LOADED, self._loaded)
         requests.serve(RESUMED, self._resumed)
@@ -89,13 +92,18 @@ class Arriving:
 
     async def run(self) -> None:
         """Let go on what was handed over, and clear away what is not coming, until cancelled."""
-        while True:
-            seen = self._grid.status().applied
-            try:
-                await self.run_once()
-            except (KmgrError, OSError) as error:
-                logger.info("a round over what arrives was cut short", extra={"cause": str(error)})
-            await self._grid.changed(seen, timeout_s=LOOK_S)
+        try:
+            while True:
+                seen = self._grid.status().applied
+                try:
+                    await self.run_once()
+                except (KmgrError, OSError) as error:
+                    logger.info("a round over what arrives was cut short", extra={"cause": str(error)})
+                await self._grid.changed(seen, timeout_s=LOOK_S)
+        finally:
+            for task in self._thawing:
+                task.cancel()
+            await asyncio.gather(*self._thawing, return_exceptions=True)
 
     async def run_once(self) -> None:
         """Look at every guest once."""
@@ -115,6 +123,8 @@ class Arriving:
             await self._hypervisor.start(desktop)
             logger.info("a desktop has arrived", extra={"desktop": now.name})
             self._forget(desktop)
+            self._thawing.add(task := asyncio.create_task(self._thaw(desktop)))
+            task.add_done_callback(self._thawing.discard)
         elif now is None or now.moving_to != self._grid.server or now.generation != guest.generation:
             await self._clear(desktop)
             self._forget(desktop)
@@ -202,6 +212,18 @@ class Arriving:
         if guest is None or guest.generation != desktop.generation:
             raise Refused("nothing is ready here for this desktop: this server's kmgr began anew meanwhile")
         return guest
+
+    async def _thaw(self, desktop: DesktopId) -> None:
+        """Let its file systems go on, if a safe copy froze them on the other server and its word to thaw got lost."""
+        for _ in range(_THAW_TRIES):
+            try:
+                await self._hypervisor.agent(desktop, "guest-fsfreeze-thaw", {}, _THAW_S)
+                return
+            except NotFound:
+                return
+            except KmgrError as error:
+                logger.info("a guest that arrived does not answer yet", extra={"cause": error.message})
+            await self._clock.sleep(_THAW_S)
 
     async def _clear(self, desktop: DesktopId) -> None:
         """Delete what is here of a desktop that is on another server."""
