@@ -102,11 +102,11 @@ def test_a_version_that_boots_passes_and_one_action_leads_back_to_warm_desktops(
     wait_for("its canary is over", lambda: versions(boss)[number]["stand"] != "canary", timeout_s=360)
     assert versions(boss)[number]["stand"] == "published", versions(boss)[number]
     assert template(boss)["version_number"] == number
-    wait_for("only its desktops stand by", lambda: not ready_of(boss, 1) and ready_of(boss, number), timeout_s=120)
+    wait_for("only its desktops stand by", lambda: not ready_of(boss, 1) and ready_of(boss, number), timeout_s=240)
 
     boss.ask("POST", f"/templates/{template(boss)['id']}/rollback", {}).ok()
     assert template(boss)["version_number"] == 1
-    wait_for("a desktop of the former version is warm", lambda: ready_of(boss, 1), timeout_s=60)
+    wait_for("a desktop of the former version is warm", lambda: ready_of(boss, 1), timeout_s=grids.DESKTOP_S)
     given = grids.claim(anna, SCENE.template)
     assert versions(boss)[1]["in_use"] == 1
     assert versions(boss)[number]["stand"] == "withdrawn"
