@@ -20,6 +20,8 @@ from kmgr.errors import KmgrError
 from kmgr.grid.model import RUNNING
 from kmgr.grid.port import Grid
 from kmgr.grid.queries import server
+from kmgr.provision.model import Desktop
+from kmgr.provision.queries import desktop as find_desktop
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,15 @@ class Lease:
     def holds(self, margin_s: float = 0.0) -> bool:
         """Tell whether this server may run personal desktops now, and for `margin_s` more."""
         return self._clock.monotonic() + margin_s < self._until
+
+    def covers(self, desktop: Desktop) -> bool:
+        """Tell whether this is still the log's word about a desktop: whoever starts it may have read an older one.
+
+        To be asked after `holds`: what the lease was granted on is in this view.
+        """
+        with self._grid.view() as db:
+            now = find_desktop(db, desktop.id)
+        return now is not None and (now.server, now.generation) == (self._grid.server, desktop.generation)
 
     @property
     def why_not(self) -> str:

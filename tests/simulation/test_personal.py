@@ -247,6 +247,24 @@ async def test_back_and_forth_each_former_disk_is_kept(lab: Lab) -> None:
         assert (lab.at(now.server).folder / "superseded" / f"{desktop.id}.{generation}.qcow2").exists()
 
 
+async def test_an_island_that_ends_starts_nothing_by_what_it_believed(tmp_path: Path) -> None:
+    # The lease is back a second before the island's view of the grid is given up.
+    lab = Lab(tmp_path, islands=True)
+    await lab.create(kind="personal", standby=1)
+    desktop = await protected(lab)
+    for turn in range(6):
+        home = theirs(lab).server
+        lab.cut(home)
+        await lab.wait(40)
+        assert theirs(lab).server != home
+        lab.mend(home)
+        for _ in range(200):
+            await lab.wait(0.1)
+            assert len(running(lab, desktop)) <= 1
+        await lab.wait(5 + turn * 0.3)
+    await lab.close()
+
+
 async def test_a_daemon_that_dies_leaves_the_halting_to_the_guard(lab: Lab) -> None:
     desktop = await protected(lab)
     home = lab.at(desktop.server)
