@@ -8,6 +8,9 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 FAST := tests/unit tests/property tests/simulation
 ALL := $(FAST) tests/contract tests/integration tests/faults tests/browser
 SERVER ?=
+# Tests run side by side: one lane more than processors, since much of a test is waiting for guests and elections.
+LANES ?= $(shell n=$$(($$(nproc) + 1)); echo $$((n < 6 ? n : 6)))
+SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid bench-images simulate simulate-mutants faults faults-daemon faults-plain appliance appliance-test lock clean
 
@@ -25,10 +28,11 @@ check: setup ## format, lint, types, import contracts, sizes, fast tests
 	.venv/bin/ruff check .
 	.venv/bin/mypy -p kmgr -p appliance
 	.venv/bin/lint-imports
-	$(PY) -m pytest -q $(FAST)
+	$(PY) -m pytest -q -n $(LANES) $(SIDE_BY_SIDE) $(FAST)
 
 test: setup ## every test, with real QEMU, libvirt, slapd and a browser
-	$(SUDO) $(PY) -m pytest -q $(foreach kind,$(ALL),$(wildcard $(kind)))
+	$(SUDO) $(PY) -m pytest -q -n $(LANES) $(SIDE_BY_SIDE) --durations=15 \
+	    $(foreach kind,$(ALL),$(wildcard $(kind)))
 
 demo: setup-demo ## a grid of three servers on this machine, until Ctrl-C
 	@exec $(SUDO) $(PY) -m appliance.demo run

@@ -1,7 +1,9 @@
-"""What all tests share: how property tests choose their examples."""
+"""What all tests share: how property tests choose their examples, and what may run side by side."""
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # On a build machine the same examples at every run: what is found there was put in by the change, not by chance.
@@ -12,3 +14,27 @@ settings.register_profile("here", deadline=None)
 settings.load_profile("here")
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+# What takes longest comes first, so that no lane is left alone with it at the end.
+_ORDER = ("integration", "browser", "faults", "contract", "simulation", "property", "unit")
+# Grids that many files share: their tests run in one lane, which builds such a grid once.
+_SHARED = ("office", "show")
+_HERE = Path(__file__).parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where tests run in lanes side by side, keep together what belongs together: a file, a shared grid."""
+    if config.getoption("dist", "no") != "loadgroup":
+        return
+    items.sort(key=lambda item: _ORDER.index(item.path.relative_to(_HERE).parts[0]))  # keeps the order within
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_lane(item)))
+
+
+def _lane(item: pytest.Item) -> str:
+    fixtures = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
+    for name in _SHARED:
+        if any(found.scope == "session" for found in fixtures.get(name, ())):
+            return name
+    return item.path.relative_to(_HERE).as_posix()
