@@ -7,6 +7,7 @@ import kmgr.grid.standing
 import kmgr.provision.commands
 import kmgr.provision.copy_commands
 import kmgr.provision.island
+import kmgr.provision.tenure_commands
 import kmgr.provision.version_commands
 import kmgr.replica.commands
 import kmgr.templates.commands
@@ -32,6 +33,7 @@ APPLIERS: Mapping[str, Applier] = {
     **kmgr.templates.commands.APPLIERS,
     **kmgr.provision.commands.APPLIERS,
     **kmgr.provision.copy_commands.APPLIERS,
+    **kmgr.provision.tenure_commands.APPLIERS,
     **kmgr.provision.version_commands.APPLIERS,
     **kmgr.users.commands.APPLIERS,
     SETTLE: settling(ISLAND),

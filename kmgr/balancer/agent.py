@@ -30,7 +30,7 @@ from kmgr.grid.queries import settings
 from kmgr.ids import ServerId, TemplateId
 from kmgr.provision.lease import TAKE_OVER_S
 from kmgr.provision.model import Copy
-from kmgr.provision.queries import asks
+from kmgr.provision.queries import asks, tenures
 from kmgr.replica.protect import LOST_FOR_GOOD_S
 
 logger = logging.getLogger(__name__)
@@ -83,9 +83,10 @@ class Balancer:
             view = look(db, self._board.all(), now)
             asking = asks(db)
             calm_s = settings(db)["calm_after_election_ms"] / 1000
+            kept = tenures(db)
         view = replace(
             view,
-            fenced=self._fencing.fenced(view.servers, now),
+            fenced=self._fencing.fenced(view.servers, now, kept),
             given_up=frozenset(s.id for s in view.servers if self._fencing.lost_for(s, now) >= LOST_FOR_GOOD_S),
         )
         if self._grid.status().island:

@@ -40,6 +40,7 @@ def recover(data: DataOption = DEFAULT_DATA, yes: YesOption = False) -> None:
         epoch = recovery.go_on_alone(data, own, clock=SystemClock())
     print(f"{own.name} is now the only server of the grid {own.grid_name!r} (epoch {epoch}).")
     print(f"Start it: kmgr run --data {data}. Then let new servers join, and reset the others before they return.")
+    print("Personal desktops of a server that is switched off start here from their safe copies: kmgr off NAME.")
 
 
 @grid.command("backup")

@@ -22,6 +22,7 @@ from kmgr.provision.libvirt_backup import backups
 from kmgr.provision.personal_disks import PersonalDisks
 from kmgr.provision.protection import Protection
 from kmgr.provision.queries import desktops
+from kmgr.provision.tenure import Tenure, this_boot
 from kmgr.provision.timely import Timely
 from kmgr.provision.work import Personal
 from kmgr.replica.images import Images
@@ -49,7 +50,8 @@ class PersonalParts:
         data_dir = config.data_dir
         blocking = Timely("the disk of this server", deadline_s=_DISK_S, advice="Look after it: dmesg tells more.")
         guarding = Guarding(data_dir, config.libvirt_uri, own.grid, needed=self._needed, clock=clock)
-        lease = Lease(log, clock=clock, guarded=guarding.guarded, told=guarding.told)
+        tenure = Tenure(log, folder=data_dir / "run", boot=this_boot(), clock=clock)
+        lease = Lease(log, clock=clock, tenured=tenure.lasts, guarded=guarding.guarded, told=guarding.told)
         self._lease = lease
         store = Copies(requests, images, seed=self._seed)
         self._disks = PersonalDisks(log, store, data_dir=data_dir, clock=clock, blocking=blocking.call)
@@ -65,6 +67,7 @@ class PersonalParts:
         self.loops = {
             "guard": guarding.run,
             "lease": lease.run,
+            "tenure": tenure.run,
             "halting": self._halting.run,
             "former disks": self._disks.run,
             "safe copies": self._protection.run,

@@ -353,6 +353,11 @@ def _why_away(db: Database, row: Row) -> Rejected | None:
     )
     if copy is None:
         return Rejected("away", f"Server {lost} is lost: your desktop {row['name']} comes back with it.")
+    if one(db, "select server from tenures where server = ?", [row["server"]]):
+        told = (
+            f"Server {lost} is lost, but could still be running your desktop {row['name']}: it starts from its safe"
+        )
+        return Rejected("away", f"{told} copy on {copy['name']} once an administrator has said that {lost} is off.")
     return Rejected(
         "away", f"Server {lost} is lost: your desktop {row['name']} starts from its safe copy on {copy['name']} soon."
     )

@@ -4,7 +4,8 @@ Rule 1: the generation fences. Whoever reports about a desktop names the
 generation and the server it believes in; what comes too late changes nothing.
 Rule 2: a desktop goes to its copy only while its server is lost or removed, for
 the very loss that the leader waited out (`lost_at`), and raises the generation: the
-former server's lease has ended by then, and it is never granted again (`provision.lease`).
+former server's lease has ended by then, and it is never granted again (`provision.lease`). Nor
+while that server may go on without a majority (`provision.tenure_rules`).
 Rule 3: a desktop's last complete copy is never given up before another one is complete.
 Rule 4: a superseded disk goes only by an administrator's word.
 """
@@ -21,10 +22,12 @@ from kmgr.grid.history import note
 from kmgr.grid.model import PLACEABLE, ServerRole, ServerState
 from kmgr.grid.queries import settings
 from kmgr.grid.rows import Row, one, rows, scalar
+from kmgr.ids import ServerId
 from kmgr.provision.commands import owned
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import CopyState as C
 from kmgr.provision.model import DesktopState as S
+from kmgr.provision.queries import tenure_of
 
 _AWAY = (ServerState.LOST, ServerState.REMOVED)
 
@@ -102,6 +105,8 @@ def take_over(db: Database, command: Command) -> Outcome:
         return Rejected("conflict", f"desktop {row['name']} is on {row['server']} by now")
     if source["state"] not in _AWAY or source["changed_at"] != body["lost_at"]:
         return Rejected("conflict", f"{source['name']} is {source['state']}: it may be running {row['name']}")
+    if tenure_of(db, ServerId(source["id"])):
+        return Rejected("tenure", f"{source['name']} may be running {row['name']} without a majority: is it off?")
     target = one(db, "select * from servers where id = ?", [body["target"]])
     if target is None or ServerState(target["state"]) not in PLACEABLE:
         return Rejected("refused", f"server {body['target']} can start nothing now")

@@ -2,7 +2,7 @@
 
 from sqlite_utils import Database
 
-from kmgr.grid.rows import Row, one, rows
+from kmgr.grid.rows import Row, one, rows, scalar
 from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId
 from kmgr.provision.model import Ask, Copy, CopyState, Desktop, DesktopState, Failure, TakeOver
 from kmgr.templates.model import Kind
@@ -60,6 +60,16 @@ def take_overs(db: Database, desktop: DesktopId | None = None) -> tuple[TakeOver
     """Return the last start from a safe copy of every desktop that had one, or of one desktop."""
     found = rows(db, "select * from take_overs where ? is null or desktop = ? order by desktop", [desktop, desktop])
     return tuple(TakeOver(**row) for row in found)
+
+
+def tenures(db: Database) -> frozenset[ServerId]:
+    """Return the servers whose personal desktops nobody takes over (`provision.tenure_rules`)."""
+    return frozenset(ServerId(row["server"]) for row in rows(db, "select server from tenures order by server"))
+
+
+def tenure_of(db: Database, server: ServerId) -> str:
+    """Return the name of a server's tenure, empty if it has none."""
+    return str(scalar(db, "select tenure from tenures where server = ?", [server], default=""))
 
 
 def record(row: Row) -> Desktop:

@@ -243,6 +243,11 @@ async def remove_server(services: Services, by: str, server: str, *, force: bool
     await _maintain(services, by, Remove(ServerId(server)), force=force)
 
 
+async def server_off(services: Services, by: str, server: str) -> None:
+    """Believe a person that a server which is away is switched off: its personal desktops may go on elsewhere."""
+    await _change(services, by, "tenure.end", {"server": server})
+
+
 async def invite(services: Services, by: str) -> Item:
     """Make a one-time phrase for one new server; an open one ends. The command to copy does not hold it: it asks."""
     made = await services.invite(by)

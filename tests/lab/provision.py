@@ -13,7 +13,7 @@ from kmgr.grid.local import LocalGrid, LocalLog
 from kmgr.grid.schema import SCHEMA as GRID_SCHEMA
 from kmgr.ids import DesktopId, ServerId, VersionId
 from kmgr.provision import commands as provision_commands
-from kmgr.provision import copy_commands
+from kmgr.provision import copy_commands, tenure_commands
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.fake import FakeHypervisor
 from kmgr.provision.model import Desktop
@@ -33,6 +33,7 @@ APPLIERS = {
     **template_commands.APPLIERS,
     **provision_commands.APPLIERS,
     **copy_commands.APPLIERS,
+    **tenure_commands.APPLIERS,
 }
 
 

@@ -289,18 +289,108 @@ async def test_a_drained_holder_is_replaced_before_its_copy_goes(lab: Lab) -> No
     assert new.server not in (old.server, desktop.server)
 
 
-async def test_two_servers_without_a_majority_start_nobody_elses_desktop_and_say_so(islands: Lab) -> None:
+async def test_of_two_servers_each_goes_on_with_its_own_and_starts_nobody_elses(islands: Lab) -> None:
     lab = islands
     desktop = await protected(lab)
     home = lab.at(desktop.server)
     other = next(server for server in lab.servers if server is not home)
     lab.cut(home.id)
-    await lab.wait(30)
+    for _ in range(300):
+        await lab.wait(0.1)
+        assert running(lab, desktop) == [home.id]
+    assert home.grid.status().island
     assert other.grid.status().island
     with pytest.raises(NotAllowed, match="another server could be running yours"):
         await lab.open("anna", at=lab.ids.index(other.id))
-    assert running(lab, desktop) == []
+    answer = await lab.open("anna", at=lab.ids.index(home.id))
+    assert isinstance(answer, Ready)
+    assert answer.desktop.id == desktop.id
     lab.mend(home.id)
     await lab.wait(15)
     assert running(lab, desktop) == [home.id]
     assert [d.generation for d in lab.desktops() if d.user == "anna"] == [1]
+
+
+async def test_of_two_servers_a_daemon_that_is_started_again_goes_on_alone_unless_the_power_was_cut(
+    islands: Lab,
+) -> None:
+    lab = islands
+    desktop = await protected(lab)
+    home = lab.at(desktop.server)
+    lab.cut(home.id)
+    await lab.wait(10)
+    await home.stop()
+    await lab.wait(8)
+    assert running(lab, desktop) == [], "the guard has halted it"
+    await home.start()
+    await lab.wait(8)
+    assert running(lab, desktop) == [home.id]
+    await home.stop()
+    await lab.power_cut(home.id)
+    await home.start()
+    await lab.wait(20)
+    assert running(lab, desktop) == [], "an older copy of everything may have been put back meanwhile"
+    lab.mend(home.id)
+    await lab.wait(15)
+    assert running(lab, desktop) == [home.id]
+
+
+@pytest.fixture
+async def with_third(tmp_path: Path) -> AsyncIterator[Lab]:
+    """Two voters and a third server that does not vote yet."""
+    lab = Lab(tmp_path, islands=True)
+    lab.log.voteless.add(IDS[2])
+    await lab.create(kind="personal", standby=1)
+    yield lab
+    await lab.close()
+
+
+async def test_a_third_vote_of_which_one_of_two_has_not_heard_takes_nothing_over(with_third: Lab) -> None:
+    lab = with_third
+    desktop = await protected_on(lab, IDS[0])
+    lab.cut(IDS[0])
+    lab.log.voteless.clear()
+    for _ in range(400):
+        await lab.wait(0.1)
+        assert running(lab, desktop) == [IDS[0]]
+    assert lab.server_states()[IDS[0]] == "lost"
+    answer = await lab.open("anna", at=1)
+    assert isinstance(answer, Wait)
+    assert "once an administrator has said that a is off" in answer.reason
+    lab.mend(IDS[0])
+    await lab.wait(15)
+    # It has heard of the third vote, and given its tenure back: now it is as with any three.
+    assert running(lab, desktop) == [IDS[0]]
+    lab.cut(IDS[0])
+    await lab.wait(40)
+    assert running(lab, desktop) == [theirs(lab).server] != [IDS[0]]
+
+
+async def test_an_administrators_word_that_it_is_off_takes_over_what_one_of_two_ran(with_third: Lab) -> None:
+    lab = with_third
+    desktop = await protected_on(lab, IDS[0])
+    refused = await lab.propose("tenure.end", server=IDS[0])
+    assert isinstance(refused, Rejected)
+    assert "the grid hears from it" in refused.detail
+    await lab.power_cut(IDS[0])
+    lab.log.voteless.clear()
+    await lab.wait(40)
+    assert theirs(lab).server == IDS[0]
+    await lab.do("tenure.end", server=IDS[0])
+    await lab.wait(7)
+    assert theirs(lab).server == IDS[0], "what it may have been granted before is waited out"
+    await lab.wait(20)
+    assert running(lab, desktop) == [theirs(lab).server] != [IDS[0]]
+
+
+async def protected_on(lab: Lab, server: ServerId) -> Desktop:
+    """Return a desktop of Anna's with a copy, on this server: the only one that is given any at first."""
+    for other in lab.ids:
+        if other != server:
+            await lab.do("server.drain", server=other)
+    await given(lab)
+    for other in lab.ids:
+        await lab.do("server.undrain", server=other)
+    desktop = await protected(lab)
+    assert desktop.server == server
+    return desktop

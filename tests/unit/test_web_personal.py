@@ -167,3 +167,25 @@ async def test_while_its_server_is_lost_its_user_waits_with_a_reason(lab: WebLab
         body["reason"] == f"Server {ONE[4:]} is lost: your desktop own-1 starts from its safe copy on {TWO[4:]} soon."
     )
     assert desktop in (await other.page("/", who=USER)).text
+
+
+async def test_what_may_still_run_elsewhere_waits_for_a_persons_word(lab: WebLab, site: Site) -> None:
+    desktop = await kept(lab)
+    await copied(lab, desktop)
+    await lab.office.do("tenure.begin", server=ONE, tenure="tenure-1")
+    status, body = await site.ask("POST", f"/servers/{ONE}/off", {}, who=ADMIN)
+    assert (status, body["error"]["code"]) == (409, "conflict")
+    await lab.office.do("server.lost", server=ONE)
+    told = (await shown(site, desktop))["protection"]
+    assert told["state"] == "held"
+    assert f"kmgr off {ONE[4:]}" in told["cause"]
+    page = await site.page(f"/console/desktops/{desktop}", who=ADMIN)
+    assert f"/console/servers/{ONE}/off" in page.text
+    dialog = await site.page(f"/console/servers/{ONE}/off", who=ADMIN)
+    assert f"Is {ONE[4:]} switched off?" in dialog.text
+    assert (await site.ask("POST", f"/servers/{ONE}/off", {}, who=USER))[0] == 403
+    done = await site.submit(f"/console/servers/{ONE}/off", {}, who=ADMIN)
+    assert done.status == 303
+    assert (await shown(site, desktop))["protection"]["state"] != "held"
+    _, told = await site.ask("GET", "/events", who=ADMIN)
+    assert any("says that" in event["text"] and "is switched off" in event["text"] for event in told["items"])

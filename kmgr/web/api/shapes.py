@@ -152,7 +152,7 @@ COMPONENTS: Mapping[str, Schema] = {
     "DesktopHere": record({**_PLAIN_DESKTOP, "waiting": TEXT, "superseded": many(ref("Superseded"))}),
     "Protection": record(
         {
-            "state": one_of("safe", "late", "making", "none", "starting"), "server": maybe(TEXT),
+            "state": one_of("safe", "late", "held", "making", "none", "starting"), "server": maybe(TEXT),
             "server_name": TEXT, "age_s": maybe(WHOLE), "as_of": maybe(STAMP), "text": TEXT, "cause": TEXT,
         }
     ),
