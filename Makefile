@@ -12,7 +12,7 @@ SERVER ?=
 LANES ?= $(shell n=$$(($$(nproc) + 1)); echo $$((n < 6 ? n : 6)))
 SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid bench-images simulate simulate-mutants faults faults-daemon faults-plain appliance appliance-test lock clean
+.PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid bench-images simulate simulate-mutants faults faults-daemon faults-plain failover appliance appliance-test lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -70,6 +70,9 @@ faults-daemon: setup ## the same faults on whole daemons: pages, agents and all,
 
 faults-plain: setup ## the same faults on bare pysyncobj, which loses changes
 	$(SUDO) $(PY) -m tests.faults --plain --seconds $(or $(SECONDS),600) $(SEED:%=--seed %) $(SERVERS:%=--servers %) $(ONLY:%=--only %)
+
+failover: setup ## kill whole servers while a personal desktop writes on them: TIMES=20
+	$(SUDO) $(PY) -m tests.faults.failover --times $(or $(TIMES),20) $(SEED:%=--seed %)
 
 simulate: setup ## thousands of simulated grids: SEEDS=10000 FIRST=1
 	$(PY) -m tests.lab.simulate --seeds $(or $(SEEDS),10000) $(FIRST:%=--first %) $(STEPS:%=--steps %)
