@@ -25,7 +25,7 @@ _HERE = Path(__file__).parent
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Where tests run in lanes side by side, keep together what belongs together: a file, a shared grid."""
-    if config.getoption("dist", "no") != "loadgroup":
+    if not getattr(config.option, "loadgroup", False):  # what xdist tells its workers
         return
     items.sort(key=lambda item: _ORDER.index(item.path.relative_to(_HERE).parts[0]))  # keeps the order within
     for item in items:
