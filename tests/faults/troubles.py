@@ -265,9 +265,12 @@ class Troubles:
         place = self._one(planned)
         self.lab.note(f"disk_full: {place.server} for {planned.lasts_s} s")
         filler = place.folder / "filler"
+        began = time.monotonic()
+        place.full.append((began, float("inf")))
         await asyncio.to_thread(_fill, filler)
         await asyncio.sleep(planned.lasts_s)
         filler.unlink()
+        place.full[-1] = (began, time.monotonic())
         await self.lab.revive()
 
     # Folders.
@@ -278,7 +281,8 @@ class Troubles:
         async with _dead(self.lab, place):
             journal = place.home / "raft" / "journal"
             tail = random.Random(planned.who[1]).randbytes(1 + int(planned.who[2] * 200))  # noqa: S311
-            with journal.open("ab") as file:
+            with journal.open("r+b") as file:
+                file.seek(scan(file.read()).end)
                 file.write(tail)
             self.lab.note(f"torn_tail: {place.server}, {len(tail)} bytes")
 
