@@ -7,6 +7,7 @@ import kmgr.grid.standing
 import kmgr.provision.commands
 import kmgr.provision.copy_commands
 import kmgr.provision.island
+import kmgr.provision.put_back_commands
 import kmgr.provision.tenure_commands
 import kmgr.provision.version_commands
 import kmgr.replica.commands
@@ -33,6 +34,7 @@ APPLIERS: Mapping[str, Applier] = {
     **kmgr.templates.commands.APPLIERS,
     **kmgr.provision.commands.APPLIERS,
     **kmgr.provision.copy_commands.APPLIERS,
+    **kmgr.provision.put_back_commands.APPLIERS,
     **kmgr.provision.tenure_commands.APPLIERS,
     **kmgr.provision.version_commands.APPLIERS,
     **kmgr.users.commands.APPLIERS,

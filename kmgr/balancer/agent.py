@@ -16,7 +16,19 @@ from dataclasses import replace
 
 from kmgr.balancer.alone import plan_alone
 from kmgr.balancer.fencing import Fencing
-from kmgr.balancer.model import Action, Assign, DropCopy, Forget, ForgetCopy, GoOn, Place, Plan, Retire, View
+from kmgr.balancer.model import (
+    Action,
+    Assign,
+    DropCopy,
+    Forget,
+    ForgetCopy,
+    GoOn,
+    Place,
+    Plan,
+    PutAside,
+    Retire,
+    View,
+)
 from kmgr.balancer.patience import Patience
 from kmgr.balancer.plan import plan
 from kmgr.balancer.queries import look
@@ -149,6 +161,9 @@ class Balancer:
                     "target": target,
                 }
                 return await self._grid.propose("desktop.take_over", body, by=by)
+            case PutAside(desktop, lost_at):
+                body = {"desktop": desktop.id, "generation": desktop.generation, "server": desktop.server}
+                return await self._grid.propose("desktop.put_aside", {**body, "lost_at": lost_at}, by=by)
             case DropCopy(copy):
                 return await self._grid.propose("copy.drop", _key(copy), by=by)
             case ForgetCopy(copy):
@@ -178,6 +193,8 @@ def _words(action: Action, view: View) -> str:
             return f"to be copied to {_name(server, view)}"
         case GoOn(_, target, _):
             return f"goes on from its safe copy on {_name(target, view)}"
+        case PutAside():
+            return "goes on from a former disk"
         case DropCopy() | ForgetCopy():
             return "copy is not needed any more"
 

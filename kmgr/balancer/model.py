@@ -37,6 +37,7 @@ class View:
     `servers` includes removed ones; `vitals` has fresh heartbeats only. `asks` counts the users who wait
     for a desktop of a template. `fenced` are the servers whose loss was waited out: none of them runs a
     personal desktop any more; `given_up` were lost so long ago that their copies are made anew elsewhere.
+    `put_backs` are the desktops of which a superseded disk is being put back.
     """
 
     servers: tuple[Server, ...]
@@ -48,6 +49,7 @@ class View:
     copies: tuple[Copy, ...] = ()
     fenced: frozenset[ServerId] = frozenset()
     given_up: frozenset[ServerId] = frozenset()
+    put_backs: frozenset[DesktopId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,14 @@ class GoOn:
 
 
 @dataclass(frozen=True, slots=True)
+class PutAside:
+    """Let a lost server's desktop go on from the superseded disk that is being put back; checked when applied."""
+
+    desktop: Desktop
+    lost_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class DropCopy:
     """Have a copy deleted that protects nothing any more."""
 
@@ -105,7 +115,7 @@ class ForgetCopy:
     copy: Copy
 
 
-Action: TypeAlias = Forget | Retire | Place | Assign | GoOn | DropCopy | ForgetCopy
+Action: TypeAlias = Forget | Retire | Place | Assign | GoOn | PutAside | DropCopy | ForgetCopy
 
 
 @dataclass(frozen=True, slots=True)

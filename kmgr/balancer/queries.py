@@ -14,7 +14,7 @@ from kmgr.balancer.redundancy import Maintenance, Redundancy, can_lose_one, woul
 from kmgr.grid.model import Vitals
 from kmgr.grid.queries import servers, settings
 from kmgr.ids import ServerId, VersionId
-from kmgr.provision.queries import asks, copies, desktops
+from kmgr.provision.queries import asks, copies, desktops, put_backs
 from kmgr.replica.queries import holdings
 from kmgr.templates.queries import templates
 
@@ -40,6 +40,7 @@ def look(db: Database, board: Mapping[ServerId, Vitals], now: float) -> View:
         vitals={server: vitals for server, vitals in board.items() if now - vitals.heard_at < fresh_s},
         asks=Counter(ask.template for ask in asks(db)),
         copies=copies(db),
+        put_backs=put_backs(db),
     )
 
 

@@ -54,7 +54,7 @@ class PersonalParts:
         lease = Lease(log, clock=clock, tenured=tenure.lasts, guarded=guarding.guarded, told=guarding.told)
         self._lease = lease
         store = Copies(requests, images, seed=self._seed)
-        self._disks = PersonalDisks(log, store, data_dir=data_dir, clock=clock, blocking=blocking.call)
+        self._disks = PersonalDisks(log, store, hypervisor, data_dir=data_dir, clock=clock, blocking=blocking.call)
         self._halting = Halting(hypervisor, lease.holds, clock=clock)
         mirror = DiskMirror(requests, images, backups(hypervisor, data_dir=data_dir), clock=clock)
         self._protection = Protection(

@@ -62,6 +62,11 @@ def take_overs(db: Database, desktop: DesktopId | None = None) -> tuple[TakeOver
     return tuple(TakeOver(**row) for row in found)
 
 
+def put_backs(db: Database) -> frozenset[DesktopId]:
+    """Return the desktops of which a superseded disk is being put back, and which run nowhere until then."""
+    return frozenset(DesktopId(row["desktop"]) for row in rows(db, "select desktop from put_backs order by desktop"))
+
+
 def tenures(db: Database) -> frozenset[ServerId]:
     """Return the servers whose personal desktops nobody takes over (`provision.tenure_rules`)."""
     return frozenset(ServerId(row["server"]) for row in rows(db, "select server from tenures order by server"))

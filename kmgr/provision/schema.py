@@ -20,6 +20,9 @@ create table if not exists take_overs (
     desktop text primary key, generation integer not null, source text not null, target text not null,
     heard_at integer not null, at integer not null, as_of integer
 );
+create table if not exists put_backs (
+    desktop text primary key, server text not null, disk integer not null, at integer not null
+);
 create table if not exists tenures (server text primary key, tenure text not null, at integer not null);
 create table if not exists asks (
     template text not null, user text not null, since integer not null, at integer not null,

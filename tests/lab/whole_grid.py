@@ -152,7 +152,9 @@ class Simulated:
         self.tenure = Tenure(self.log, folder=self.folder / "run", boot=self.boot, clock=clock)
         self.lease = Lease(lease_grid(self), clock=clock, tenured=self.tenure.lasts, told=self._leased)
         self.halting = Halting(self.hypervisor, self.lease.holds, clock=clock)
-        disks = PersonalDisks(self.log, self.store, data_dir=self.folder, clock=clock, blocking=at_once)
+        disks = PersonalDisks(
+            self.log, self.store, self.hypervisor, data_dir=self.folder, clock=clock, blocking=at_once
+        )
         self.protection = Protection(
             self.log, self.mirror, data_dir=self.folder, clock=clock, holds=self.lease.holds, blocking=at_once
         )

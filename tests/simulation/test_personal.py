@@ -247,6 +247,91 @@ async def test_back_and_forth_each_former_disk_is_kept(lab: Lab) -> None:
         assert (lab.at(now.server).folder / "superseded" / f"{desktop.id}.{generation}.qcow2").exists()
 
 
+async def gone_on(lab: Lab) -> tuple[Desktop, ServerId]:
+    """Return Anna's desktop after a failover, and the server that came back with its former disk."""
+    desktop = await protected(lab)
+    home = desktop.server
+    disk(lab, home, desktop).write_text("before")
+    lab.cut(home)
+    await lab.wait(40)
+    lab.mend(home)
+    await lab.wait(20)
+    return theirs(lab), home
+
+
+def aside(lab: Lab, server: ServerId, desktop: Desktop, generation: int) -> Path:
+    return lab.at(server).folder / "superseded" / f"{desktop.id}.{generation}.qcow2"
+
+
+async def test_a_former_disk_is_put_back_and_the_present_one_kept_in_its_place(lab: Lab) -> None:
+    desktop, home = await gone_on(lab)
+    now = desktop.server
+    disk(lab, now, desktop).write_text("after")
+    await lab.do("desktop.put_back", desktop=desktop.id, generation=2, server=home, disk=1)
+    refused = await lab.propose("desktop.retry", desktop=desktop.id)
+    assert isinstance(refused, Rejected)
+    for _ in range(200):
+        await lab.wait(0.1)
+        assert len(running(lab, desktop)) <= 1
+    found = theirs(lab)
+    assert (found.server, found.generation, found.state) == (home, 4, DesktopState.IN_USE)
+    assert running(lab, desktop) == [home]
+    assert disk(lab, home, desktop).read_text() == "before"
+    assert not aside(lab, home, desktop, 1).exists()
+    assert aside(lab, now, desktop, 2).read_text() == "after"
+    await lab.wait(30)
+    # Protected again, and both ways are in the history; the other one can be put back as well.
+    (copy,) = copies_of(lab, desktop, CopyState.READY)
+    assert copy.generation == 4
+    assert any("root has the former disk" in text for text in lab.texts("copy"))
+    assert any(f"goes on on {home[4:]}, with the disk that it had there" in text for text in lab.texts("copy"))
+    await lab.do("desktop.put_back", desktop=desktop.id, generation=4, server=now, disk=2)
+    await lab.wait(20)
+    assert running(lab, desktop) == [now]
+    assert disk(lab, now, desktop).read_text() == "after"
+
+
+async def test_it_is_put_back_also_if_its_server_or_a_daemon_dies_meanwhile(lab: Lab) -> None:
+    desktop, home = await gone_on(lab)
+    now = desktop.server
+    lab.cut(now)
+    await lab.do("desktop.put_back", desktop=desktop.id, generation=2, server=home, disk=1)
+    # Cut off, it does not know; its lease is waited out like that of any lost server.
+    for _ in range(300):
+        await lab.wait(0.1)
+        assert len(running(lab, desktop)) <= 1
+        if theirs(lab).server == home:
+            await lab.at(home).stop()
+            await lab.at(home).start()
+            break
+    await lab.wait(20)
+    assert running(lab, desktop) == [home]
+    assert disk(lab, home, desktop).read_text() == "before"
+    lab.mend(now)
+    await lab.wait(20)
+    assert running(lab, desktop) == [home]
+    assert aside(lab, now, desktop, 2).exists()
+
+
+async def test_a_former_disk_is_no_reason_to_forget_a_desktop_and_goes_only_by_hand(lab: Lab) -> None:
+    desktop, home = await gone_on(lab)
+    await lab.do("desktop.put_back", desktop=desktop.id, generation=2, server=home, disk=1)
+    await lab.wait(20)
+    now = theirs(lab)
+    other = desktop.server
+    lab.at(home).mirror.fail = Unavailable("no")
+    await lab.power_cut(home)
+    await lab.wait(20)
+    await lab.do("server.remove", server=home)
+    await lab.wait(20)
+    # The server that had it is gone for good; what it left behind on another one is all that there is.
+    assert theirs(lab).id == now.id
+    assert aside(lab, other, desktop, 2).exists()
+    await lab.do("desktop.put_back", desktop=desktop.id, generation=theirs(lab).generation, server=other, disk=2)
+    await lab.wait(30)
+    assert running(lab, desktop) == [other]
+
+
 async def test_an_island_that_ends_starts_nothing_by_what_it_believed(tmp_path: Path) -> None:
     # The lease is back a second before the island's view of the grid is given up.
     lab = Lab(tmp_path, islands=True)

@@ -189,3 +189,25 @@ async def test_what_may_still_run_elsewhere_waits_for_a_persons_word(lab: WebLab
     assert (await shown(site, desktop))["protection"]["state"] != "held"
     _, told = await site.ask("GET", "/events", who=ADMIN)
     assert any("says that" in event["text"] and "is switched off" in event["text"] for event in told["items"])
+
+
+async def test_a_former_disk_is_put_back_by_an_administrator_who_was_told_what_that_means(
+    lab: WebLab, site: Site
+) -> None:
+    desktop = await kept(lab)
+    await moved(lab, desktop)
+    await lab.office.do("server.up", server=ONE)
+    at = f"/console/desktops/{desktop}/superseded/{ONE}/1/put-back"
+    assert at in (await site.page(f"/console/desktops/{desktop}", who=ADMIN)).text
+    dialog = await site.page(at, who=ADMIN)
+    assert "powered off at once" in dialog.text
+    assert "you can change back" in dialog.text
+    path = f"/desktops/{desktop}/superseded/put-back?server={ONE}&generation="
+    assert (await site.ask("POST", f"{path}1", who=USER))[0] == 403
+    assert (await site.ask("POST", f"{path}2", who=ADMIN))[0] == 404
+    status, body = await site.ask("POST", f"{path}1", who=ADMIN)
+    assert (status, body["generation"], body["state"]) == (200, 3, "broken")
+    assert body["cause"] == f"its former disk on {ONE[4:]} is being put back"
+    assert {(disk["server"], disk["generation"]) for disk in body["superseded"]} == {(ONE, 1), (TWO, 2)}
+    again = await site.submit(at, {}, who=ADMIN)
+    assert again.status == 409
