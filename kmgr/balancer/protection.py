@@ -7,6 +7,7 @@ loss was waited out (`View.fenced`), and the copy's server can start it. While
 Pure.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from kmgr.balancer.model import Assign, DropCopy, ForgetCopy, GoOn, PutAside, View
@@ -73,12 +74,13 @@ def _assigned(view: View) -> Iterator[Assign]:
         desktop = desktops.get(copy.desktop)
         if desktop is not None and copy.state in _LIVE and copy.generation == desktop.generation:
             held.setdefault(copy.desktop, []).append(copy.server)
-    for chosen, server in copies.holders(disks, [_shelf(view, s) for s in view.servers], held):
+    promised = _promised(view, size)
+    for chosen, server in copies.holders(disks, [_shelf(view, s, promised[s.id]) for s in view.servers], held):
         if server not in held.get(chosen, ()):
             yield Assign(desktops[chosen], server)
 
 
-def _shelf(view: View, server: Server) -> copies.Shelf:
+def _shelf(view: View, server: Server, promised_mib: int) -> copies.Shelf:
     vitals = view.vitals.get(server.id)
     takes = server.state in PLACEABLE and vitals is not None and not server.is_witness
     # A lost one is waited for, until it has been lost for good.
@@ -87,9 +89,18 @@ def _shelf(view: View, server: Server) -> copies.Shelf:
         server.id,
         keeps=keeps and not server.is_witness,
         takes=takes,
-        free_mib=vitals.disk_free_mib - disk_reserve_mib(vitals) if vitals else 0,
+        free_mib=vitals.disk_free_mib - disk_reserve_mib(vitals) - promised_mib if vitals else 0,
         versions=frozenset(version for version, held in view.holders.items() if server.id in held),
     )
+
+
+def _promised(view: View, size: Mapping[DesktopId, int]) -> Counter[ServerId]:
+    """Count the room that is given away and not taken yet: copies that are wanted, and not complete so far."""
+    promised: Counter[ServerId] = Counter()
+    for copy in view.copies:
+        if copy.state is CopyState.WANTED:
+            promised[copy.server] += size.get(copy.desktop, 0) or copies.UNKNOWN_MIB
+    return promised
 
 
 def _useless(view: View) -> Iterator[DropCopy]:
