@@ -10,7 +10,7 @@ ALL := $(FAST) tests/contract tests/integration tests/faults tests/browser
 SERVER ?=
 # Tests run side by side: one lane more than processors, since much of a test is waiting for guests and elections.
 LANES ?= $(shell n=$$(($$(nproc) + 1)); echo $$((n < 6 ? n : 6)))
-SIDE_BY_SIDE := --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE := --no-loadscope-reorder
 
 .PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid bench-images simulate simulate-mutants faults faults-daemon faults-plain failover appliance appliance-test lock clean
 

@@ -1,10 +1,13 @@
 """What all tests share: how property tests choose their examples, and what may run side by side."""
 
 import os
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 # On a build machine the same examples at every run: what is found there was put in by the change, not by chance.
 # Everywhere else they are drawn anew each time, and that is where new faults are found.
@@ -22,19 +25,28 @@ _SHARED = ("office", "show")
 _HERE = Path(__file__).parent
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where tests run in lanes side by side, keep together what belongs together: a file, a shared grid."""
-    if not getattr(config.option, "loadgroup", False):  # what xdist tells its workers
-        return
-    items.sort(key=lambda item: _ORDER.index(item.path.relative_to(_HERE).parts[0]))  # keeps the order within
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_lane(item)))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest first; within a folder the order stays."""
+    items.sort(key=lambda item: _ORDER.index(item.path.relative_to(_HERE).parts[0]))
 
 
-def _lane(item: pytest.Item) -> str:
-    fixtures = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
+class Lanes(LoadScopeScheduling):
+    """Deals tests out to the lanes that run side by side: what belongs together stays in one of them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _together(nodeid.split("::", 1)[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Lanes:
+    """Answer xdist's question how to deal (its own grouping by marks reads what pytest 9.2 no longer has)."""
+    return Lanes(config, log)
+
+
+@cache
+def _together(path: str) -> str:
+    """Return what a file's tests stay with: the shared grid that they ask for, or their file."""
+    text = (_HERE.parent / path).read_text()
     for name in _SHARED:
-        if any(found.scope == "session" for found in fixtures.get(name, ())):
+        if re.search(rf"\b{name}: Cluster\b", text) and f"def {name}(" not in text:
             return name
-    return item.path.relative_to(_HERE).as_posix()
+    return path
