@@ -21,6 +21,7 @@ from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.display import serve_display, socket_finder
 from kmgr.provision.libvirt_driver import connect
 from kmgr.replica.images import Images
+from kmgr.replica.mirror_send import Slow
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Desktops:
         *,
         log: Grid,
         clock: Clock,
+        slow: Slow,
     ) -> None:
         self._config = config
         self._own = own
@@ -48,7 +50,7 @@ class Desktops:
         self._clock = clock
         self._hypervisor = connect(config.libvirt_uri, grid=own.grid)
         self._display = socket_finder(config.data_dir)
-        self.personal = PersonalParts(config, own, log, requests, images, self._hypervisor, clock=clock)
+        self.personal = PersonalParts(config, own, log, requests, images, self._hypervisor, clock=clock, slow=slow)
         self._agent: ProvisionAgent | None = None
         self.connected = serve_display(requests, grid, self._hypervisor, socket=self._display)
 

@@ -94,7 +94,14 @@ class Member:
             trunk.grid, trunk.requests, clock, self._images, uses=uses, board=trunk.board.all
         )
         self._desktops = Desktops(
-            config, own, self._island, trunk.requests, self._images, log=trunk.grid, clock=clock
+            config,
+            own,
+            self._island,
+            trunk.requests,
+            self._images,
+            log=trunk.grid,
+            clock=clock,
+            slow=self._replica.slow,
         )
         self._island.attend(self._desktops.connected)
         self._sessions = Sessions(self._island, directories_of(self._island), clock=clock)
