@@ -98,6 +98,11 @@ def _show(own: Identity, finding: Finding, answers: tuple[Answer, ...]) -> None:
     print(f"Server {own.name} of the grid {own.grid_name!r}, epoch {finding.epoch}:")
     print(f"  its log ends at entry {finding.last} (term {finding.term});")
     print(f"  up to entry {finding.committed} it is known to be agreed on, all of it is kept.")
+    if finding.doubt is not None:
+        print(
+            "  WARNING: the data here is older than it was: a backup or a snapshot was put back. Changes that people"
+        )
+        print("  were told are made since then are NOT here. If any other voter's disk can be saved, recover there.")
     answering = {answer.server.id: answer for answer in answers}
     for server in finding.others:
         votes = "votes" if server.id in finding.voters else "does not vote"
