@@ -122,8 +122,8 @@ def spoil(site: Site, change: Callable[[bytes], bytes]) -> None:
     async def spoiled(peer: ServerId, body: Any, accept: Callable[[], Awaitable[Any]]) -> None:
         async def spoiling() -> Any:
             stream = await accept()
-            write = stream.writer.write
-            stream.writer.write = lambda data: write(change(data))
+            write = stream.writer.writelines
+            stream.writer.writelines = lambda parts: write(list(map(change, parts)))
             return stream
 
         await handler(peer, body, spoiling)
