@@ -2,12 +2,12 @@
 
 A run has three servers, a few people with personal desktops, and about a minute of
 cut cables, cut wires between two servers, power cuts, killed daemons whose guests
-run on, drains, and slow answers of the log. In every second run the servers become
-islands, the third has no vote at first, and gets and loses it at any moment: also
-in the very one in which one of the two that vote is cut off. After each step, and at
-each start of a domain, every desktop runs at most once. In the end all is mended:
-every desktop runs once, on the server that the log says, with all that the age on
-the console had promised.
+run on, drains, former disks put back, and slow answers of the log. In every second
+run the servers become islands, the third has no vote at first, and gets and loses it
+at any moment: also in the very one in which one of the two that vote is cut off.
+After each step, and at each start of a domain, every desktop runs at most once. In
+the end all is mended: every desktop runs once, on the server that the log says, with
+all that the age on the console had promised.
 """
 
 import asyncio
@@ -116,7 +116,7 @@ class Walk(Lab):
         """Do one random thing."""
         deeds: list[Callable[[ServerId], Awaitable[None]]] = [
             *(self._cut, self._cut, self._mend, self._wire, self._power),
-            *(self._kill, self._drain, self._slowly, self._ask),
+            *(self._kill, self._drain, self._slowly, self._ask, self._put_back),
             *([self._vote, self._vote] if self.two_vote else []),
         ]
         await self.dice.choice(deeds)(self.dice.choice(self.ids))
@@ -213,6 +213,16 @@ class Walk(Lab):
 
     async def _slowly(self, _: ServerId) -> None:
         self.slow = self.dice.choice((0.0, 0.3, 0.95))
+
+    async def _put_back(self, _: ServerId) -> None:
+        """Somebody wants a former disk back, whoever runs the desktop now and whether that can be reached."""
+        with self.alive()[0].grid.view() as db:
+            former = [copy for copy in copies(db) if copy.state is CopyState.SUPERSEDED]
+            generations = {desktop.id: desktop.generation for desktop in desktops(db)}
+        if former:
+            disk = self.dice.choice(former)
+            key = {"desktop": disk.desktop, "generation": generations.get(disk.desktop, 0)}
+            await self._try("desktop.put_back", **key, server=disk.server, disk=disk.generation)
 
     async def _ask(self, _: ServerId) -> None:
         at = self.ids.index(self.alive()[0].id)
