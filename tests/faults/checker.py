@@ -32,9 +32,9 @@ class Verdict:
     undecided: list[str]
 
 
-# So late a server may end that met a full disk: it may have waited for a processor.
+# So late a server may end whose disk was full or failed: it may have waited for a processor.
 LATE_S = 5.0
-OF_A_FULL_DISK = ("No space left on device", "database or disk is full", "disk I/O error")
+OF_THE_DISK = ("No space left on device", "database or disk is full", "disk I/O error", "Input/output error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,14 @@ class End:
     at: float
 
 
-def unexplained(end: End, *, full: Sequence[tuple[float, float]], refusable: bool) -> bool:
-    """Whether nothing that was done explains an end: its disk was `full` then, or it was `refusable` at a start."""
+def unexplained(end: End, *, ailed: Sequence[tuple[float, float]], refusable: bool) -> bool:
+    """Whether nothing that was done explains an end: its disk `ailed` then, or it was `refusable` at a start."""
     match end.how:
         case "refused":
             return not refusable
         case "fatal":
-            said = any(words in end.why for words in OF_A_FULL_DISK)
-            return not said or not any(began <= end.at <= mended + LATE_S for began, mended in full)
+            said = any(words in end.why for words in OF_THE_DISK)
+            return not said or not any(began <= end.at <= mended + LATE_S for began, mended in ailed)
     return True
 
 

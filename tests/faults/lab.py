@@ -7,7 +7,8 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,19 @@ class Place:
     life: int = 0
     # The server there is being repaired or replaced by a trouble; nobody else may start it.
     taken: bool = False
-    # When its disk was full, from and to; the end of one that still is lies in the future.
-    full: list[tuple[float, float]] = field(default_factory=list)
+    # When its disk was full or failed, from and to; the end of what still goes on is infinite.
+    ailed: list[tuple[float, float]] = field(default_factory=list)
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @contextmanager
+    def ailing(self) -> Iterator[None]:
+        """Note that its disk is full, or fails, meanwhile."""
+        ails = (time.monotonic(), float("inf"))
+        self.ailed.append(ails)
+        try:
+            yield
+        finally:
+            self.ailed[self.ailed.index(ails)] = (ails[0], time.monotonic())
 
     @property
     def home(self) -> Path:
@@ -267,7 +278,7 @@ class Lab:
         for how, why in place.process.ended.items():
             self.note(f"{place.server} {how}: {why}")
             self.words[f"{how}: {_NUMBERS.sub('…', why.replace(str(self.folder), ''))}"] += 1
-            if unexplained(End(how, why, place.process.ended_at), full=place.full, refusable=refused):
+            if unexplained(End(how, why, place.process.ended_at), ailed=place.ailed, refusable=refused):
                 text = f"{place.server}: {how}: {why}"
                 # Said again at every start.
                 if text not in self.broken:

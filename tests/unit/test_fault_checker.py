@@ -149,7 +149,7 @@ def test_a_history_file_gives_back_what_was_recorded(tmp_path: Path) -> None:
 
 
 FULL = "the disk under the log failed: No space left on device. Make room or replace the disk"
-WHILE_FULL = [(10.0, 12.0), (30.0, float("inf"))]
+WHILE_IT_AILED = [(10.0, 12.0), (30.0, float("inf"))]
 
 
 @pytest.mark.parametrize(
@@ -158,6 +158,7 @@ WHILE_FULL = [(10.0, 12.0), (30.0, float("inf"))]
         (End("fatal", FULL, 11.0), False, False),
         (End("fatal", FULL, 12.0 + LATE_S), False, False),
         (End("fatal", "the state database failed: database or disk is full. Make room", 99.0), False, False),
+        (End("fatal", "the disk under the log failed: Input/output error. Make room", 31.0), False, False),
         (End("fatal", FULL, 9.0), False, True),
         (End("fatal", FULL, 12.1 + LATE_S), True, True),
         (End("fatal", "the log of this server stopped: list index out of range", 11.0), False, True),
@@ -168,4 +169,4 @@ WHILE_FULL = [(10.0, 12.0), (30.0, float("inf"))]
     ],
 )
 def test_a_server_ends_by_itself_only_over_a_fault_that_was_made(end: End, refusable: bool, wrong: bool) -> None:
-    assert unexplained(end, full=WHILE_FULL, refusable=refusable) is wrong
+    assert unexplained(end, ailed=WHILE_IT_AILED, refusable=refusable) is wrong
