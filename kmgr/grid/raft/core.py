@@ -41,11 +41,6 @@ logger = logging.getLogger(__name__)
 
 # So long proposals wait for the entries that are under way, at most: a slow line is not left empty.
 UNDER_WAY_S = 0.005
-# News of a commit that nobody elsewhere waits for go with the next entries, or alone after so long.
-NEWS_S = 0.003
-# So long a follower that is sent entries lets the few that are committed wait for the next, to apply them together.
-TOGETHER_S = 0.003
-FEW = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +104,7 @@ class Core:
         self._questions = Questions()
         self._done: list[tuple[bytes, Outcome]] = []
         self._announced = (0, 0)
-        self._news_at: float | None = None
-        self._apply_at: float | None = None
+        self._news_held = False
         # The entries that others proposed, and that they do not know to be committed.
         self._foreign = (0, 0)
         self._asked: list[tuple[ServerId, Propose]] = []
@@ -185,7 +179,6 @@ class Core:
     def step(self) -> float:
         """Do one round; return after how many seconds the next one should follow, if nothing happens before."""
         library, journal = self._library, self._journal
-        more = journal.synced < journal.last.index
         if not library.leads:
             self._sync()
             self._link.flush()
@@ -194,9 +187,7 @@ class Core:
         self._link.flush()
         if journal.synced < library.committed:
             self._sync()
-        if not self._may_wait(more=more):
-            self._apply_at = None
-            library.apply()
+        library.apply()
         self._machine.commit()
         self._show()
         self._answer()
@@ -212,16 +203,6 @@ class Core:
         self._journal.sync()
         self._guard.acknowledge()
 
-    def _may_wait(self, *, more: bool) -> bool:
-        """Whether what is committed can be applied a little later: `more` comes, and nobody here waits for it."""
-        waiting = self._library.committed - self._library.applied
-        if not 0 < waiting <= FEW or self._library.leads or self.proposals or self.barriers:
-            return False
-        if self._apply_at is None:
-            self._apply_at = monotonic() + TOGETHER_S if more else None
-            return more
-        return monotonic() < self._apply_at
-
     def _answer(self) -> None:
         if self._done:
             done, self._done = self._done, []
@@ -231,36 +212,27 @@ class Core:
             self.barriers.applied(self._machine.applied)
 
     def _announce(self) -> None:
-        """Send new entries in this round, and news of a commit if anybody elsewhere waits for it."""
+        """Send new entries in this round; news of a commit in the next one, unless others wait for them."""
         committed, last = self._library.committed, self._journal.last.index
         if self._announced == (last, committed):
             return
         first, newest = self._foreign
         awaited = first <= committed and self._announced[1] < newest
-        if last == self._announced[0] and not awaited:
-            now = monotonic()
-            self._news_at = self._news_at or now + NEWS_S
-            if now < self._news_at:
-                return
-        self._announced, self._news_at = (last, committed), None
-        self._library.send_now()
+        self._news_held = last == self._announced[0] and not awaited and not self._news_held
+        if not self._news_held:
+            self._announced = (last, committed)
+            self._library.send_now()
 
     def _rest(self) -> float:
         library, last = self._library, self._journal.last.index
-        if self._apply_at is not None:
-            return max(0.0, self._apply_at - monotonic())
         if library.applied < library.committed:
             return 0.0
         if not library.leads:
             return self._timing.tick_s
-        if self._announced[0] != last or (library.committed < last and not library.others()):
+        if self._announced != (last, library.committed) or (library.committed < last and not library.others()):
             return 0.0
-        rest = self._timing.tick_s
-        if self._held:
-            rest = min(rest, self._appended_at + UNDER_WAY_S - monotonic())
-        if self._announced[1] != library.committed:
-            rest = min(rest, NEWS_S if self._news_at is None else self._news_at - monotonic())
-        return max(0.0, rest)
+        until = self._appended_at + UNDER_WAY_S if self._held else float("inf")
+        return max(0.0, min(self._timing.tick_s, until - monotonic()))
 
     def close(self) -> None:
         """Sync and close the files."""
