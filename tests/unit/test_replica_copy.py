@@ -329,6 +329,16 @@ async def test_wrong_bytes_are_never_kept_and_their_sender_is_named(sites: list[
     assert "wrong bytes came from srv-a" in problem
 
 
+async def test_a_source_that_takes_its_time_to_answer_is_waited_for(sites: list[Site], tmp_path: Path) -> None:
+    await sites[0].add_version(disk(tmp_path / "disk"))
+    answers = asyncio.Event()
+    hold_back(sites[0], answers)
+    running = asyncio.create_task(sites[1].agent.run_once())
+    await asyncio.sleep(3 * QUICK.patience_s)
+    answers.set()
+    assert "copied" in await running
+
+
 async def test_with_only_a_liar_to_ask_nothing_is_kept(sites: list[Site], tmp_path: Path) -> None:
     await sites[0].add_version(disk(tmp_path / "disk"))
     spoil(sites[0], lambda data: data if len(data) <= FRAME else b"X" + data[1:])
