@@ -8,8 +8,11 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 FAST := tests/unit tests/property tests/simulation
 ALL := $(FAST) tests/contract tests/integration tests/faults tests/browser
 SERVER ?=
+# Tests run side by side: one lane more than processors, since much of a test is waiting for guests and elections.
+LANES ?= $(shell n=$$(($$(nproc) + 1)); echo $$((n < 6 ? n : 6)))
+SIDE_BY_SIDE := --no-loadscope-reorder
 
-.PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid bench-images bench-desktops school-day kills simulate simulate-mutants faults faults-daemon faults-plain appliance appliance-test lock clean
+.PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid bench-images bench-desktops school-day kills simulate simulate-mutants faults faults-daemon faults-plain failover appliance appliance-test lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -25,10 +28,11 @@ check: setup ## format, lint, types, import contracts, sizes, fast tests
 	.venv/bin/ruff check .
 	.venv/bin/mypy -p kmgr -p appliance
 	.venv/bin/lint-imports
-	$(PY) -m pytest -q $(FAST)
+	$(PY) -m pytest -q -n $(LANES) $(SIDE_BY_SIDE) $(FAST)
 
 test: setup ## every test, with real QEMU, libvirt, slapd and a browser
-	$(SUDO) $(PY) -m pytest -q $(foreach kind,$(ALL),$(wildcard $(kind)))
+	$(SUDO) $(PY) -m pytest -q -n $(LANES) $(SIDE_BY_SIDE) --durations=15 \
+	    $(foreach kind,$(ALL),$(wildcard $(kind)))
 
 demo: setup-demo ## a grid of three servers on this machine, until Ctrl-C
 	@exec $(SUDO) $(PY) -m appliance.demo run
@@ -75,6 +79,9 @@ faults-daemon: setup ## the same faults on whole daemons: pages, agents and all,
 
 faults-plain: setup ## the same faults on bare pysyncobj, which loses changes
 	$(SUDO) $(PY) -m tests.faults --plain --seconds $(or $(SECONDS),600) $(SEED:%=--seed %) $(SERVERS:%=--servers %) $(ONLY:%=--only %)
+
+failover: setup ## kill whole servers while a personal desktop writes on them: TIMES=20
+	$(SUDO) $(PY) -m tests.faults.failover --times $(or $(TIMES),20) $(SEED:%=--seed %)
 
 simulate: setup ## thousands of simulated grids: SEEDS=10000 FIRST=1
 	$(PY) -m tests.lab.simulate --seeds $(or $(SEEDS),10000) $(FIRST:%=--first %) $(STEPS:%=--steps %)

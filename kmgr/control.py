@@ -119,6 +119,8 @@ async def ask(
         line = await asyncio.wait_for(reader.readline(), wait_s)
     except TimeoutError:
         raise Unavailable(f"the daemon on {data_dir} did not answer within {wait_s:.0f} s") from None
+    except ConnectionError:
+        line = b""  # killed while it was being told: the pipe breaks before an end is read
     finally:
         writer.close()
     if not line:

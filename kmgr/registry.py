@@ -11,6 +11,8 @@ import kmgr.provision.commands
 import kmgr.provision.copy_commands
 import kmgr.provision.island
 import kmgr.provision.move_commands
+import kmgr.provision.put_back_commands
+import kmgr.provision.tenure_commands
 import kmgr.provision.version_commands
 import kmgr.replica.commands
 import kmgr.templates.commands
@@ -41,6 +43,8 @@ APPLIERS: Mapping[str, Applier] = {
     **kmgr.provision.capture_commands.APPLIERS,
     **kmgr.provision.attendance_commands.APPLIERS,
     **kmgr.provision.copy_commands.APPLIERS,
+    **kmgr.provision.put_back_commands.APPLIERS,
+    **kmgr.provision.tenure_commands.APPLIERS,
     **kmgr.provision.version_commands.APPLIERS,
     **kmgr.provision.move_commands.APPLIERS,
     **kmgr.users.commands.APPLIERS,

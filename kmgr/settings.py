@@ -41,10 +41,10 @@ SETTINGS: Mapping[str, Setting] = {
     "image_timeout_s": Setting(3_600, 60, 604_800, "how long a desktop waits for its golden image to be copied"),
     "keep_versions": Setting(3, 0, 1_000, "former versions of a golden image that are kept to go back to"),
     "keep_days": Setting(30, 0, 3_650, "how long a former version is kept at least after a newer one was imported"),
-    "scrub_days": Setting(7, 0, 365, "how often every server reads its golden images again; 0 means never"),
+    "scrub_days": Setting(7, 0, 365, "how often every server reads its images and safe copies again; 0 means never"),
     "scrub_mib_s": Setting(16, 1, 10_000, "how much a server reads for that at most"),
     "image_mbit_s": Setting(
-        0, 0, 400_000, "how fast a server may send golden images, and receive them, in Mbit/s; 0 means no limit"
+        0, 0, 400_000, "how fast a server may send images and safe copies (and receive images), Mbit/s; 0: no limit"
     ),
     "image_mbit_s_beside_desktops": Setting(
         0, 0, 400_000, "the same for a server that has desktops on it; 0 means that only image_mbit_s counts"

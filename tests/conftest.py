@@ -1,8 +1,13 @@
-"""What all tests share: how property tests choose their examples."""
+"""What all tests share: how property tests choose their examples, and what may run side by side."""
 
 import os
+import re
+from functools import cache
+from pathlib import Path
 
+import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 # On a build machine the same examples at every run: what is found there was put in by the change, not by chance.
 # Everywhere else they are drawn anew each time, and that is where new faults are found.
@@ -12,3 +17,36 @@ settings.register_profile("here", deadline=None)
 settings.load_profile("here")
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+# What takes longest comes first, so that no lane is left alone with it at the end.
+_ORDER = ("integration", "browser", "faults", "contract", "simulation", "property", "unit")
+# Grids that many files share: their tests run in one lane, which builds such a grid once.
+_SHARED = ("office", "show")
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest first; within a folder the order stays."""
+    items.sort(key=lambda item: _ORDER.index(item.path.relative_to(_HERE).parts[0]))
+
+
+class Lanes(LoadScopeScheduling):
+    """Deals tests out to the lanes that run side by side: what belongs together stays in one of them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _together(nodeid.split("::", 1)[0])
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Lanes:
+    """Answer xdist's question how to deal (its own grouping by marks reads what pytest 9.2 no longer has)."""
+    return Lanes(config, log)
+
+
+@cache
+def _together(path: str) -> str:
+    """Return what a file's tests stay with: the shared grid that they ask for, or their file."""
+    text = (_HERE.parent / path).read_text()
+    for name in _SHARED:
+        if re.search(rf"\b{name}: Cluster\b", text) and f"def {name}(" not in text:
+            return name
+    return path

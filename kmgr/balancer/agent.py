@@ -25,6 +25,7 @@ from kmgr.balancer.model import (
     GoOn,
     Place,
     Plan,
+    PutAside,
     Relocate,
     Retire,
     View,
@@ -42,7 +43,7 @@ from kmgr.grid.queries import settings
 from kmgr.ids import ServerId, TemplateId
 from kmgr.provision.lease import TAKE_OVER_S
 from kmgr.provision.model import Copy
-from kmgr.provision.queries import asks
+from kmgr.provision.queries import asks, tenures
 from kmgr.replica.protect import LOST_FOR_GOOD_S
 
 logger = logging.getLogger(__name__)
@@ -95,9 +96,10 @@ class Balancer:
             view = look(db, self._board.all(), now, at_ms=self._clock.now_ms())
             asking = asks(db)
             calm_s = settings(db)["calm_after_election_ms"] / 1000
+            kept = tenures(db)
         view = replace(
             view,
-            fenced=self._fencing.fenced(view.servers, now),
+            fenced=self._fencing.fenced(view.servers, now, kept),
             given_up=frozenset(s.id for s in view.servers if self._fencing.lost_for(s, now) >= LOST_FOR_GOOD_S),
         )
         if self._grid.status().island:
@@ -164,6 +166,9 @@ class Balancer:
                     "target": target,
                 }
                 return await self._grid.propose("desktop.take_over", body, by=by)
+            case PutAside(desktop, lost_at):
+                body = {"desktop": desktop.id, "generation": desktop.generation, "server": desktop.server}
+                return await self._grid.propose("desktop.put_aside", {**body, "lost_at": lost_at}, by=by)
             case DropCopy(copy):
                 return await self._grid.propose("copy.drop", _key(copy), by=by)
             case ForgetCopy(copy):
@@ -195,6 +200,8 @@ def _words(action: Action, view: View) -> str:
             return f"to be copied to {_name(server, view)}"
         case GoOn(_, target, _):
             return f"goes on from its safe copy on {_name(target, view)}"
+        case PutAside():
+            return "goes on from a former disk"
         case DropCopy() | ForgetCopy():
             return "copy is not needed any more"
 

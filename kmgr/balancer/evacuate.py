@@ -7,7 +7,7 @@ once, since nobody can claim it there; what is in use stays until its user is do
 
 A personal desktop that is somebody's is never retired because of its server: it
 goes on from its safe copy (`protection`), or waits for its server. Only with a
-server that was removed it is forgotten, if no copy of it is there.
+server that was removed it is forgotten, if neither a copy nor a former disk of it is there.
 
 Pure.
 """
@@ -15,7 +15,7 @@ Pure.
 from collections.abc import Iterator
 
 from kmgr.balancer.model import Forget, Retire, View, Why
-from kmgr.balancer.protection import safe_copies
+from kmgr.balancer.protection import former_disks, safe_copies
 from kmgr.grid.model import ServerState
 from kmgr.provision.model import DesktopState
 
@@ -26,10 +26,10 @@ _STAYS = (DesktopState.IN_USE, DesktopState.RETIRED)
 def evacuate(view: View, *, calm: bool = False) -> Iterator[Forget | Retire]:
     """Yield what leaves, by desktop id. While `calm` is kept after an election, nothing leaves because of a loss."""
     states = {server.id: server.state for server in view.servers}
-    safe = safe_copies(view)
+    kept = former_disks(view).union(safe_copies(view))
     for desktop in sorted(view.desktops, key=lambda d: d.id):
         if desktop.owned:
-            if states.get(desktop.server, ServerState.REMOVED) is ServerState.REMOVED and desktop.id not in safe:
+            if states.get(desktop.server, ServerState.REMOVED) is ServerState.REMOVED and desktop.id not in kept:
                 yield Forget(desktop.id)
             continue
         match states.get(desktop.server, ServerState.REMOVED):

@@ -52,10 +52,10 @@ async def carry_out(
     applied(await grid.propose(type_, body, by=by))
 
 
-def by_name(grid: Grid, wanted: str) -> ServerId:
+def by_name(grid: Grid, wanted: str, *, removed: bool = False) -> ServerId:
     """Return the id of a server of the grid that is given by name or id; raise `NotFound`, naming all there are."""
     with grid.view() as db:
-        known = servers(db)
+        known = servers(db, removed=removed)
     for server in known:
         if wanted in (server.id, server.name):
             return server.id

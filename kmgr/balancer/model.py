@@ -42,6 +42,7 @@ class View:
     personal desktop any more; `given_up` were lost so long ago that their copies are made anew elsewhere.
     `rollouts` say of which templates a canary goes on, and which of their versions nobody is given any more.
     `moves` are the live moves that go on, and the last one of each desktop that failed.
+    `put_backs` are the desktops of which a superseded disk is being put back.
     """
 
     servers: tuple[Server, ...]
@@ -55,6 +56,7 @@ class View:
     given_up: frozenset[ServerId] = frozenset()
     rollouts: Mapping[TemplateId, Rollout] = field(default_factory=dict)
     moves: Mapping[DesktopId, Move] = field(default_factory=dict)
+    put_backs: frozenset[DesktopId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,14 @@ class GoOn:
 
 
 @dataclass(frozen=True, slots=True)
+class PutAside:
+    """Let a lost server's desktop go on from the superseded disk that is being put back; checked when applied."""
+
+    desktop: Desktop
+    lost_at: int
+
+
+@dataclass(frozen=True, slots=True)
 class DropCopy:
     """Have a copy deleted that protects nothing any more."""
 
@@ -121,7 +131,7 @@ class ForgetCopy:
     copy: Copy
 
 
-Action: TypeAlias = Forget | Retire | Place | Relocate | Assign | GoOn | DropCopy | ForgetCopy
+Action: TypeAlias = Forget | Retire | Place | Relocate | Assign | GoOn | PutAside | DropCopy | ForgetCopy
 
 
 @dataclass(frozen=True, slots=True)

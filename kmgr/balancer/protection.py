@@ -7,9 +7,10 @@ loss was waited out (`View.fenced`), and the copy's server can start it. While
 Pure.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
-from kmgr.balancer.model import Assign, DropCopy, ForgetCopy, GoOn, View
+from kmgr.balancer.model import Assign, DropCopy, ForgetCopy, GoOn, PutAside, View
 from kmgr.balancer.place import disk_reserve_mib
 from kmgr.grid.model import PLACEABLE, RUNNING, Server, ServerState
 from kmgr.ids import DesktopId, ServerId
@@ -19,7 +20,7 @@ from kmgr.replica import protect as copies
 _LIVE = (CopyState.WANTED, CopyState.READY)
 
 
-def protect(view: View, *, calm: bool = False) -> tuple[Assign | GoOn | DropCopy | ForgetCopy, ...]:
+def protect(view: View, *, calm: bool = False) -> tuple[Assign | GoOn | PutAside | DropCopy | ForgetCopy, ...]:
     """Return what to do, in this order."""
     return (*_forgotten(view), *([] if calm else _going_on(view)), *_useless(view), *_assigned(view))
 
@@ -37,12 +38,22 @@ def safe_copies(view: View) -> Mapping[DesktopId, tuple[Copy, ...]]:
     return {d: tuple(sorted(held, key=lambda c: (-(c.as_of or 0), c.server))) for d, held in found.items()}
 
 
-def _going_on(view: View) -> Iterator[GoOn]:
+def former_disks(view: View) -> frozenset[DesktopId]:
+    """Return the desktops of which a superseded disk is kept on a server of the grid."""
+    gone = {server.id for server in view.servers if server.state is ServerState.REMOVED}
+    kept = (CopyState.SUPERSEDED, CopyState.STARTING)
+    return frozenset(copy.desktop for copy in view.copies if copy.state in kept and copy.server not in gone)
+
+
+def _going_on(view: View) -> Iterator[GoOn | PutAside]:
     servers = {server.id: server for server in view.servers}
     safe = safe_copies(view)
     for desktop in sorted(view.desktops, key=lambda d: d.id):
         source = servers.get(desktop.server)
         if not desktop.owned or source is None or source.id not in view.fenced or source.state in RUNNING:
+            continue
+        if desktop.id in view.put_backs:
+            yield PutAside(desktop, source.changed_at)
             continue
         target = next((c.server for c in safe.get(desktop.id, ()) if _can_start(view, servers[c.server])), None)
         if target is not None:
@@ -55,7 +66,7 @@ def _can_start(view: View, server: Server) -> bool:
 
 
 def _assigned(view: View) -> Iterator[Assign]:
-    desktops = {d.id: d for d in view.desktops if d.owned and _lives(view, d.server)}
+    desktops = {d.id: d for d in view.desktops if d.owned and d.id not in view.put_backs and _lives(view, d.server)}
     size = _sizes(view)
     disks = [copies.Disk(d.id, d.server, d.version, size.get(d.id, 0)) for d in desktops.values()]
     held: dict[DesktopId, list[ServerId]] = {}
@@ -63,12 +74,13 @@ def _assigned(view: View) -> Iterator[Assign]:
         desktop = desktops.get(copy.desktop)
         if desktop is not None and copy.state in _LIVE and copy.generation == desktop.generation:
             held.setdefault(copy.desktop, []).append(copy.server)
-    for chosen, server in copies.holders(disks, [_shelf(view, s) for s in view.servers], held):
+    promised = _promised(view, size)
+    for chosen, server in copies.holders(disks, [_shelf(view, s, promised[s.id]) for s in view.servers], held):
         if server not in held.get(chosen, ()):
             yield Assign(desktops[chosen], server)
 
 
-def _shelf(view: View, server: Server) -> copies.Shelf:
+def _shelf(view: View, server: Server, promised_mib: int) -> copies.Shelf:
     vitals = view.vitals.get(server.id)
     takes = server.state in PLACEABLE and vitals is not None and not server.is_witness
     # A lost one is waited for, until it has been lost for good.
@@ -77,9 +89,18 @@ def _shelf(view: View, server: Server) -> copies.Shelf:
         server.id,
         keeps=keeps and not server.is_witness,
         takes=takes,
-        free_mib=vitals.disk_free_mib - disk_reserve_mib(vitals) if vitals else 0,
+        free_mib=vitals.disk_free_mib - disk_reserve_mib(vitals) - promised_mib if vitals else 0,
         versions=frozenset(version for version, held in view.holders.items() if server.id in held),
     )
+
+
+def _promised(view: View, size: Mapping[DesktopId, int]) -> Counter[ServerId]:
+    """Count the room that is given away and not taken yet: copies that are wanted, and not complete so far."""
+    promised: Counter[ServerId] = Counter()
+    for copy in view.copies:
+        if copy.state is CopyState.WANTED:
+            promised[copy.server] += size.get(copy.desktop, 0) or copies.UNKNOWN_MIB
+    return promised
 
 
 def _useless(view: View) -> Iterator[DropCopy]:

@@ -18,7 +18,7 @@ from kmgr.grid.queries import servers, settings
 from kmgr.grid.zone import local_time
 from kmgr.ids import DesktopId, ServerId, VersionId
 from kmgr.provision.move_rows import moves
-from kmgr.provision.queries import asks, copies, desktops
+from kmgr.provision.queries import asks, copies, desktops, put_backs
 from kmgr.replica.queries import holdings
 from kmgr.templates.calendar import wanted_standby
 from kmgr.templates.model import Template
@@ -52,6 +52,7 @@ def look(db: Database, board: Mapping[ServerId, Vitals], now: float, *, at_ms: i
         copies=copies(db),
         rollouts=rollouts(db),
         moves={move.desktop: move for move in moves(db)},
+        put_backs=put_backs(db),
     )
 
 

@@ -18,7 +18,7 @@ from kmgr.balancer.model import View
 from kmgr.balancer.place import OVERHEAD_MIB, Room, by_server, rooms
 from kmgr.balancer.protection import safe_copies
 from kmgr.grid.membership import settled, spare
-from kmgr.grid.model import PLACEABLE, RUNNING, Server, ServerState
+from kmgr.grid.model import DOUBTED, PLACEABLE, RUNNING, Server, ServerState
 from kmgr.ids import ServerId
 from kmgr.provision.lifecycle import LIVING
 from kmgr.provision.model import Desktop, DesktopState
@@ -94,7 +94,9 @@ def _weaknesses(view: View, voters: Collection[ServerId]) -> Mapping[Weakness, s
 
 def _votes(view: View, voters: Sequence[ServerId]) -> Iterator[tuple[Weakness, str]]:
     states = {server.id: server.state for server in view.servers}
-    up = [voter for voter in voters if states.get(voter) in RUNNING]
+    running = [voter for voter in voters if states.get(voter) in RUNNING]
+    doubted = [voter for voter in running if voter in _doubted(view)]
+    up = [voter for voter in running if voter not in doubted]
     if len(voters) < _LEAST_VOTERS:
         count = "one server votes" if len(voters) == 1 else f"{len(voters)} servers vote"
         help_ = "or add a witness" if len(voters) == 2 else "or until there are two and a witness"
@@ -106,12 +108,15 @@ def _votes(view: View, voters: Sequence[ServerId]) -> Iterator[tuple[Weakness, s
             ),
         )
     elif spare(voters, up) < 1:
-        down = _names(view, [voter for voter in voters if voter not in up])
+        missing, down = [_names(view, [v for v in voters if v not in those]) for those in (up, running)]
+        todo = [f"Bring {down} back, or remove what will not come back from the grid."] * (len(running) < len(voters))
+        if doubted:
+            todo.append(f"{_names(view, doubted)}: the data there is older than it was, see what it says about it.")
         yield (
             ("votes", ""),
             (
-                f"Of {len(voters)} voting servers {len(up)} are up, without {down}: one more loss and nothing can be "
-                f"changed. Bring {down} back, or remove what will not come back from the grid."
+                f"Of {len(voters)} voting servers {len(up)} are up{' and count' * bool(doubted)}, without {missing}: "
+                f"one more loss and nothing can be changed. {' '.join(todo)}"
             ),
         )
 
@@ -183,12 +188,12 @@ def _listed(desktops: Sequence[Desktop]) -> str:
 def _lost_with(view: View, left: View, voters: frozenset[ServerId], server: Server) -> Mapping[Weakness, str]:
     """Say what goes for good with a server that is removed."""
     found: dict[Weakness, str] = {}
-    up = [s.id for s in left.servers if s.state in RUNNING]
+    up = frozenset(s.id for s in left.servers if s.state in RUNNING) - _doubted(view)
     if spare(voters, up) < 0:
         down = _names(view, [voter for voter in voters if voter not in up])
         found["majority", ""] = (
-            f"Without {server.name} no majority is left, for {down} is not up: nothing could be changed any more. "
-            f"Bring {down} back first, or remove it first if it will not come back."
+            f"Without {server.name} no majority is left, for {down} is not up or its vote does not count: nothing "
+            f"could be changed any more. Bring {down} back first, or remove it first if it will not come back."
         )
     for template in sorted(view.templates, key=lambda t: (t.name, t.id)):
         holders = view.holders.get(template.version, frozenset())
@@ -280,6 +285,11 @@ def _placed(desktops: Sequence[Desktop], others: Sequence[Room]) -> dict[str, Se
             heapreplace(gaps, (left + need, widest))
             homes[desktop.id] = widest
     return homes
+
+
+def _doubted(view: View) -> frozenset[ServerId]:
+    """Return the servers with older data than they had: no majority has them until they are brought up to date."""
+    return frozenset(server for server, vitals in view.vitals.items() if vitals.extra.get(DOUBTED))
 
 
 def _lowered(sentence: str) -> str:

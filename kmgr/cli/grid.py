@@ -40,6 +40,7 @@ def recover(data: DataOption = DEFAULT_DATA, yes: YesOption = False) -> None:
         epoch = recovery.go_on_alone(data, own, clock=SystemClock())
     print(f"{own.name} is now the only server of the grid {own.grid_name!r} (epoch {epoch}).")
     print(f"Start it: kmgr run --data {data}. Then let new servers join, and reset the others before they return.")
+    print("Personal desktops of a server that is switched off start here from their safe copies: kmgr off NAME.")
 
 
 @grid.command("backup")
@@ -97,6 +98,11 @@ def _show(own: Identity, finding: Finding, answers: tuple[Answer, ...]) -> None:
     print(f"Server {own.name} of the grid {own.grid_name!r}, epoch {finding.epoch}:")
     print(f"  its log ends at entry {finding.last} (term {finding.term});")
     print(f"  up to entry {finding.committed} it is known to be agreed on, all of it is kept.")
+    if finding.doubt is not None:
+        print(
+            "  WARNING: the data here is older than it was: a backup or a snapshot was put back. Changes that people"
+        )
+        print("  were told are made since then are NOT here. If any other voter's disk can be saved, recover there.")
     answering = {answer.server.id: answer for answer in answers}
     for server in finding.others:
         votes = "votes" if server.id in finding.voters else "does not vote"

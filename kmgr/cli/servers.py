@@ -1,4 +1,4 @@
-"""`kmgr drain`, `undrain` and `remove`: what the console does with servers, from the terminal of any of them."""
+"""`kmgr drain`, `undrain`, `remove`, `off`: what the console does with servers, from the terminal of any of them."""
 
 import asyncio
 from typing import Annotated
@@ -30,3 +30,9 @@ def remove(server: ServerArgument, data: DataOption = DEFAULT_DATA, force: Force
     """Take a server out of the grid for good, dead or alive; refused with the reasons if that is unwise."""
     asyncio.run(ask(data, "remove", {"server": server, "force": force}))
     print(f"{server} is removed from the grid; its certificate counts no more.")
+
+
+def off(server: ServerArgument, data: DataOption = DEFAULT_DATA) -> None:
+    """Say that a lost or removed server is switched off: what it might run without the others goes on elsewhere."""
+    asyncio.run(ask(data, "off", {"server": server}))
+    print(f"{server} is believed to be switched off: its personal desktops start from their safe copies.")

@@ -29,6 +29,7 @@ from kmgr.provision.libvirt_events import events
 from kmgr.provision.logons import LogOns
 from kmgr.provision.model import Desktop
 from kmgr.replica.images import Images
+from kmgr.replica.mirror_send import Slow
 from kmgr.templates.importer import Importer
 
 logger = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Desktops:
         *,
         log: Grid,
         clock: Clock,
+        slow: Slow,
     ) -> None:
         self._config = config
         self._own = own
@@ -59,7 +61,7 @@ class Desktops:
         self._hypervisor = connect(config.libvirt_uri, grid=own.grid)
         self._events = events(config.libvirt_uri)
         self._display = socket_finder(config.data_dir)
-        self.personal = PersonalParts(config, own, log, requests, images, self._hypervisor, clock=clock)
+        self.personal = PersonalParts(config, own, log, requests, images, self._hypervisor, clock=clock, slow=slow)
         self.moves = Moves(
             log, requests, self._hypervisor, data_dir=config.data_dir, clock=clock, may_run=self._may_run
         )

@@ -1,4 +1,4 @@
-"""What `kmgr drain`, `undrain` and `remove` may ask of the running daemon through its local door."""
+"""What `kmgr drain`, `undrain`, `remove` and `off` may ask of the running daemon through its local door."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,4 +31,9 @@ def operations(grid: Grid, board: VitalsBoard, *, clock: Clock) -> Mapping[str, 
         await carry_out(grid, board, action, by=_BY, force=body.get("force") is True, clock=clock)
         return {}
 
-    return {"drain": drain, "undrain": undrain, "remove": remove}
+    async def off(body: Mapping[str, Any]) -> Mapping[str, Any]:
+        server = by_name(grid, str(body.get("server", "")), removed=True)
+        applied(await grid.propose("tenure.end", {"server": server}, by=_BY))
+        return {}
+
+    return {"off": off, "drain": drain, "undrain": undrain, "remove": remove}

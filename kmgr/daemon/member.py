@@ -97,7 +97,15 @@ class Member:
         )
         self._importer = Importer(self._island, self._images, clock)
         self._desktops = Desktops(
-            config, own, self._island, trunk.requests, self._images, self._importer, log=trunk.grid, clock=clock
+            config,
+            own,
+            self._island,
+            trunk.requests,
+            self._images,
+            self._importer,
+            log=trunk.grid,
+            clock=clock,
+            slow=self._replica.slow,
         )
         self._island.attend(self._desktops.attendance.watched)
         self._sessions = Sessions(self._island, directories_of(self._island), clock=clock)

@@ -14,6 +14,7 @@ from kmgr.daemon.guarding import Guarding
 from kmgr.daemon.supervise import Loop
 from kmgr.grid.identity import Identity
 from kmgr.grid.port import Grid, Requests
+from kmgr.grid.queries import settings
 from kmgr.ids import DesktopId
 from kmgr.provision.halting import Halting
 from kmgr.provision.hypervisor import Hypervisor
@@ -22,11 +23,14 @@ from kmgr.provision.libvirt_backup import backups
 from kmgr.provision.personal_disks import PersonalDisks
 from kmgr.provision.protection import Protection
 from kmgr.provision.queries import desktops
+from kmgr.provision.tenure import Tenure, this_boot
 from kmgr.provision.timely import Timely
 from kmgr.provision.work import Personal
+from kmgr.replica.copies_again import CopiesAgain
 from kmgr.replica.images import Images
 from kmgr.replica.mirror_receive import Copies
-from kmgr.replica.mirror_send import DiskMirror
+from kmgr.replica.mirror_send import DiskMirror, Slow
+from kmgr.replica.scrub import Rules
 
 _DISK_S = 20.0
 
@@ -44,17 +48,20 @@ class PersonalParts:
         hypervisor: Hypervisor,
         *,
         clock: Clock,
+        slow: Slow,
     ) -> None:
         self._log = log
         data_dir = config.data_dir
         blocking = Timely("the disk of this server", deadline_s=_DISK_S, advice="Look after it: dmesg tells more.")
         guarding = Guarding(data_dir, config.libvirt_uri, own.grid, needed=self._needed, clock=clock)
-        lease = Lease(log, clock=clock, guarded=guarding.guarded, told=guarding.told)
+        tenure = Tenure(log, folder=data_dir / "run", boot=this_boot(), clock=clock)
+        lease = Lease(log, clock=clock, tenured=tenure.lasts, guarded=guarding.guarded, told=guarding.told)
         self._lease = lease
         store = Copies(requests, images, seed=self._seed)
-        self._disks = PersonalDisks(log, store, data_dir=data_dir, clock=clock, blocking=blocking.call)
+        self._disks = PersonalDisks(log, store, hypervisor, data_dir=data_dir, clock=clock, blocking=blocking.call)
+        self._again = CopiesAgain(store, folder=data_dir / "copies", rules=self._rules, clock=clock)
         self._halting = Halting(hypervisor, lease.holds, clock=clock)
-        mirror = DiskMirror(requests, images, backups(hypervisor, data_dir=data_dir), clock=clock)
+        mirror = DiskMirror(requests, images, backups(hypervisor, data_dir=data_dir), clock=clock, slow=slow)
         self._protection = Protection(
             log, mirror, data_dir=data_dir, clock=clock, holds=lease.holds, blocking=blocking.call
         )
@@ -65,9 +72,11 @@ class PersonalParts:
         self.loops = {
             "guard": guarding.run,
             "lease": lease.run,
+            "tenure": tenure.run,
             "halting": self._halting.run,
             "former disks": self._disks.run,
             "safe copies": self._protection.run,
+            "copies again": self._again.run,
         }
 
     def vitals(self) -> Mapping[str, Any]:
@@ -76,7 +85,16 @@ class PersonalParts:
         own: list[str] = []
         if self._needed() and not self._lease.holds():
             own = [problem for problem in (self._halting.problem, self._lease.why_not) if problem]
-        return {**told, "problems": [*own, *told["problems"]]}
+        return {**told, "problems": [*own, *told["problems"], *self._again.problems(self._names())]}
+
+    def _names(self) -> Mapping[DesktopId, str]:
+        with self._log.view() as db:
+            return {desktop.id: desktop.name for desktop in desktops(db)}
+
+    def _rules(self) -> Rules:
+        with self._log.view() as db:
+            values = settings(db)
+        return Rules(values["scrub_days"], values["scrub_mib_s"])
 
     def _needed(self) -> bool:
         with self._log.view() as db:

@@ -6,7 +6,9 @@ what has to be there before anybody may call.
 """
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from typing import Any
 
 from kmgr import __version__
 from kmgr.clock import Clock
@@ -16,6 +18,7 @@ from kmgr.grid import identity, promises
 from kmgr.grid.identity import BOOTSTRAP, Identity
 from kmgr.grid.leadership import Leadership, Voting, Watch
 from kmgr.grid.mending import open_state, refuse_foreign_state
+from kmgr.grid.model import DOUBTED
 from kmgr.grid.presence import ContactBook, Presence, Whereabouts
 from kmgr.grid.raft.grid import RaftGrid
 from kmgr.grid.raft.library import Timing
@@ -73,7 +76,7 @@ class Trunk:
             self.grid, self.requests, board=self.board, contacts=book, clock=clock, measure=measurer(data_dir)
         )
         self.heart.contribute("state", lambda: {"problems": [mended] if mended else []})
-        self.heart.contribute("log", lambda: {"problems": self.grid.problems()})
+        self.heart.contribute("log", self._log_vitals)
         self.heart.contribute("grid port", lambda: {"problems": self.port.problems()})
         self.verifier = Verifier(self.grid, self.requests)
         self._presence = Presence(
@@ -112,3 +115,7 @@ class Trunk:
         while True:
             await self._clock.sleep(PROMISE_S)
             await asyncio.to_thread(self.grid.note_promise)
+
+    def _log_vitals(self) -> Mapping[str, Any]:
+        doubts = self.grid.problems()
+        return {"problems": doubts, DOUBTED: bool(doubts)}

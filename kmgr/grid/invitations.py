@@ -103,6 +103,8 @@ def redeem_invitation(db: Database, command: Command) -> Outcome:
 
 def cannot_add(db: Database, newcomer: Mapping[str, Any], *, again: bool = False) -> Rejected | None:
     """Return why a newcomer cannot have its row, None if it can; `again`: it has one since an earlier try."""
+    if newcomer.get("role", ServerRole.SERVER) not in list(ServerRole):
+        return Rejected("refused", f"{newcomer['role']!r} is nothing that a member can be: {', '.join(ServerRole)}")
     known = one(db, "select name, state from servers where id = ?", [newcomer["server"]])
     if known is not None and not again:
         return Rejected(

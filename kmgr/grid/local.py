@@ -36,10 +36,14 @@ class LocalLog:
         self.voteless: set[ServerId] = set()
         self.term = 1
 
+    def voters(self) -> frozenset[ServerId]:
+        """Return who votes now."""
+        return frozenset(self.grids) - self.voteless
+
     def leader(self) -> ServerId | None:
-        """Return the lowest connected server id: deterministic, and it moves when that one is cut off."""
-        alive = sorted(set(self.grids) - self.cut_off)
-        return alive[0] if 2 * len(alive) > len(self.grids) else None
+        """Return the lowest connected voter's id: deterministic, and it moves when that one is cut off."""
+        alive = sorted(self.voters() - self.cut_off)
+        return alive[0] if 2 * len(alive) > len(self.voters()) else None
 
     def append(self, data: bytes) -> None:
         """Add an entry and let every connected server apply it."""
@@ -74,6 +78,8 @@ class LocalGrid:
         self._machine = Machine(self.store, appliers)
         self._moved = asyncio.Event()
         self._last: Outcome | None = None
+        # As this server last saw them.
+        self._voters: frozenset[ServerId] = frozenset()
 
     @property
     def server(self) -> ServerId:
@@ -111,14 +117,17 @@ class LocalGrid:
 
     def status(self) -> GridStatus:
         """Return the state of the shared log."""
-        leader = None if self._server in self._log.cut_off else self._log.leader()
+        away = self._server in self._log.cut_off
+        leader = None if away else self._log.leader()
+        if not away or not self._voters:
+            self._voters = self._log.voters()
         return GridStatus(
             server=self._server,
             leader=leader,
             term=self._log.term,
             applied=self._machine.applied,
             majority=leader is not None,
-            voters=tuple(sorted(set(self._log.grids) - self._log.voteless)),
+            voters=tuple(sorted(self._voters)),
         )
 
     async def changed(self, since: int, *, timeout_s: float) -> int:

@@ -135,6 +135,10 @@ class GridStatus:
         return self.leader == self.server
 
 
+# Among a server's `extra` vitals: its data is older than it was, and no majority has it until that is mended.
+DOUBTED = "doubted"
+
+
 @dataclass(frozen=True, slots=True)
 class Vitals:
     """A server's last heartbeat: load, room, accelerator, progress of copies. Memory only, never in the log.

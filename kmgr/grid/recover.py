@@ -44,6 +44,8 @@ class Finding:
     applied: int
     voters: frozenset[ServerId]
     others: tuple[Server, ...]
+    # Whom it had promised more than it has, if an older copy of the folder was put back.
+    doubt: ServerId | None = None
 
     def lacking(self, here: ServerId, answering: Iterable[ServerId]) -> int:
         """Return how many voters are missing for a majority, if those that answer and this server are there."""
@@ -67,6 +69,7 @@ def examine(data_dir: Path, own: Identity, schemas: Iterable[str]) -> Finding:
             applied=store.applied(),
             voters=journal.voters(),
             others=known,
+            doubt=journal.doubt,
         )
     finally:
         store.close()

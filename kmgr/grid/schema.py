@@ -2,7 +2,7 @@
 
 SCHEMA = """
 create table if not exists meta (k text primary key, v integer not null);
-create table if not exists outcomes (id text primary key, idx integer not null, outcome text not null);
+create table if not exists outcomes (id text primary key, idx integer not null, outcome text not null) without rowid;
 create index if not exists outcomes_by_idx on outcomes (idx);
 create table if not exists grid (
     id text primary key, name text not null, ca_cert_pem text not null, ca_key_sealed text not null,

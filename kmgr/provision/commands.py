@@ -28,6 +28,10 @@ from kmgr.templates.versions import OVER
 
 _LIVING_SQL = ", ".join(f"'{state}'" for state in LIVING)
 _OVER_SQL = ", ".join(f"'{stand}'" for stand in OVER)
+_KEPT_DISK = (
+    "select c.desktop from copies c join servers s on s.id = c.server where c.desktop = ? and c.state in (?, ?)"
+    " and s.state <> ?"
+)
 _OWNED_SQL = "kind = 'personal' and user is not null"
 
 
@@ -270,6 +274,8 @@ def forget(db: Database, command: Command) -> Outcome:
     if state != ServerState.REMOVED:
         return Rejected("conflict", f"the server of desktop {row['name']} is still a server of the grid")
     if owned(row):
+        if one(db, _KEPT_DISK, [row["id"], CopyState.SUPERSEDED, CopyState.STARTING, ServerState.REMOVED]):
+            return Rejected("conflict", f"a former disk of desktop {row['name']} is kept: put it back, or delete it")
         text = f"{row['user']}'s personal desktop {row['name']} is gone with its server: there was no safe copy of it"
         note(db, command, "alarm", row["id"], text)
     _delete(db, command, row)
@@ -299,6 +305,8 @@ def retry(db: Database, command: Command) -> Outcome:
     except Conflict as error:
         return Rejected("conflict", error.message)
     if owned(row):
+        if one(db, "select desktop from put_backs where desktop = ?", [row["id"]]):
+            return Rejected("conflict", f"a former disk of desktop {row['name']} is being put back: wait for that")
         _set_state(db, command, row, after(S(row["state"]), Event.KEPT))
         db.execute("update desktops set step = '', cause = '' where id = ?", [row["id"]])
         note(db, command, "desktop", row["id"], f"desktop {row['name']} is tried again on its own disk")
@@ -340,6 +348,19 @@ def delete_template(db: Database, command: Command) -> Outcome:
 def owned(row: Row) -> bool:
     """Tell whether a row is a personal desktop that is somebody's."""
     return row["kind"] == Kind.PERSONAL and row["user"] is not None and row["state"] != S.RETIRED
+
+
+def owned_row(db: Database, command: Command) -> Row | Rejected:
+    """Return a personal desktop that is somebody's, of the generation that was believed."""
+    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
+    if row is None:
+        return Rejected("not_found", f"there is no desktop {command.body['desktop']}")
+    if not owned(row):
+        return Rejected("refused", f"desktop {row['name']} is nobody's personal desktop")
+    if row["generation"] != command.body["generation"]:
+        told = f"desktop {row['name']} is at generation {row['generation']}, not {command.body['generation']}"
+        return Rejected("conflict", told)
+    return row
 
 
 def _own(db: Database, user: str, template: str) -> Row | None:
@@ -392,6 +413,11 @@ def _why_away(db: Database, row: Row) -> Rejected | None:
     )
     if copy is None:
         return Rejected("away", f"Server {lost} is lost: your desktop {row['name']} comes back with it.")
+    if one(db, "select server from tenures where server = ?", [row["server"]]):
+        told = (
+            f"Server {lost} is lost, but could still be running your desktop {row['name']}: it starts from its safe"
+        )
+        return Rejected("away", f"{told} copy on {copy['name']} once an administrator has said that {lost} is off.")
     return Rejected(
         "away", f"Server {lost} is lost: your desktop {row['name']} starts from its safe copy on {copy['name']} soon."
     )
@@ -400,7 +426,7 @@ def _why_away(db: Database, row: Row) -> Rejected | None:
 def _delete(db: Database, command: Command, row: Row) -> None:
     """Forget a desktop; whoever has a copy of its disk deletes it."""
     db.execute("delete from desktops where id = ?", [row["id"]])
-    for table in ("take_overs", "captures"):
+    for table in ("take_overs", "captures", "put_backs"):
         db.execute(f"delete from {table} where desktop = ?", [row["id"]])  # noqa: S608 - own names
     db.execute(
         "update copies set state = ?, changed_at = ? where desktop = ?", [CopyState.DROPPING, command.at, row["id"]]

@@ -4,7 +4,8 @@ Rule 1: the generation fences. Whoever reports about a desktop names the
 generation and the server it believes in; what comes too late changes nothing.
 Rule 2: a desktop goes to its copy only while its server is lost or removed, for
 the very loss that the leader waited out (`lost_at`), and raises the generation: the
-former server's lease has ended by then, and it is never granted again (`provision.lease`).
+former server's lease has ended by then, and it is never granted again (`provision.lease`). Nor
+while that server may go on without a majority (`provision.tenure_rules`).
 Rule 3: a desktop's last complete copy is never given up before another one is complete.
 Rule 4: a superseded disk goes only by an administrator's word.
 """
@@ -21,17 +22,19 @@ from kmgr.grid.history import note
 from kmgr.grid.model import PLACEABLE, ServerRole, ServerState
 from kmgr.grid.queries import settings
 from kmgr.grid.rows import Row, one, rows, scalar
-from kmgr.provision.commands import owned
+from kmgr.ids import ServerId
+from kmgr.provision.commands import owned, owned_row
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import CopyState as C
 from kmgr.provision.model import DesktopState as S
+from kmgr.provision.queries import tenure_of
 
 _AWAY = (ServerState.LOST, ServerState.REMOVED)
 
 
 def assign(db: Database, command: Command) -> Outcome:
     """Let a server hold a desktop's safe copy. body: desktop, generation, server."""
-    row = _owned(db, command)
+    row = owned_row(db, command)
     if isinstance(row, Rejected):
         return row
     target = one(db, "select * from servers where id = ?", [command.body["server"]])
@@ -98,7 +101,7 @@ def take_over(db: Database, command: Command) -> Outcome:
     `server` is the one that was lost, `lost_at` its record's stamp of that when the waiting began.
     """
     body = command.body
-    row = _owned(db, command)
+    row = owned_row(db, command)
     if isinstance(row, Rejected):
         return row
     source = one(db, "select * from servers where id = ?", [row["server"]])
@@ -106,6 +109,8 @@ def take_over(db: Database, command: Command) -> Outcome:
         return Rejected("conflict", f"desktop {row['name']} is on {row['server']} by now")
     if source["state"] not in _AWAY or source["changed_at"] != body["lost_at"]:
         return Rejected("conflict", f"{source['name']} is {source['state']}: it may be running {row['name']}")
+    if tenure_of(db, ServerId(source["id"])):
+        return Rejected("tenure", f"{source['name']} may be running {row['name']} without a majority: is it off?")
     target = one(db, "select * from servers where id = ?", [body["target"]])
     if target is None or ServerState(target["state"]) not in PLACEABLE:
         return Rejected("refused", f"server {body['target']} can start nothing now")
@@ -154,7 +159,7 @@ def promoted(db: Database, command: Command) -> Outcome:
     Says in the history what is not in it.
     """
     body = command.body
-    row = _owned(db, command)
+    row = owned_row(db, command)
     if isinstance(row, Rejected):
         return row
     if row["server"] != body["server"]:
@@ -192,6 +197,8 @@ def drop(db: Database, command: Command) -> Outcome:
         return Rejected("refused", "this is the desktop's only safe copy: it stays until there is another one")
     if copy["state"] == C.STARTING:
         return Rejected("conflict", "the desktop is started from this copy now")
+    if one(db, "select desktop from put_backs where desktop = ? and server = ? and disk = ?", _key(copy)):
+        return Rejected("conflict", "this disk is being put back as the desktop's own")
     if copy["state"] == C.SUPERSEDED:
         name = scalar(db, "select name from servers where id = ?", [copy["server"]], default=copy["server"])
         desktop = scalar(db, "select name from desktops where id = ?", [copy["desktop"]], default=copy["desktop"])
@@ -241,19 +248,6 @@ def _is_last(db: Database, copy: Row) -> bool:
         [copy["desktop"], copy["generation"], C.READY, copy["server"]],
     )
     return not others
-
-
-def _owned(db: Database, command: Command) -> Row | Rejected:
-    """Return a personal desktop that is somebody's, of the generation that was believed."""
-    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
-    if row is None:
-        return Rejected("not_found", f"there is no desktop {command.body['desktop']}")
-    if not owned(row):
-        return Rejected("refused", f"desktop {row['name']} is nobody's personal desktop")
-    if row["generation"] != command.body["generation"]:
-        told = f"desktop {row['name']} is at generation {row['generation']}, not {command.body['generation']}"
-        return Rejected("conflict", told)
-    return row
 
 
 def _copy(db: Database, told: Mapping[str, Any]) -> Row | None:

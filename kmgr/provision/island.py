@@ -30,6 +30,7 @@ from kmgr.ids import ServerId
 from kmgr.provision.commands import living, next_name, place_below, taken
 from kmgr.provision.lifecycle import LIFECYCLE, Event
 from kmgr.provision.model import DesktopState as S
+from kmgr.provision.queries import tenure_of
 from kmgr.templates.model import Kind
 
 # What a row has that an island of an older release recorded without it.
@@ -186,12 +187,24 @@ def _elsewhere(_: Database, command: Command, own: ServerId) -> str:
 def _not_pooled(db: Database, command: Command, own: ServerId) -> str:
     """Refuse a new desktop of a personal template: two servers that are cut off would give somebody one each."""
     row = one(db, "select name, kind from templates where id = ?", [command.body["template"]])
+    if _goes_on_here(db, command, own):
+        return ""
     if row is None or row["kind"] != Kind.PERSONAL:
         return _elsewhere(db, command, own) if "server" in command.body else ""
     return (
         f"Desktops of {row['name']} are personal, and this server is cut off from the majority of the grid: another "
         "server could be running yours, so it is opened or started only when a majority is back."
     )
+
+
+def _goes_on_here(db: Database, command: Command, own: ServerId) -> bool:
+    """Tell whether a user asks for their personal desktop that runs here without a majority."""
+    mine = one(
+        db,
+        "select id from desktops where template = ? and user = ? and server = ? and kind = ? and state = ?",
+        [command.body["template"], command.body.get("user"), own, Kind.PERSONAL, S.IN_USE],
+    )
+    return mine is not None and tenure_of(db, own) != ""
 
 
 def _not_here(db: Database, command: Command, own: ServerId) -> str:

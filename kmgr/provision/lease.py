@@ -9,7 +9,8 @@ lease has ended. In between, everything here that needs a lease is halted. No
 wall clock is compared; monotonic clocks only have to run about equally fast.
 
 A grid whose majority is away grants nothing: its servers' personal desktops are
-halted, losing nothing, and go on when it is back.
+halted, losing nothing, and go on when it is back. One of two voters goes on by its
+tenure, for which `provision.tenure_rules` has another proof.
 """
 
 import logging
@@ -20,6 +21,8 @@ from kmgr.errors import KmgrError
 from kmgr.grid.model import RUNNING
 from kmgr.grid.port import Grid
 from kmgr.grid.queries import server
+from kmgr.provision.model import Desktop
+from kmgr.provision.queries import desktop as find_desktop
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +43,9 @@ _NO_MAJORITY = (
 class Lease:
     """This server's lease. `run()` renews it; `told` hears of each new end (by the monotonic clock).
 
-    `grid` is the log itself, never an island's stand-in. `guarded` tells whether
-    somebody halts the desktops should this process die: without, nothing is granted.
+    `grid` is the log itself, never an island's stand-in. `tenured` tells whether no
+    majority is needed now. `guarded` tells whether somebody halts the desktops should
+    this process die: without, nothing is granted.
     """
 
     def __init__(
@@ -49,11 +53,13 @@ class Lease:
         grid: Grid,
         *,
         clock: Clock,
+        tenured: Callable[[], bool] = lambda: False,
         guarded: Callable[[], bool] = lambda: True,
         told: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._grid = grid
         self._clock = clock
+        self._tenured = tenured
         self._guarded = guarded
         self._told = told
         self._until = 0.0
@@ -62,6 +68,15 @@ class Lease:
     def holds(self, margin_s: float = 0.0) -> bool:
         """Tell whether this server may run personal desktops now, and for `margin_s` more."""
         return self._clock.monotonic() + margin_s < self._until
+
+    def covers(self, desktop: Desktop) -> bool:
+        """Tell whether this is still the log's word about a desktop: whoever starts it may have read an older one.
+
+        To be asked after `holds`: what the lease was granted on is in this view.
+        """
+        with self._grid.view() as db:
+            now = find_desktop(db, desktop.id)
+        return now is not None and (now.server, now.generation) == (self._grid.server, desktop.generation)
 
     @property
     def why_not(self) -> str:
@@ -81,13 +96,16 @@ class Lease:
             await self._grid.barrier(_ASK_S)
         except KmgrError:
             self._why = _NO_MAJORITY
-            return False
+            return self._tenured() and self._grant(self._clock.monotonic())
         with self._grid.view() as db:
             own = server(db, self._grid.server)
         if own is None or own.state not in RUNNING:
             state = "unknown" if own is None else own.state
             self._why = f"This server's personal desktops are halted: the grid counts it as {state}."
             return False
+        return self._grant(asked)
+
+    def _grant(self, asked: float) -> bool:
         if not self._guarded():
             self._why = (
                 "This server's personal desktops are halted: the guard that would halt them if kmgr died does not "

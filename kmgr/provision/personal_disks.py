@@ -5,6 +5,7 @@ the administrator, and the basis from which the way back needs only what changed
 Beside an overlay that was a safe copy, `<desktop>.promoted` holds the generation
 it was promoted to: written before, so that a kill at any point is told apart.
 
+A superseded disk that an administrator has put back is moved into its old place.
 What the log has given up is deleted here. It is asked on the log itself (`barrier`):
 this server's state may be behind.
 """
@@ -18,8 +19,9 @@ from kmgr.grid.envelope import Applied
 from kmgr.grid.port import Grid
 from kmgr.ids import DesktopId
 from kmgr.provision import disks
+from kmgr.provision.hypervisor import Hypervisor
 from kmgr.provision.model import Copy, CopyState, Desktop
-from kmgr.provision.queries import copies
+from kmgr.provision.queries import copies, desktops, put_backs
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.timely import Blocking
 from kmgr.replica.mirror import CopyStore
@@ -37,8 +39,18 @@ _USELESS = ("damaged", "wrong_base")
 class PersonalDisks:
     """Safe copies that become disks, disks that are superseded, and what nobody needs. `grid` is the log itself."""
 
-    def __init__(self, grid: Grid, store: CopyStore, *, data_dir: Path, clock: Clock, blocking: Blocking) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        store: CopyStore,
+        hypervisor: Hypervisor,
+        *,
+        data_dir: Path,
+        clock: Clock,
+        blocking: Blocking,
+    ) -> None:
         self._grid = grid
+        self._hypervisor = hypervisor
         self._store = store
         self._data_dir = data_dir
         self._clock = clock
@@ -56,13 +68,16 @@ class PersonalDisks:
     async def bring(self, desktop: Desktop) -> int | None:
         """Make a safe copy that is here the desktop's disk, if the log says so; return how far it goes (ms).
 
-        Raises `Refused` if none can be made of it.
+        A superseded disk that is put back goes as far as it goes: None. Raises `Refused` if none can be made of it.
         """
         copy = self._row(desktop.id, CopyState.STARTING)
         if copy is None:
             return None
         target = disks.overlay_path(self._data_dir, desktop.id)
         await self._blocking(lambda: self._clear(target, desktop))
+        if _is_put_back(copy, desktop):
+            await self._blocking(lambda: self._put_in_place(self._aside(desktop.id, copy.generation), target))
+            return None
         try:
             point = await self._store.promote(desktop.id, copy.generation, target)
         except NotFound as error:
@@ -102,6 +117,9 @@ class PersonalDisks:
         await self._grid.barrier()
         with self._grid.view() as db:
             mine = copies(db, server=self._grid.server)
+            stopped = [d for d in desktops(db, server=self._grid.server) if d.id in put_backs(db)]
+        for desktop in stopped:
+            await self._tell_aside(desktop)
         for copy in mine:
             if copy.state is CopyState.DROPPING:
                 await self._drop(copy.desktop, copy.generation)
@@ -125,12 +143,34 @@ class PersonalDisks:
         """Tell what this daemon was killed before it could tell."""
         with self._grid.view() as db:
             desktop = find_desktop(db, copy.desktop)
-        if desktop is None or desktop.server != self._grid.server or desktop.generation != copy.generation + 1:
+        if desktop is None or desktop.server != self._grid.server:
             return
         target = disks.overlay_path(self._data_dir, desktop.id)
+        if _is_put_back(copy, desktop):
+            aside = self._aside(desktop.id, copy.generation)
+            if await self._blocking(lambda: target.exists() and self._is_marked(desktop) and not aside.exists()):
+                body = {"desktop": desktop.id, "generation": desktop.generation, "server": self._grid.server}
+                await self._grid.propose("desktop.put_in_place", body, by=self._grid.server)
+            return
         if await self._blocking(lambda: target.exists() and self._is_marked(desktop)):
             point = await self._store.promote(desktop.id, copy.generation, target)
             await self.tell(desktop, point.as_of)
+
+    async def _tell_aside(self, desktop: Desktop) -> None:
+        """Tell that a desktop of which another disk is being put back runs here no more, its disk kept aside."""
+        if any(domain.desktop == desktop.id for domain in await self._hypervisor.domains()):
+            return  # the agent removes it
+        await self._blocking(lambda: self.set_aside(desktop.id))
+        body = {"desktop": desktop.id, "generation": desktop.generation, "server": self._grid.server}
+        await self._grid.propose("desktop.put_aside", body, by=self._grid.server)
+
+    def _put_in_place(self, aside: Path, target: Path) -> None:
+        """Move a superseded disk to where the desktop's own is, unless that was done already. Blocks."""
+        if aside.exists():
+            aside.rename(target)
+            logger.warning("a superseded disk is put back", extra={"file": str(target)})
+        elif not target.exists():
+            raise Refused(f"the former disk {aside} is gone: somebody removed it by hand")
 
     async def _drop(self, desktop: DesktopId, generation: int) -> None:
         await self._store.drop(desktop, generation)
@@ -157,6 +197,11 @@ class PersonalDisks:
 
     def _mark(self, desktop: DesktopId) -> Path:
         return disks.overlay_path(self._data_dir, desktop).with_suffix(_MARK)
+
+
+def _is_put_back(copy: Copy, desktop: Desktop) -> bool:
+    """Tell a superseded disk that is put back from a safe copy, which is always of the generation before."""
+    return copy.generation != desktop.generation - 1
 
 
 def _generation(path: Path) -> int:

@@ -2,7 +2,7 @@
 
 from sqlite_utils import Database
 
-from kmgr.grid.rows import Row, one, rows
+from kmgr.grid.rows import Row, one, rows, scalar
 from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId
 from kmgr.provision.causes import known
 from kmgr.provision.model import (
@@ -92,6 +92,21 @@ def take_overs(db: Database, desktop: DesktopId | None = None) -> tuple[TakeOver
     """Return the last start from a safe copy of every desktop that had one, or of one desktop."""
     found = rows(db, "select * from take_overs where ? is null or desktop = ? order by desktop", [desktop, desktop])
     return tuple(TakeOver(**row) for row in found)
+
+
+def put_backs(db: Database) -> frozenset[DesktopId]:
+    """Return the desktops of which a superseded disk is being put back, and which run nowhere until then."""
+    return frozenset(DesktopId(row["desktop"]) for row in rows(db, "select desktop from put_backs order by desktop"))
+
+
+def tenures(db: Database) -> frozenset[ServerId]:
+    """Return the servers whose personal desktops nobody takes over (`provision.tenure_rules`)."""
+    return frozenset(ServerId(row["server"]) for row in rows(db, "select server from tenures order by server"))
+
+
+def tenure_of(db: Database, server: ServerId) -> str:
+    """Return the name of a server's tenure, empty if it has none."""
+    return str(scalar(db, "select tenure from tenures where server = ?", [server], default=""))
 
 
 def record(row: Row) -> Desktop:

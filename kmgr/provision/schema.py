@@ -58,6 +58,10 @@ create table if not exists moves (
     desktop text primary key, generation integer not null, source text not null, target text not null,
     why text not null, begun_at integer not null, failures integer not null, cause text not null
 );
+create table if not exists put_backs (
+    desktop text primary key, server text not null, disk integer not null, at integer not null
+);
+create table if not exists tenures (server text primary key, tenure text not null, at integer not null);
 create table if not exists asks (
     template text not null, user text not null, since integer not null, at integer not null,
     primary key (template, user)

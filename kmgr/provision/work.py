@@ -263,6 +263,10 @@ class Work:
             return
         if self._personal is None or not self._personal.lease.holds(MARGIN_S):
             raise Unavailable(self._personal.lease.why_not if self._personal else "no personal desktops run here")
+        if not self._personal.lease.covers(desktop):
+            raise Unavailable(
+                f"desktop {desktop.name} has gone on elsewhere, or was made anew: nothing is started here"
+            )
 
     def _clone(self, desktop: Desktop, disk: Path) -> None:
         backing = self._shape.backing(desktop.version)

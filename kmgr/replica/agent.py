@@ -130,6 +130,12 @@ class ReplicaAgent:
             found += self.scrub.problems(self._seen.names, servers)
         return tuple([self._round_problem, *found] if self._round_problem else found)
 
+    async def slow(self, count: int) -> None:
+        """Wait so long that this many bytes more may be sent: copies of personal disks share the images' limit."""
+        wait_s = self._sending.spend(count, now=self._clock.monotonic())
+        if wait_s:
+            await self._clock.sleep(wait_s)
+
     def vitals(self) -> Mapping[str, Any]:
         """Return it for this server's heartbeat: progress, problems, room, and how each version stands here."""
         told: dict[str, Any] = {"images": self.progress(), "problems": self.problems()}

@@ -42,7 +42,12 @@ class Stretch:
 
 def read_blocks(opened: int, blocks: tuple[Block, ...]) -> bytes:
     """Return the bytes of some blocks of a file; fewer if the file is shorter than it should be."""
-    parts = [os.pread(opened, length, offset) for offset, length in together(blocks)]
+    return read_stretches(opened, together(blocks))
+
+
+def read_stretches(opened: int, stretches: Sequence[tuple[int, int]]) -> bytes:
+    """Return the bytes at some places (offset, length) of a file; fewer if it is shorter than it should be."""
+    parts = [os.pread(opened, length, offset) for offset, length in stretches]
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -67,13 +67,16 @@ class Ask:
 
 @dataclass(slots=True)
 class _Source:
-    """What a source has, what of it went to others (and since when), what it owes since when."""
+    """What a source has, what of it went to others (and since when), and what it owes: since when, how many bytes.
+
+    What it owes for longest comes first.
+    """
 
     has: int
     given: int = 0
     late: int = 0
     news: list[tuple[float, int]] = field(default_factory=list)
-    owes: dict[int, float] = field(default_factory=dict)
+    owes: dict[int, tuple[float, int]] = field(default_factory=dict)
     weight: int = 0
 
 
@@ -158,7 +161,7 @@ class Fetch:
         source = self._sources.pop(server, None)
         if source is not None:
             self._levels = []
-            self._recount()
+            self._asked = pieces_of(piece for other in self._sources.values() for piece in other.owes)
 
     def next(self, server: ServerId, *, now: float) -> Ask | None:
         """Return the piece to ask this source for now, or None if there is nothing (yet) to ask it for."""
@@ -200,8 +203,9 @@ class Fetch:
         return source.weight < limit and len(source.owes) < MOST_ASKS
 
     def _ask(self, source: _Source, ask: Ask, now: float) -> Ask:
-        source.owes[ask.piece] = now
-        source.weight += self._cost(ask.piece)
+        cost = self._cost(ask.piece)
+        source.owes[ask.piece] = now, cost
+        source.weight += cost
         self._asked |= 1 << ask.piece
         return ask
 
@@ -247,30 +251,35 @@ class Fetch:
 
     def _overdue(self, source: _Source, now: float) -> int | None:
         """Return the longest awaited piece of another source, if it is late and this one has it."""
+        if not self._kept_waiting(now):
+            return None
         late = [
             (since, piece)
             for other in self._sources.values()
             if other is not source
-            for piece, since in other.owes.items()
+            for piece, (since, _) in other.owes.items()
             if now - since >= self._patience_s and source.has >> piece & 1 and not self._have >> piece & 1
         ]
         fresh = [found for found in late if found[1] not in source.owes and not self._retried(found[1], now)]
         return min(fresh)[1] if fresh else None
 
+    def _kept_waiting(self, now: float) -> bool:
+        """Tell whether any source keeps us waiting for long; this is asked far more often than it is so."""
+        oldest = (next(iter(other.owes.values()))[0] for other in self._sources.values() if other.owes)
+        return any(now - since >= self._patience_s for since in oldest)
+
     def _retried(self, piece: int, now: float) -> bool:
         """Tell whether some source was asked for the piece recently."""
         return any(
-            now - other.owes[piece] < self._patience_s for other in self._sources.values() if piece in other.owes
+            now - other.owes[piece][0] < self._patience_s for other in self._sources.values() if piece in other.owes
         )
 
     def _forget(self, server: ServerId, piece: int) -> None:
         source = self._sources.get(server)
-        if source is not None and source.owes.pop(piece, None) is not None:
-            source.weight = sum(self._cost(owed) for owed in source.owes)
-            self._recount()
-
-    def _recount(self) -> None:
-        self._asked = pieces_of(piece for source in self._sources.values() for piece in source.owes)
+        if source is not None and (owed := source.owes.pop(piece, None)) is not None:
+            source.weight -= owed[1]
+            if not any(piece in other.owes for other in self._sources.values()):
+                self._asked &= ~(1 << piece)
 
 
 def _lowest(pieces: int) -> int:

@@ -35,10 +35,10 @@ INSIST = 1
 _NUMBER = struct.Struct(">I")
 # What one source may have sent ahead of what this server could write: its questions limit it, this is for liars.
 _MOST_QUEUED = 16 << 20
-_SPARES = 2
+_SPARES = 8
 # How much of a piece must have arrived before the loop is woken: many small readings cost more than their bytes.
 # A TLS record that is half here hides up to 16 KiB from the count.
-_WORTH_WAKING = 128 * 1024
+_WORTH_WAKING = 256 * 1024
 _HIDDEN = 20 * 1024
 
 
@@ -51,6 +51,23 @@ class Kind(IntEnum):
     BLOCKS = 3
     LACKING = 4
     DECLINED = 5
+
+
+class Buffers:
+    """Room for pieces, used again and again by all lanes of a copy; what was used last is warm and comes first."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._spares: list[bytearray] = []
+
+    def take(self) -> bytearray:
+        """Return one, whatever may be in it."""
+        return self._spares.pop() if self._spares else bytearray(self.size)
+
+    def give_back(self, buffer: object) -> None:
+        """Let it be used again, if it is one of these."""
+        if isinstance(buffer, bytearray) and len(buffer) == self.size and len(self._spares) < _SPARES:
+            self._spares.append(buffer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +93,14 @@ def numbers(data: memoryview, *, below: int) -> int:
 class Inlet(asyncio.BufferedProtocol):
     """The receiver's end: bytes go from the wire into one buffer per frame, without a copy between."""
 
-    def __init__(self, stream: Stream, *, pieces: int, largest: int) -> None:
+    def __init__(self, stream: Stream, *, pieces: int, buffers: Buffers) -> None:
         self._transport = cast(asyncio.Transport, stream.writer.transport)
-        self._pieces = pieces
+        self._buffers = buffers
         self._largest = {
             Kind.HAVE: -(-pieces // 8),
             Kind.NEWS: 4 * pieces,
             Kind.GIVEN: 4 * pieces,
-            Kind.BLOCKS: largest,
+            Kind.BLOCKS: buffers.size,
             Kind.LACKING: 0,
             Kind.DECLINED: 0,
         }
@@ -92,7 +109,6 @@ class Inlet(asyncio.BufferedProtocol):
         self._at = 0
         self._kind: Kind | None = None
         self._piece = 0
-        self._spares: list[bytearray] = []
         self._frames: deque[Frame] = deque()
         self._queued = 0
         self._end = ""
@@ -125,13 +141,8 @@ class Inlet(asyncio.BufferedProtocol):
 
     def done_with(self, frame: Frame) -> None:
         """Hand back the buffer of a frame: the next one may land in it."""
-        buffer = frame.data.obj
-        if (
-            len(self._spares) < _SPARES
-            and isinstance(buffer, bytearray)
-            and len(buffer) == self._largest[Kind.BLOCKS]
-        ):
-            self._spares.append(buffer)
+        if frame.kind is Kind.BLOCKS:
+            self._buffers.give_back(frame.data.obj)
 
     def close(self, why: str) -> None:
         """Hang up; whoever waits for a frame is told why."""
@@ -183,9 +194,8 @@ class Inlet(asyncio.BufferedProtocol):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def _room(self, length: int) -> memoryview:
-        if length <= self._largest[Kind.BLOCKS] and self._kind is Kind.BLOCKS:
-            buffer = self._spares.pop() if self._spares else bytearray(self._largest[Kind.BLOCKS])
-            return memoryview(buffer)[:length]
+        if self._kind is Kind.BLOCKS:
+            return memoryview(self._buffers.take())[:length]
         return memoryview(bytearray(length))
 
     def _ended(self, why: str) -> None:

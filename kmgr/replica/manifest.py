@@ -113,6 +113,34 @@ class Manifest:
         """Return those blocks of a piece that are in the set `wanted`."""
         return tuple(block for k, block in enumerate(self.piece(piece)) if wanted >> k & 1)
 
+    def stretches(self, piece: int, wanted: int) -> list[tuple[int, int]]:
+        """Return (offset, length) of those blocks of a piece that are in the set `wanted`, neighbours joined."""
+        first = piece * self.piece_blocks
+        last = min(first + self.piece_blocks, self.blocks)
+        found = []
+        run = bisect_right(self.starts, first) - 1
+        while first < last:
+            number = self.runs[run][0] + first - self.starts[run]
+            here = min(last, self.starts[run] + self.runs[run][1]) - first
+            for begin, count in _groups(wanted & (1 << here) - 1):
+                offset = (number + begin) * self.block_bytes
+                found.append((offset, min(count * self.block_bytes, self.size_bytes - offset)))
+            first, wanted, run = first + here, wanted >> here, run + 1
+        return found
+
+    def agrees(self, piece: int, wanted: int, data: bytes | bytearray | memoryview) -> bool:
+        """Tell whether these bytes are those blocks of a piece, one after the other."""
+        view, at, first = memoryview(data), 0, piece * self.piece_blocks
+        if len(view) != sum(length for _, length in self.stretches(piece, wanted)):
+            return False
+        for begin, count in _groups(wanted & self.whole_piece(piece)):
+            for index in range(first + begin, first + begin + count):
+                # Only the last block of a disk may be shorter, and nothing comes after it.
+                if digest(view[at : at + self.block_bytes]) != self.digest(index):
+                    return False
+                at += self.block_bytes
+        return True
+
     def all_blocks(self) -> Iterator[Block]:
         """Yield every block in the order of the disk."""
         return (self.block(index) for index in range(self.blocks))
@@ -203,6 +231,18 @@ def _lists_zeros(manifest: Manifest) -> bool:
         if not at % _DIGEST and (at // _DIGEST < manifest.blocks - 1 or last.length == manifest.block_bytes):
             return True
     return last.digest == zero_digest(last.length)
+
+
+def _groups(members: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, count) of the members of a set that follow each other."""
+    at = 0
+    while members:
+        gap = (members & -members).bit_length() - 1
+        members >>= gap
+        count = (~members & members + 1).bit_length() - 1
+        yield at + gap, count
+        members >>= count
+        at += gap + count
 
 
 def _starts(runs: Iterable[tuple[int, int]]) -> tuple[int, ...]:

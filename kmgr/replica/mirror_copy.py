@@ -18,6 +18,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 from array import array
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -276,14 +277,21 @@ class Copy:
 
     def wrong_grains(self) -> list[int]:
         """Read the copy's last point and return the grains whose bytes are not what was sent."""
-        wrong = []
+        return self.read_again(0, sys.maxsize)[1]
+
+    def read_again(self, first: int, most: int) -> tuple[int, list[int]]:
+        """Read at most so many grains from `first` on; return where to go on (0: it is through) and what is wrong."""
+        wrong: list[int] = []
         for grain, place in self._map.places():
-            if place == ZERO:
+            if place == ZERO or grain < first:
                 continue
+            if most == 0:
+                return grain, wrong
+            most -= 1
             data = os.pread(self._disk, self.length(grain), place * GRAIN)
             if hashlib.sha256(data).digest() != os.pread(self._sums, _SUM, place * _SUM):
                 wrong.append(grain)
-        return wrong
+        return 0, wrong
 
     def distrust(self) -> None:
         """Have the next cycle compare everything, bytes with bytes."""

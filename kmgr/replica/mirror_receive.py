@@ -12,6 +12,7 @@ import logging
 import re
 import shutil
 import subprocess
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -25,6 +26,7 @@ from kmgr.grid.port import Accept, Requests, Stream
 from kmgr.ids import DesktopId, ServerId
 from kmgr.replica import manifest as m
 from kmgr.replica import mirror_wire as wire
+from kmgr.replica.background import background
 from kmgr.replica.images import Images, Measure, disk_error, room, sync_folder, write_synced
 from kmgr.replica.mirror import CopyPoint
 from kmgr.replica.mirror_copy import Copy, Identity, damaged, identity_from
@@ -109,6 +111,17 @@ class Copies:
         folder = self._of(desktop, generation)
         async with self._exclusively(desktop, generation):
             return await asyncio.to_thread(_verify, folder)
+
+    async def verify_some(self, desktop: DesktopId, generation: int, first: int, most: int) -> tuple[int, int]:
+        """Read at most so many grains of a copy from `first` on; a cycle under way goes before: `Unavailable`.
+
+        Returns where to go on (0: it is through) and how many were bad: if any, the next cycle compares everything.
+        """
+        folder, lock = self._of(desktop, generation), self._alone.setdefault((desktop, generation), asyncio.Lock())
+        if lock.locked():
+            raise Unavailable(f"the copy of desktop {desktop} is being updated", code="busy")
+        async with lock:
+            return await background(_verify_some, folder, first, most)
 
     async def used_bytes(self, desktop: DesktopId, generation: int) -> int:
         """Return how much room a copy takes on the disk."""
@@ -300,13 +313,17 @@ def _open(folder: Path, identity: Identity) -> Copy:
 
 
 def _verify(folder: Path) -> int:
+    return _verify_some(folder, 0, sys.maxsize)[1]
+
+
+def _verify_some(folder: Path, first: int, most: int) -> tuple[int, int]:
     copy = Copy.opened(folder)
     try:
-        wrong = len(copy.wrong_grains())
+        after, wrong = copy.read_again(first, most)
         if wrong:
-            logger.warning("a copy has gone bad on this disk", extra={"folder": str(folder), "grains": wrong})
+            logger.warning("a copy has gone bad on this disk", extra={"folder": str(folder), "grains": len(wrong)})
             copy.distrust()
-        return wrong
+        return after, len(wrong)
     finally:
         copy.close()
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from kmgr.errors import NotFound, Unavailable
 from kmgr.ids import VersionId
 from kmgr.replica import manifest as m
-from kmgr.replica.blocks import Data, Stretch, read_blocks, right, share, side_by_side, together, write_all
+from kmgr.replica.blocks import Data, Stretch, read_blocks, read_stretches, right, share, side_by_side, write_all
 from kmgr.replica.images import Images, disk_error, seal
 
 
@@ -93,12 +93,11 @@ class Part:
 
     def write(self, piece: int, wanted: int, data: Data) -> None:
         """Write blocks of a piece if they are right; raise `WrongBytes` if not, `Unavailable` if the disk refuses."""
-        blocks = self._manifest.some(piece, wanted)
-        if not right(blocks, data):
+        if not self._manifest.agrees(piece, wanted, data):
             raise WrongBytes(f"piece {piece} of version {self._version} is not what its manifest says")
         view = memoryview(data)
         with self._writing() as opened:
-            for offset, length in together(blocks):
+            for offset, length in self._manifest.stretches(piece, wanted):
                 write_all(opened, view[:length], offset)
                 view = view[length:]
 
@@ -110,7 +109,10 @@ class Part:
 
     def read(self, piece: int, wanted: int) -> bytes:
         """Return some blocks of a piece for another server, or nothing if the piece is not here yet."""
-        return self._read(self._manifest.some(piece, wanted)) if self.have >> piece & 1 else b""
+        if not self.have >> piece & 1:
+            return b""
+        with self._open() as opened:
+            return read_stretches(opened, self._manifest.stretches(piece, wanted))
 
     def flush(self) -> None:
         """Sync what was written."""
@@ -140,10 +142,6 @@ class Part:
             if self._file >= 0:
                 os.close(self._file)
                 self._file = -1
-
-    def _read(self, blocks: tuple[m.Block, ...]) -> bytes:
-        with self._open() as opened:
-            return read_blocks(opened, blocks)
 
     @contextmanager
     def _open(self) -> Iterator[int]:
@@ -191,7 +189,9 @@ class Whole:
 
     def read(self, piece: int, wanted: int) -> bytes:
         """Return some blocks of a piece, unverified: the receiver does that."""
-        return self.read_blocks(self._manifest.some(piece, wanted))
+        stretches = self._manifest.stretches(piece, wanted)
+        with self._lock:
+            return read_stretches(self._file, stretches) if self._file >= 0 else b""
 
     def read_blocks(self, blocks: tuple[m.Block, ...]) -> bytes:
         """Return the bytes of some blocks of this version, in the given order."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmgr.config import Config
-from kmgr.errors import NotFound
+from kmgr.errors import NotAllowed, NotFound, Refused
 
 _MOST = 500
 
@@ -43,6 +43,21 @@ class Folder:
         if not name or "/" in name or not _is_offer(path):
             raise NotFound(f"there is no file {name!r} in {self.path}")
         return path
+
+    def inside(self, path: str) -> Path:
+        """Return a file that is given by its whole path; raise `NotAllowed` for one that lies anywhere else.
+
+        Whoever administers the grid need not be whoever may read all files of its servers.
+        """
+        whole = Path(path)
+        if not whole.is_absolute():
+            raise Refused(f"{path} is not a whole path: begin it with /")
+        if whole.parent.resolve() != self.path.resolve():
+            raise NotAllowed(
+                f"{path} is not in {self.path}, and files elsewhere are not read for the web: lay it there, or run "
+                "kmgr image import on the server"
+            )
+        return self.file(whole.name)
 
 
 def _is_offer(path: Path) -> bool:

@@ -19,8 +19,9 @@ from kmgr.entropy import new_id
 from kmgr.errors import Conflict, NotAllowed, NotFound, Refused
 from kmgr.grid.outcomes import applied
 from kmgr.ids import AccountName, DesktopId, ImageId, ServerId, VersionId
-from kmgr.provision.model import CopyState, DesktopState
+from kmgr.provision.model import CopyState, Desktop, DesktopState
 from kmgr.provision.queries import copies
+from kmgr.provision.queries import desktop as find_desktop
 from kmgr.replica.model import Image, Version, VersionState
 from kmgr.settings import check as check_setting
 from kmgr.settings import problems as setting_problems
@@ -236,6 +237,11 @@ async def remove_server(services: Services, by: str, server: str, *, force: bool
     await _maintain(services, by, Remove(ServerId(server)), force=force)
 
 
+async def server_off(services: Services, by: str, server: str) -> None:
+    """Believe a person that a server which is away is switched off: its personal desktops may go on elsewhere."""
+    await _change(services, by, "tenure.end", {"server": server})
+
+
 async def invite(services: Services, by: str) -> Item:
     """Make a one-time phrase for one new server; an open one ends. The command to copy does not hold it: it asks."""
     made = await services.invite(by)
@@ -296,12 +302,25 @@ async def retire_desktop(services: Services, by: str, desktop: str, *, lose: str
 
 async def drop_superseded(services: Services, by: str, desktop: str, server: str, generation: int) -> None:
     """Delete a personal desktop's former disk on a server."""
-    found = DesktopId(desktop)
+    _former(services, desktop, server, generation)
+    await _change(services, by, "copy.drop", {"desktop": desktop, "server": server, "generation": generation})
+
+
+async def put_back(services: Services, by: str, desktop: str, server: str, generation: int) -> None:
+    """Stop a personal desktop and let it go on from a former disk; its present one is kept as a former one."""
+    now = _former(services, desktop, server, generation)
+    body = {"desktop": desktop, "generation": now.generation, "server": server, "disk": generation}
+    await _change(services, by, "desktop.put_back", body)
+
+
+def _former(services: Services, desktop: str, server: str, generation: int) -> Desktop:
+    """Return a desktop that has this former disk."""
     with services.grid.view() as db:
-        kept = copies(db, desktop=found, server=ServerId(server))
-    if not any(copy.generation == generation and copy.state is CopyState.SUPERSEDED for copy in kept):
+        kept = copies(db, desktop=DesktopId(desktop), server=ServerId(server))
+        found = find_desktop(db, DesktopId(desktop))
+    if found is None or not any(c.generation == generation and c.state is CopyState.SUPERSEDED for c in kept):
         raise NotFound("there is no such former disk (any more)")
-    await _change(services, by, "copy.drop", {"desktop": found, "server": server, "generation": generation})
+    return found
 
 
 async def retry_desktop(services: Services, by: str, desktop: str) -> None:

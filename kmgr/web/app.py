@@ -5,7 +5,7 @@ from pathlib import Path
 from aiohttp import web
 
 from kmgr.errors import Unavailable
-from kmgr.web import auth, display, html_env, live
+from kmgr.web import auth, display, html_env, live, metrics
 from kmgr.web.api import routes as api
 from kmgr.web.console import pages as console
 from kmgr.web.flood import FLOOD, Flood
@@ -30,6 +30,7 @@ def make_app(services: Services) -> web.Application:
     live.set_up(app)
     api.add_routes(app)
     display.add_routes(app)
+    metrics.add_routes(app)
     portal.add_routes(app)
     console.add_routes(app)
     return app

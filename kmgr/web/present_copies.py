@@ -14,13 +14,17 @@ from kmgr.grid.queries import servers, settings
 from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.copy_commands import loss
 from kmgr.provision.model import Copy, CopyState, Desktop, TakeOver
-from kmgr.provision.queries import copies, take_overs
+from kmgr.provision.queries import copies, take_overs, tenures
 from kmgr.provision.rhythm import alarming
 from kmgr.web import words
 from kmgr.web.records import Item, ServerNames
 from kmgr.web.services import Services
 
 _LIVE = (CopyState.WANTED, CopyState.READY)
+_HELD = (
+    "when the grid lost {0}, it had the right to go on without the others; once you say that it is switched off "
+    "(here, or by kmgr off {0}), the desktop starts from this copy"
+)
 # For how long a person is told what the last start from a copy cost them.
 TOLD_MS = 86_400_000
 
@@ -32,6 +36,7 @@ class Sight:
     copies: Mapping[DesktopId, tuple[Copy, ...]]
     taken: Mapping[DesktopId, TakeOver]
     running: frozenset[ServerId]
+    tenures: frozenset[ServerId]
     names: ServerNames
     heard: Mapping[ServerId, Vitals]
     target_s: int
@@ -54,6 +59,9 @@ class Sight:
             return self._unprotected(live, cause)
         age = age_s if age_s is not None else max(0, (self.now_ms - (ready.as_of or 0)) // 1000)
         text = f"safe copy on {self._name(ready.server)}, {words.span(age)} old"
+        if desktop.server in self.tenures and desktop.server not in self.running:
+            item = _protection("held", ready.server, self.names, text, ready.as_of)
+            return {**item, "age_s": age, "cause": _HELD.format(self._name(desktop.server))}
         late = alarming(age, self.target_s)
         why = cause if late else ""
         if late and desktop.server not in self.running:
@@ -117,6 +125,7 @@ def look(services: Services, db: Database) -> Sight:
         copies={desktop: tuple(mine) for desktop, mine in held.items()},
         taken={one.desktop: one for one in take_overs(db)},
         running=frozenset(server.id for server in known if server.state in RUNNING),
+        tenures=tenures(db),
         names={server.id: server.name for server in known},
         heard=services.board.all(),
         target_s=settings(db)["copy_target_s"],

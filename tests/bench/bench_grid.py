@@ -32,7 +32,7 @@ ENTRIES = 100_000
 
 
 @asynccontextmanager
-async def three(**environment: str) -> AsyncIterator[list[Process]]:
+async def three(module: str = "tests.bench.grid_server", **environment: str) -> AsyncIterator[list[Process]]:
     """Run a grid of three."""
     folder = Path(tempfile.mkdtemp(prefix="kmgr-", dir="/var/tmp"))
     os.environ.update(environment)
@@ -40,8 +40,7 @@ async def three(**environment: str) -> AsyncIterator[list[Process]]:
     try:
         ports = identities(folder, SERVERS)
         processes = [
-            Process(folder, ports, server, founder=server == SERVERS[0], module="tests.bench.grid_server")
-            for server in SERVERS
+            Process(folder, ports, server, founder=server == SERVERS[0], module=module) for server in SERVERS
         ]
         await grow(processes)
         yield processes

@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from kmgr.ids import VersionId
@@ -25,7 +26,12 @@ from tests.lab.links import Links
 
 GB = 1e9
 Peer = Callable[[image_peers.Room, Sequence[int]], Taken]
-PEERS: Mapping[str, Peer] = {"rsync": image_peers.rsync, "scp": image_peers.scp, "libtorrent": image_peers.torrent}
+PEERS: Mapping[str, Peer] = {
+    "rsync": image_peers.rsync,
+    "scp": image_peers.scp,
+    "libtorrent": image_peers.torrent,
+    "libtorrent, encrypted": partial(image_peers.torrent, encrypted=True),
+}
 
 
 def spread(

@@ -9,6 +9,7 @@ it is here again is the time. All three write to the same file system and end sy
 import asyncio
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -73,8 +74,11 @@ def _imported(grid: Cluster, file: Path) -> str:
         disk.seek(510)
         disk.write(b"\x55\xaa")
     boss = grid.admin(grid.server("one"))
-    boss.ask("POST", "/images", {"name": "bench", "path": str(file)}, patience_s=300).ok("the import")
-    file.unlink()
+    offered = grid.server("one").data / "imports" / file.name
+    offered.parent.mkdir(exist_ok=True)
+    shutil.move(file, offered)
+    boss.ask("POST", "/images", {"name": "bench", "file": file.name}, patience_s=300).ok("the import")
+    offered.unlink()
     wait_for("both servers have it", lambda: len(_version(boss)["servers"]) == 2, timeout_s=180)
     return str(_version(boss)["id"])
 

@@ -120,7 +120,7 @@ def scp(room: Room, receivers: Sequence[int]) -> Taken:
         return _in_turn(room, receivers, lambda place: [*words, str(room.target(place))], cpu)
 
 
-def torrent(room: Room, receivers: Sequence[int], *, piece: int = PIECE) -> Taken:
+def torrent(room: Room, receivers: Sequence[int], *, piece: int = PIECE, encrypted: bool = False) -> Taken:
     """A libtorrent swarm of all places, begun at the same time; making the torrent and starting is not counted."""
     python = interpreter(LIBTORRENT)
     places = [0, *receivers]
@@ -133,6 +133,7 @@ def torrent(room: Room, receivers: Sequence[int], *, piece: int = PIECE) -> Take
         "addresses": [room.links.address(place) for place in places],
         "folders": [str(folder) for folder in folders],
         "piece": piece,
+        "encrypted": encrypted,
         "torrent": str(room.folder / "disk.torrent"),
     }
     spec.write_text(json.dumps(about))

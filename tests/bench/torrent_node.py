@@ -1,6 +1,7 @@
 """One peer of a libtorrent swarm, run by an interpreter that has libtorrent: `torrent_node.py SPEC PLACE`.
 
-Tuned as a data centre's: everybody connected to everybody from the start, plain TCP, no search for peers, no limits.
+Tuned as a data centre's: everybody connected to everybody from the start, TCP, no search for peers, no limits. The
+payload is plain, as by default; with `encrypted` in SPEC it is under its own encryption (RC4), for kmgr encrypts too.
 Says one JSON line once it has everything: when, and what it used since `start`; then serves until it is killed.
 """
 
@@ -23,6 +24,7 @@ SETTINGS = {
     "rate_limit_ip_overhead": False, "allowed_fast_set_size": 0, "prefer_rc4": False,
     "min_reconnect_time": 1, "peer_connect_timeout": 3,
 }  # fmt: skip
+ENCRYPTED = {"out_enc_policy": 0, "in_enc_policy": 0, "allowed_enc_level": 2, "prefer_rc4": True}
 
 
 def main() -> None:
@@ -45,7 +47,13 @@ def make(spec: dict) -> None:
 
 def peer(spec: dict, place: int) -> None:
     """Fetch and serve."""
-    session = lt.session({"listen_interfaces": f"{spec['addresses'][place]}:{PORT}", **SETTINGS})
+    session = lt.session(
+        {
+            "listen_interfaces": f"{spec['addresses'][place]}:{PORT}",
+            **SETTINGS,
+            **(ENCRYPTED if spec["encrypted"] else {}),
+        }
+    )
     add = lt.add_torrent_params()
     add.ti = lt.torrent_info(spec["torrent"])
     add.save_path = spec["folders"][place]
@@ -68,7 +76,10 @@ def peer(spec: dict, place: int) -> None:
         if status.is_seeding and not told:
             told = True
             print(json.dumps({"done": time.monotonic()}), flush=True)
-        time.sleep(0.02 if not told else 0.1)
+        if not told:
+            time.sleep(0.02)
+            continue
+        time.sleep(0.1)
         Path(spec["folders"][place], "used.new").write_text(
             json.dumps({"cpu": used() - began, "sent": torrent.status().total_payload_upload})
         )

@@ -8,6 +8,8 @@ never happened; if it is, it may have happened at any time after it was asked fo
 Many of those beside each other make the search long; a key that is not decided
 after `MOST_STEPS` is left and named.
 
+A server may end by itself only over a fault that was made, and must say so.
+
 Pure.
 """
 
@@ -28,6 +30,31 @@ class Verdict:
 
     violations: list[str]
     undecided: list[str]
+
+
+# So late a server may end whose disk was full or failed: it may have waited for a processor.
+LATE_S = 5.0
+OF_THE_DISK = ("No space left on device", "database or disk is full", "disk I/O error", "Input/output error")
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A server ended by itself: `how` (refused to start, fatal, crashed) and `why`, in its own words."""
+
+    how: str
+    why: str
+    at: float
+
+
+def unexplained(end: End, *, ailed: Sequence[tuple[float, float]], refusable: bool) -> bool:
+    """Whether nothing that was done explains an end: its disk `ailed` then, or it was `refusable` at a start."""
+    match end.how:
+        case "refused":
+            return not refusable
+        case "fatal":
+            said = any(words in end.why for words in OF_THE_DISK)
+            return not said or not any(began <= end.at <= mended + LATE_S for began, mended in ailed)
+    return True
 
 
 def judge(operations: Sequence[Operation], held: Sequence[Held], most: int = MOST_STEPS) -> Verdict:

@@ -7,12 +7,14 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kmgr.ids import ServerId
+from tests.faults.checker import End, unexplained
 from tests.faults.network import PORT, Network, run
 from tests.faults.process import Process, python
 from tests.lab.wires import Wires
@@ -38,7 +40,19 @@ class Place:
     life: int = 0
     # The server there is being repaired or replaced by a trouble; nobody else may start it.
     taken: bool = False
+    # When its disk was full or failed, from and to; the end of what still goes on is infinite.
+    ailed: list[tuple[float, float]] = field(default_factory=list)
     starting: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @contextmanager
+    def ailing(self) -> Iterator[None]:
+        """Note that its disk is full, or fails, meanwhile."""
+        ails = (time.monotonic(), float("inf"))
+        self.ailed.append(ails)
+        try:
+            yield
+        finally:
+            self.ailed[self.ailed.index(ails)] = (ails[0], time.monotonic())
 
     @property
     def home(self) -> Path:
@@ -258,13 +272,13 @@ class Lab:
         return python(module, str(place.home), json.dumps(setup))
 
     def _hear(self, place: Place, *, refused: bool = False) -> None:
-        """Note why a server ended by itself; a crash without words breaks a promise."""
+        """Note why a server ended by itself; an end that no fault explains breaks a promise."""
         if place.process is None or not place.process.ended:
             return
         for how, why in place.process.ended.items():
             self.note(f"{place.server} {how}: {why}")
             self.words[f"{how}: {_NUMBERS.sub('…', why.replace(str(self.folder), ''))}"] += 1
-            if how == "crashed" or (how == "refused" and not refused):
+            if unexplained(End(how, why, place.process.ended_at), ailed=place.ailed, refusable=refused):
                 text = f"{place.server}: {how}: {why}"
                 # Said again at every start.
                 if text not in self.broken:

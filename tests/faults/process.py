@@ -5,6 +5,7 @@ import contextlib
 import json
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class Process:
         self._number = 0
         # Why it ended by itself: `refused` to start, `fatal` while running; `crashed` has no words.
         self.ended: dict[str, str] = {}
+        self.ended_at = 0.0
         self._killed = False
 
     @property
@@ -94,12 +96,12 @@ class Process:
             if "ready" in found:
                 ready.set_result(True)
             elif "number" not in found:
-                self.ended = found
+                self.ended, self.ended_at = found, time.monotonic()
             elif (answer := self._answers.get(found["number"])) is not None and not answer.done():
                 answer.set_result(found)
         status = await self._process.wait()
         if not self.ended and not self._killed and status:
-            self.ended = {"crashed": f"exit status {status}, see {self._log}"}
+            self.ended, self.ended_at = {"crashed": f"exit status {status}, see {self._log}"}, time.monotonic()
         if not ready.done():
             ready.set_result(False)
         for answer in self._answers.values():

@@ -7,6 +7,7 @@ starts within a second.
 """
 
 import asyncio
+import errno
 import json
 import os
 import random
@@ -66,11 +67,12 @@ class JumpingClock(SystemClock):
 
 
 class SlowDisk:
-    """Makes every sync of the log take longer."""
+    """Makes every sync of the log take longer, or fail."""
 
     def __init__(self, seed: int) -> None:
         self._dice = random.Random(seed)  # noqa: S311 - an imitation of a disk
         self._sync, self.longest_s = LogFile.sync, 0.0
+        self.sick = False
 
     def install(self) -> None:
         """Stand between the log and the disk."""
@@ -79,6 +81,8 @@ class SlowDisk:
         def slow(file: LogFile) -> None:
             if self.longest_s:
                 time.sleep(self._dice.uniform(0.2, 1.0) * self.longest_s)
+            if self.sick:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
             sync(file)
 
         LogFile.sync = slow  # type: ignore[method-assign, assignment]
@@ -167,6 +171,7 @@ class LabServer:
                 return self._dump()
             case "trouble":
                 self.disk.longest_s = order.get("sync_s", self.disk.longest_s)
+                self.disk.sick = order.get("sick", self.disk.sick)
                 self.clock.wall_ms += order.get("wall_ms", 0)
                 self.clock.ahead_s += order.get("ahead_s", 0.0)
                 return {}

@@ -25,7 +25,7 @@ from tests.faults.network import both
 PASSING = {
     "kill_one": 4, "kill_leader": 3, "kill_all": 1, "pause_one": 2, "pause_leader": 2, "cut_one": 2, "cut_leader": 3,
     "halves": 2, "deaf": 2, "mute": 2, "bridge": 2, "slow_wire": 2, "lossy_wire": 2, "far_wire": 2, "slow_disk": 2,
-    "clock_jumps": 2,
+    "sick_disk": 2, "clock_jumps": 2,
 }  # fmt: skip
 LASTING = {
     "disk_full": 2,
@@ -253,6 +253,16 @@ class Troubles:
         await asyncio.sleep(planned.lasts_s)
         await self.lab.ask(place, {"do": "trouble", "sync_s": 0.0})
 
+    async def sick_disk(self, planned: Planned) -> None:
+        """Syncs of the log fail: the server ends at the first one, with words, and goes on when it is begun again."""
+        place = self._one(planned)
+        self.lab.note(f"sick_disk: {place.server}, for {planned.lasts_s} s if it writes nothing")
+        with place.ailing():
+            await self.lab.ask(place, {"do": "trouble", "sick": True})
+            await asyncio.sleep(planned.lasts_s)
+            await self.lab.ask(place, {"do": "trouble", "sick": False})
+        await self.lab.revive()
+
     async def clock_jumps(self, planned: Planned) -> None:
         """The wall clock jumps by years, the steady one by seconds as after a suspend."""
         place = self._one(planned)
@@ -265,9 +275,10 @@ class Troubles:
         place = self._one(planned)
         self.lab.note(f"disk_full: {place.server} for {planned.lasts_s} s")
         filler = place.folder / "filler"
-        await asyncio.to_thread(_fill, filler)
-        await asyncio.sleep(planned.lasts_s)
-        filler.unlink()
+        with place.ailing():
+            await asyncio.to_thread(_fill, filler)
+            await asyncio.sleep(planned.lasts_s)
+            filler.unlink()
         await self.lab.revive()
 
     # Folders.
@@ -278,7 +289,8 @@ class Troubles:
         async with _dead(self.lab, place):
             journal = place.home / "raft" / "journal"
             tail = random.Random(planned.who[1]).randbytes(1 + int(planned.who[2] * 200))  # noqa: S311
-            with journal.open("ab") as file:
+            with journal.open("r+b") as file:
+                file.seek(scan(file.read()).end)
                 file.write(tail)
             self.lab.note(f"torn_tail: {place.server}, {len(tail)} bytes")
 

@@ -1,10 +1,7 @@
 """A personal desktop outlives its server: three real daemons, real guests, and one of them dies while it writes."""
 
-import base64
-import json
 import os
 import signal
-import threading
 import time
 
 import pytest
@@ -14,73 +11,12 @@ from appliance.demo.server import Server
 from tests.lab import grids
 from tests.lab.api import Api, wait_for
 from tests.lab.grids import Item
+from tests.lab.writing import Guest, Writer
 
 pytestmark = pytest.mark.libvirt
 
 IMAGE = "test-guest"
-RECORDS = "/mnt/records"
 BACK_WITHIN_S = 45.0
-
-
-class Guest:
-    """The guest of one desktop, asked through its agent on whatever server it runs."""
-
-    def __init__(self, server: Server, desktop: str) -> None:
-        self.server = server
-        self.desktop = desktop
-
-    def agent(self, command: str, **arguments: object) -> object:
-        """Ask the agent."""
-        body = json.dumps({"execute": command, **({"arguments": arguments} if arguments else {})})
-        told = grids.virsh(self.server, "qemu-agent-command", f"kmgr-{self.desktop}", body)
-        return json.loads(told)["return"]
-
-    def sh(self, script: str) -> str:
-        """Run a script and return what it says."""
-        until = time.monotonic() + 30
-        begun = self.begun(script, until)
-        while time.monotonic() < until:
-            told = self.agent("guest-exec-status", pid=begun["pid"])
-            assert isinstance(told, dict)
-            if told["exited"]:
-                assert told.get("exitcode") == 0, told
-                return base64.b64decode(told.get("out-data", "")).decode()
-        raise AssertionError(f"{script} does not end")
-
-    def begun(self, script: str, until: float) -> Item:
-        """Begin a script; while a cycle of the safe copy holds the file systems still, that is refused."""
-        while True:
-            try:
-                told = self.agent("guest-exec", path="/bin/sh", arg=["-c", script], **{"capture-output": True})
-            except AssertionError as error:
-                if "frozen" not in str(error) or time.monotonic() > until:
-                    raise
-                time.sleep(0.2)
-                continue
-            assert isinstance(told, dict)
-            return told
-
-
-class Writer(threading.Thread):
-    """Has a guest write numbered records with fsync, as fast as it can, and notes when each was on its disk."""
-
-    def __init__(self, guest: Guest) -> None:
-        super().__init__(daemon=True)
-        self.guest = guest
-        self.saved: list[tuple[int, float]] = []
-        self.ended = threading.Event()
-
-    def run(self) -> None:
-        """Write until told to stop, or until the guest is gone."""
-        number = 0
-        while not self.ended.is_set():
-            number += 1
-            try:
-                self.guest.sh(f"echo {number} >>{RECORDS} && sync {RECORDS}")
-            except Exception:  # noqa: BLE001 - frozen for a moment, or dead: this record is not counted
-                time.sleep(0.2)
-                continue
-            self.saved.append((number, time.time()))
 
 
 def own_template(boss: Api) -> None:
@@ -126,9 +62,9 @@ def test_a_personal_desktop_goes_on_with_all_that_was_older_than_the_shown_age(o
     holder = next(server for server in others if server.id == told["server"])
     wait_for("it goes on elsewhere", lambda: _goes_on(watcher, desktop, holder), timeout_s=BACK_WITHIN_S + 60)
     guest = Guest(holder, desktop)
-    wait_for("its guest answers", lambda: _answers(guest), timeout_s=120)
+    wait_for("its guest answers", guest.answers, timeout_s=120)
     took_s = time.monotonic() - began
-    found = {int(line) for line in guest.sh(f"cat {RECORDS}").split()}
+    found = guest.records()
     due = {number for number, at in writer.saved if at <= promised}
     assert len(due) > 10
     assert due <= found, f"{sorted(due - found)} were older than what the console showed"
@@ -155,14 +91,6 @@ def test_a_personal_desktop_goes_on_with_all_that_was_older_than_the_shown_age(o
 
 def _goes_on(client: Api, desktop: str, holder: Server) -> bool:
     return shown(client, desktop)["server"] == holder.id and grids.emulator(desktop) is not None
-
-
-def _answers(guest: Guest) -> bool:
-    try:
-        guest.agent("guest-ping")
-    except Exception:  # noqa: BLE001 - not yet
-        return False
-    return True
 
 
 def test_when_its_daemon_is_killed_the_guard_halts_it_and_the_next_daemon_lets_it_go_on(office: Cluster) -> None:

@@ -11,6 +11,7 @@ from appliance.demo.scene import Director, Scene
 from tests.integration.conftest import MakeGrid
 from tests.lab import grids
 from tests.lab.api import wait_for
+from tests.lab.writing import Guest
 
 pytestmark = pytest.mark.libvirt
 
@@ -90,3 +91,57 @@ def test_one_of_two_dies_and_a_new_user_works_at_the_other_within_ten_seconds(pa
     assert [d["id"] for d in elsewhere.items("desktops")] == [desktop["id"]]
     clients[0].ask("PATCH", f"/templates/{template['id']}", {"notes": "together"}).ok()
     grids.agreed(clients, "templates")
+
+
+def test_a_personal_desktop_goes_on_on_the_server_that_is_left_and_is_taken_over_by_nobody(pair: Cluster) -> None:
+    one, two = pair.servers
+    boss = grids.admin(pair, one)
+    shape = {"vcpus": 1, "memory_mib": 192, "standby": 0, "maximum": 2}
+    boss.ask("POST", "/templates", {"name": "own", "image": "test-guest", "kind": "personal", **shape}).ok()
+    boss.ask("POST", f"/servers/{two.id}/drain", {"force": True}).ok()
+    erna, fritz = (grids.person(pair, one, name) for name in ("erna", "fritz"))
+    given = grids.claim(erna, "own")
+    boss.ask("POST", f"/servers/{two.id}/undrain").ok()
+    assert given["server"] == one.id
+    desktop, domain = given["id"], f"kmgr-{given['id']}"
+    path = f"/desktops/{desktop}"
+    wait_for("it has a safe copy", lambda: boss.ask("GET", path).ok()["protection"]["state"] == "safe", timeout_s=120)
+    guest = Guest(one, desktop)
+    guest.sh("echo before >/run/mark")
+
+    two.power_cut()
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        assert grids.virsh(one, "domstate", domain) == "running"
+        time.sleep(0.5)
+    assert boss.ask("GET", "/status").ok()["island"]
+    opened = erna.ask("POST", "/desktops", {"template": "own"})
+    assert (opened.status, opened.body["id"]) == (200, desktop)
+    # Nobody else gets one of these here.
+    refused = fritz.ask("POST", "/desktops", {"template": "own"})
+    assert refused.status in (403, 503), refused
+    # Nor does it need the daemon that was there when the other one died.
+    daemon = one.daemon
+    assert daemon is not None
+    daemon.send(signal.SIGKILL)
+    assert daemon.gone_within(10)
+    one.start()
+    wait_for("it goes on", lambda: grids.virsh(one, "domstate", domain) == "running", timeout_s=60)
+    assert guest.sh("cat /run/mark").strip() == "before"
+    two.start()
+    grids.caught_up(pair.servers, timeout_s=40)
+    assert grids.virsh(one, "domstate", domain) == "running"
+
+    # The other way round: its server dies, and what is left starts nothing, because it cannot know that.
+    there = grids.admin(pair, two)
+    one.power_cut()
+    time.sleep(20)
+    told = there.ask("GET", path).ok()
+    assert (told["server"], told["generation"]) == (one.id, 1)
+    assert desktop not in grids.domains(two)
+    one.start()
+    grids.caught_up(pair.servers, timeout_s=60)
+    wait_for("it runs again", lambda: grids.virsh(one, "domstate", domain) == "running", timeout_s=60)
+    clients = [grids.admin(pair, server) for server in pair.servers]
+    agreed = next(d for d in grids.agreed(clients, "desktops") if d["id"] == desktop)
+    assert (agreed["server"], agreed["generation"], agreed["user"]) == (one.id, 1, "erna")

@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
+from kmgr.balancer import agent
 from kmgr.balancer.fencing import Fencing
 from kmgr.errors import KmgrError
+from kmgr.provision import copy_commands
 from kmgr.provision.lease import LEASE_S, Lease
+from kmgr.provision.tenure import Tenure
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
@@ -44,6 +47,39 @@ def _credulous(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lease, "renew", renew)
 
 
+def _overruled(patch: pytest.MonkeyPatch) -> None:
+    """Whoever has a majority takes over what a server may run without one."""
+    patch.setattr(copy_commands, "tenure_of", lambda *_: "")
+    patch.setattr(agent, "tenures", lambda _: frozenset())
+
+
+def _clinging(patch: pytest.MonkeyPatch) -> None:
+    """What was given back is used on."""
+    had: set[int] = set()
+
+    def lasts(self: Tenure) -> bool:
+        if self._mine:
+            had.add(id(self))
+        return id(self) in had
+
+    patch.setattr(Tenure, "lasts", lasts)
+
+
+def _hasty(patch: pytest.MonkeyPatch) -> None:
+    """Two voters are enough: nothing is asked of the log."""
+
+    def lasts(self: Tenure) -> bool:
+        return len(self._grid.status().voters) == 2
+
+    patch.setattr(Tenure, "lasts", lasts)
+    patch.setattr(Tenure, "run", _idle)
+
+
+async def _idle(self: Tenure) -> None:
+    while True:
+        await self._clock.sleep(1)
+
+
 async def _endless(self: Lease) -> None:
     self._told(float("inf"))
     while True:
@@ -55,3 +91,6 @@ MUTANTS: Mapping[str, Mutation] = {
     "impatient": _impatient,
     "credulous": _credulous,
 }
+
+# What is noticed where a third vote comes.
+OF_TWO: Mapping[str, Mutation] = {"overruled": _overruled, "clinging": _clinging, "hasty": _hasty}

@@ -1,11 +1,13 @@
 """Random troubles for personal desktops, each run decided by its seed: is one ever running twice?
 
-A run has three servers (or two and a witness-like third that runs nothing), a few
-people with personal desktops, and about a minute of cut cables, cut wires between
-two servers, power cuts, killed daemons whose guests run on, drains, and slow
-answers of the log. After each step, and at each start of a domain, every desktop
-runs at most once. In the end all is mended: every desktop runs once, on the
-server that the log says, with all that the age on the console had promised.
+A run has three servers, a few people with personal desktops, and about a minute of
+cut cables, cut wires between two servers, power cuts, killed daemons whose guests
+run on, drains, former disks put back, and slow answers of the log. In every second
+run the servers become islands, the third has no vote at first, and gets and loses it
+at any moment: also in the very one in which one of the two that vote is cut off.
+After each step, and at each start of a domain, every desktop runs at most once. In
+the end all is mended: every desktop runs once, on the server that the log says, with
+all that the age on the console had promised.
 """
 
 import asyncio
@@ -58,6 +60,7 @@ class Walk(Lab):
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.dice = random.Random(seed)  # noqa: S311 - repeatable on purpose
+        self.two_vote = seed % 2 == 0
         self.slow = 0.0
         self.off: set[ServerId] = set()
         self.killed: set[ServerId] = set()
@@ -65,24 +68,30 @@ class Walk(Lab):
         self.owner_of: dict[DesktopId, str] = {}
         self.take_overs = 0
         self.saves = 0
-        super().__init__(folder, ids=IDS)
+        super().__init__(folder, ids=IDS, islands=self.two_vote)
+        if self.two_vote:
+            self.log.voteless.add(IDS[2])
 
     def lease_wires(self, log: LocalGrid) -> Grid:
         """Let the log answer slowly at times."""
         return SlowLog(log, self)
 
-    async def begin(self) -> None:
-        """Give each of the people a desktop with a copy."""
+    async def begin(self, *, without: ServerId | None = None) -> None:
+        """Give each of the people a desktop with a copy, on any server but one."""
         for server in self.servers:
             server.mirror.takes_s = self.dice.choice((0.0, 0.5, 3.0))
             self._watch_starts(server)
             self._watch_promotions(server)
         await self.create(kind="personal", standby=len(PEOPLE), maximum=6)
-        await self.wait(6)
+        if without is not None:
+            await self.do("server.drain", server=without)
+        await self.wait(6 if without is None else 20)
         for user in PEOPLE:
             answer = await self.open(user)
             assert isinstance(answer, Ready)
             self.owner_of[answer.desktop.id] = user
+        if without is not None:
+            await self.do("server.undrain", server=without)
         await self.wait(self.dice.choice((1.0, 15.0)))
 
     async def wait(self, seconds: float) -> None:
@@ -107,7 +116,8 @@ class Walk(Lab):
         """Do one random thing."""
         deeds: list[Callable[[ServerId], Awaitable[None]]] = [
             *(self._cut, self._cut, self._mend, self._wire, self._power),
-            *(self._kill, self._drain, self._slowly, self._ask),
+            *(self._kill, self._drain, self._slowly, self._ask, self._put_back),
+            *([self._vote, self._vote] if self.two_vote else []),
         ]
         await self.dice.choice(deeds)(self.dice.choice(self.ids))
         await self.wait(self.dice.choice((0.3, 1.0, 3.0, 7.0, 12.0)))
@@ -145,6 +155,21 @@ class Walk(Lab):
             assert self.running(desktop) == [known[desktop].server], (self.running(desktop), known[desktop])
             ready = [copy for copy in held if copy.desktop == desktop and copy.state is CopyState.READY]
             assert [copy.generation for copy in ready] == [known[desktop].generation], "protection is whole again"
+
+    async def _vote(self, server: ServerId) -> None:
+        """Let the third vote, or no longer; at times in the moment in which another one is cut off.
+
+        A voter more counts where its leader and it are together, one less where the others are.
+        """
+        third = self.ids[2]
+        if third in self.log.voteless:
+            if self.dice.random() < 0.6 and server != third and not self.log.cut_off:
+                self.cut(server)
+                self.log.voteless.discard(third)
+            elif not self.log.cut_off:
+                self.log.voteless.discard(third)
+        elif not self.log.cut_off & self.log.voters():
+            self.log.voteless.add(third)
 
     async def _cut(self, server: ServerId) -> None:
         if not self.log.cut_off:
@@ -188,6 +213,16 @@ class Walk(Lab):
 
     async def _slowly(self, _: ServerId) -> None:
         self.slow = self.dice.choice((0.0, 0.3, 0.95))
+
+    async def _put_back(self, _: ServerId) -> None:
+        """Somebody wants a former disk back, whoever runs the desktop now and whether that can be reached."""
+        with self.alive()[0].grid.view() as db:
+            former = [copy for copy in copies(db) if copy.state is CopyState.SUPERSEDED]
+            generations = {desktop.id: desktop.generation for desktop in desktops(db)}
+        if former:
+            disk = self.dice.choice(former)
+            key = {"desktop": disk.desktop, "generation": generations.get(disk.desktop, 0)}
+            await self._try("desktop.put_back", **key, server=disk.server, disk=disk.generation)
 
     async def _ask(self, _: ServerId) -> None:
         at = self.ids.index(self.alive()[0].id)
@@ -279,6 +314,29 @@ async def walk(folder: Path, seed: int, *, steps: int = STEPS) -> int:
     finally:
         await lab.close()
         await asyncio.sleep(0)
+    return lab.take_overs
+
+
+async def third_vote(folder: Path) -> int:
+    """Cut one of two voters off in the moment in which a third one gets its vote; mend, and cut it off again."""
+    folder.mkdir(exist_ok=True)  # noqa: ASYNC240 - the lab has no threads
+    lab = Walk(folder, 0)
+    try:
+        await lab.begin(without=IDS[2])
+        await lab.wait(20)
+        home = next(d.server for d in lab.desktops() if d.user)
+        lab.cut(home)
+        lab.log.voteless.clear()
+        await lab.wait(30)
+        assert not lab.take_overs, "it had not heard of the third vote, and runs on"
+        lab.mend(home)
+        await lab.wait(10)
+        lab.cut(home)
+        await lab.wait(30)
+        await lab.mend_all()
+        lab.check_end()
+    finally:
+        await lab.close()
     return lab.take_overs
 
 

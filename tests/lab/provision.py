@@ -12,7 +12,7 @@ from kmgr.grid.envelope import Applied, Outcome
 from kmgr.grid.local import LocalGrid, LocalLog
 from kmgr.grid.schema import SCHEMA as GRID_SCHEMA
 from kmgr.ids import DesktopId, ServerId, VersionId
-from kmgr.provision import attendance_commands, capture_commands, copy_commands, move_commands
+from kmgr.provision import attendance_commands, capture_commands, copy_commands, move_commands, tenure_commands
 from kmgr.provision import commands as provision_commands
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.fake import FakeHypervisor
@@ -39,6 +39,7 @@ APPLIERS = {
     **copy_commands.APPLIERS,
     **move_commands.APPLIERS,
     **attendance_commands.APPLIERS,
+    **tenure_commands.APPLIERS,
 }
 
 

@@ -3,6 +3,9 @@
 import shutil
 from typing import TYPE_CHECKING
 
+from kmgr.grid.raft.records import Kind, Word, entry, scan
+from kmgr.ids import ServerId
+
 if TYPE_CHECKING:
     from tests.lab.raft_sim import Sim
 
@@ -23,7 +26,7 @@ def older_copy(sim: "Sim") -> None:
         sim.copies[one] = sim.folder / f"copy of {one}"
         shutil.copytree(home, sim.copies[one])
         return
-    if sim.dice.random() < 0.5:
+    if sim.dice.random() < 0.5 or not _noticeable(sim, one):
         return
     sim.kill(one)
     shutil.rmtree(home)
@@ -37,8 +40,28 @@ def older_copy(sim: "Sim") -> None:
     sim.put_back = one
     sim.count["older copies"] += 1
     # What the others remember is the first that it hears.
-    sim.blocked.clear()
-    sim.lives = None
     sim.mend_all()
     for other in sim.servers:
         sim.hear_out(other, one)
+
+
+def _noticeable(sim: "Sim", one: ServerId) -> bool:
+    """Whether somebody has noted that the server has more than its copy, or it has no more.
+
+    What was on its way, or heard by somebody who dies before noting it, is not noticed (docs/decisions/0011).
+    """
+    sim.blocked.clear()
+    sim.lives = None
+    core = sim.servers[one].core
+    if core is None:
+        return False
+    found = scan((sim.copies[one] / "raft" / "journal").read_bytes()).records
+    last = max((entry(body).index for kind, body in found if kind is Kind.ENTRY), default=0)
+    noted = []
+    for other, server in sim.servers.items():
+        sim.hear_out(one, other)
+        if other != one and server.core is not None:
+            server.core._journal.note_commit()
+            server.core._journal.sync()
+            noted.append(server.core._journal.remembered.get(one, Word()).index)
+    return core._journal.last.index <= last or last < max(noted, default=0)

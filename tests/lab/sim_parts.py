@@ -49,6 +49,8 @@ class SimFile(LogFile):
     """A journal's file whose process may end at any write, and which knows what a power cut would leave."""
 
     sim: "Sim"
+    # Small, so that every run meets the end of the zeros ahead.
+    AHEAD = 500
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -75,14 +77,17 @@ class SimFile(LogFile):
         SimFile.sim.breath()
 
     def lose_power(self, dice: random.Random) -> None:
-        """Leave what was synced, and of the rest a part, with zeros in it."""
+        """Leave what was synced, and of the rest a part: its end is missing or zeros, or there are holes in it."""
         raw = self.path.read_bytes()
-        tail = bytearray(raw[self.durable :])
+        tail = bytearray(raw[self.durable : self.size])
         del tail[dice.randrange(len(tail) + 1) :]
         if tail and dice.random() < 0.5:
             begin = dice.randrange(len(tail))
-            tail[begin:] = bytes(len(tail) - begin)
-        self.path.write_bytes(raw[: self.durable] + tail)
+            # Written into zeros, later parts may be on the disk before earlier ones.
+            end = len(tail) if dice.random() < 0.5 else dice.randrange(begin, len(tail)) + 1
+            tail[begin:end] = bytes(end - begin)
+        ahead = bytes(dice.randrange(2) * dice.randrange(self.AHEAD))
+        self.path.write_bytes(raw[: self.durable] + tail + ahead)
         self.durable += len(tail)
 
 

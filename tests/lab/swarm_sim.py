@@ -18,6 +18,7 @@ from kmgr.replica.deal import Deal
 from kmgr.replica.fetch import Ask, Fetch, all_pieces, listed
 from kmgr.replica.manifest import PIECE_BYTES
 from kmgr.replica.pace import PACE
+from kmgr.replica.transfer import NEWS_S
 
 LOOK_S = PACE.look_s
 RATE = 25e6  # 200 Mbit/s
@@ -32,6 +33,8 @@ class Serving:
     whole: bool
     asked: deque[Ask] = field(default_factory=deque)
     open: bool = True
+    gained: int = 0
+    resting: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -234,7 +237,27 @@ class Swarm:
     def _tell(self, server: Server, piece: int) -> None:
         for serving in server.servings:
             if not serving.whole:
-                self._hear(serving, lambda fetch: fetch.gained(server.name, 1 << piece))
+                serving.gained |= 1 << piece
+                self._news(serving)
+
+    def _news(self, serving: Serving, *, beside_an_answer: bool = False) -> None:
+        """Say what there is to say, unless the last news were said a moment ago."""
+        source, server = serving.source, serving.receiver
+        if not serving.open or (serving.resting and not beside_an_answer):
+            return
+        gained, serving.gained = serving.gained, 0
+        if gained:
+            self._hear(serving, lambda fetch: fetch.gained(source.name, gained))
+        given = source.deal.news(server.name) if serving.whole else 0
+        if given:
+            self._hear(serving, lambda fetch: fetch.given(source.name, given, now=self.now))
+        if (gained or given) and not beside_an_answer:
+            serving.resting = True
+            self.at(self.now + NEWS_S, lambda: self._rested(serving))
+
+    def _rested(self, serving: Serving) -> None:
+        serving.resting = False
+        self._news(serving)
 
     def _hear(self, serving: Serving, what: Callable[[Fetch], object]) -> None:
         def heard() -> None:
@@ -262,6 +285,7 @@ class Swarm:
 
     def _answer(self, serving: Serving, ask: Ask) -> None:
         source, server = serving.source, serving.receiver
+        self._news(serving, beside_an_answer=True)
         if not serving.whole and source.have == all_pieces(self.pieces):
             serving.whole = True
             source.deal.joins(server.name)
@@ -270,8 +294,8 @@ class Swarm:
                 self._hear(serving, lambda fetch: fetch.declined(source.name, ask.piece, now=self.now))
                 return
             for other in source.servings:
-                if other is not serving and (given := source.deal.news(other.receiver.name)):
-                    self._hear(other, lambda fetch, given=given: fetch.given(source.name, given, now=self.now))  # type: ignore[misc]
+                if other is not serving:
+                    self._news(other)
         source.sent += 1
         source.up_busy = True
         sent_at = self.now + PIECE_BYTES / source.up

@@ -30,6 +30,7 @@ from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.personal_disks import PersonalDisks
 from kmgr.provision.protection import Protection
 from kmgr.provision.queries import asks, desktops
+from kmgr.provision.tenure import Tenure
 from kmgr.provision.timely import at_once
 from kmgr.provision.work import Personal
 from kmgr.registry import APPLIERS, ISLAND, SCHEMAS
@@ -107,6 +108,7 @@ class Simulated:
         self.connected: set[str] = set()
         self.mirror = LabMirror(lab, server)
         self.store = LabStore(lab, server)
+        self.boot = "boot-1"
         # What the guard reads from the lease's file: it outlives the daemon.
         self.lease_until = 0.0
         self.guard = Halting(self.hypervisor, lambda: lab.clock.monotonic() < self.lease_until, clock=lab.clock)
@@ -147,9 +149,12 @@ class Simulated:
         shape = Shape(
             self.folder, "grid-1", self._backing, lambda desktop: self.folder / "run" / desktop, max_builds=2
         )
-        self.lease = Lease(lease_grid(self), clock=clock, told=self._leased)
+        self.tenure = Tenure(self.log, folder=self.folder / "run", boot=self.boot, clock=clock)
+        self.lease = Lease(lease_grid(self), clock=clock, tenured=self.tenure.lasts, told=self._leased)
         self.halting = Halting(self.hypervisor, self.lease.holds, clock=clock)
-        disks = PersonalDisks(self.log, self.store, data_dir=self.folder, clock=clock, blocking=at_once)
+        disks = PersonalDisks(
+            self.log, self.store, self.hypervisor, data_dir=self.folder, clock=clock, blocking=at_once
+        )
         self.protection = Protection(
             self.log, self.mirror, data_dir=self.folder, clock=clock, holds=self.lease.holds, blocking=at_once
         )
@@ -172,7 +177,7 @@ class Simulated:
         self.keeping.duty("balancer", self.balancer.run)
         self.keeping.duty("sessions", self.sessions.housekeeping)
         loops = [self.heart.run, self.leadership.run, self.keeping.run, self.desktops.run]
-        loops += [self.lease.run, self.halting.run, disks.run, self.protection.run]
+        loops += [self.tenure.run, self.lease.run, self.halting.run, disks.run, self.protection.run]
         if self.island is not None:
             self.heart.contribute("island", self.island.vitals)
             loops.append(self.island.run)
@@ -312,6 +317,7 @@ class Lab:
         self.cut(server)
         await self.at(server).stop()
         self.at(server).hypervisor.power_cut()
+        self.at(server).boot += "+"
 
     async def power_on(self, server: ServerId) -> None:
         """Let it boot again."""

@@ -123,7 +123,7 @@ def test_a_late_word_of_an_older_generation_is_not_heard() -> None:
 
 
 def test_without_the_check_of_the_generation_it_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    owned = copy_commands._owned
+    owned = copy_commands.owned_row
 
     def unchecked(db, command):  # type: ignore[no-untyped-def]
         row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
@@ -133,7 +133,7 @@ def test_without_the_check_of_the_generation_it_would_be(monkeypatch: pytest.Mon
         )
         return owned(db, told)
 
-    monkeypatch.setattr(copy_commands, "_owned", unchecked)
+    monkeypatch.setattr(copy_commands, "owned_row", unchecked)
     with pytest.raises(AssertionError):
         for sequence in SEARCHED:
             walk(sequence)

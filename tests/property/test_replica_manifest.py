@@ -1,5 +1,6 @@
 """A manifest has one spelling, says what the bytes were, and a lie in it is refused."""
 
+import random
 import struct
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from kmgr.errors import Refused
 from kmgr.replica import manifest as m
+from kmgr.replica.blocks import together
 
 BLOCK = 1 << 16
 HEAD = len(b"kmgr manifest 1\n")
@@ -48,6 +50,29 @@ def test_every_block_that_is_not_zeros_is_listed_where_it_lies(disk: tuple[int, 
     assert found == wanted
     assert manifest.used_bytes == sum(block.length for block in manifest.all_blocks())
     assert all(block.offset + block.length <= size for block in manifest.all_blocks())
+
+
+@given(disks(), st.integers(0, 0xFFFF), st.randoms(use_true_random=False))
+def test_some_blocks_of_a_piece_lie_where_the_single_ones_do_and_agree_with_their_bytes_only(
+    disk: tuple[int, dict[int, bytes]], wanted: int, chance: random.Random
+) -> None:
+    # Beyond it so many blocks that there are several pieces, with holes between.
+    size, beyond = 60 * BLOCK - 512, 12 + 2 * chance.randrange(4)
+    blocks = disk[1] | {n: b"x" for n in range(beyond, 60) if n % 7}
+    manifest = made((size, blocks))
+    assert manifest.pieces >= 2
+    for piece in range(manifest.pieces):
+        some = manifest.some(piece, wanted)
+        assert manifest.stretches(piece, wanted) == together(some)
+        words = [blocks[block.offset // BLOCK] for block in some]
+        right = b"".join((word * BLOCK)[: block.length] for word, block in zip(words, some, strict=True))
+        assert manifest.agrees(piece, wanted, right)
+        if right:
+            wrong = bytearray(right)
+            wrong[chance.randrange(len(right))] ^= 1
+            assert not manifest.agrees(piece, wanted, wrong)
+            assert not manifest.agrees(piece, wanted, right[:-1])
+        assert not manifest.agrees(piece, wanted, right + b"x")
 
 
 @given(disks(), st.data())

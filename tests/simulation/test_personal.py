@@ -247,6 +247,109 @@ async def test_back_and_forth_each_former_disk_is_kept(lab: Lab) -> None:
         assert (lab.at(now.server).folder / "superseded" / f"{desktop.id}.{generation}.qcow2").exists()
 
 
+async def gone_on(lab: Lab) -> tuple[Desktop, ServerId]:
+    """Return Anna's desktop after a failover, and the server that came back with its former disk."""
+    desktop = await protected(lab)
+    home = desktop.server
+    disk(lab, home, desktop).write_text("before")
+    lab.cut(home)
+    await lab.wait(40)
+    lab.mend(home)
+    await lab.wait(20)
+    return theirs(lab), home
+
+
+def aside(lab: Lab, server: ServerId, desktop: Desktop, generation: int) -> Path:
+    return lab.at(server).folder / "superseded" / f"{desktop.id}.{generation}.qcow2"
+
+
+async def test_a_former_disk_is_put_back_and_the_present_one_kept_in_its_place(lab: Lab) -> None:
+    desktop, home = await gone_on(lab)
+    now = desktop.server
+    disk(lab, now, desktop).write_text("after")
+    await lab.do("desktop.put_back", desktop=desktop.id, generation=2, server=home, disk=1)
+    refused = await lab.propose("desktop.retry", desktop=desktop.id)
+    assert isinstance(refused, Rejected)
+    for _ in range(200):
+        await lab.wait(0.1)
+        assert len(running(lab, desktop)) <= 1
+    found = theirs(lab)
+    assert (found.server, found.generation, found.state) == (home, 4, DesktopState.IN_USE)
+    assert running(lab, desktop) == [home]
+    assert disk(lab, home, desktop).read_text() == "before"
+    assert not aside(lab, home, desktop, 1).exists()
+    assert aside(lab, now, desktop, 2).read_text() == "after"
+    await lab.wait(30)
+    # Protected again, and both ways are in the history; the other one can be put back as well.
+    (copy,) = copies_of(lab, desktop, CopyState.READY)
+    assert copy.generation == 4
+    assert any("root has the former disk" in text for text in lab.texts("copy"))
+    assert any(f"goes on on {home[4:]}, with the disk that it had there" in text for text in lab.texts("copy"))
+    await lab.do("desktop.put_back", desktop=desktop.id, generation=4, server=now, disk=2)
+    await lab.wait(20)
+    assert running(lab, desktop) == [now]
+    assert disk(lab, now, desktop).read_text() == "after"
+
+
+async def test_it_is_put_back_also_if_its_server_or_a_daemon_dies_meanwhile(lab: Lab) -> None:
+    desktop, home = await gone_on(lab)
+    now = desktop.server
+    lab.cut(now)
+    await lab.do("desktop.put_back", desktop=desktop.id, generation=2, server=home, disk=1)
+    # Cut off, it does not know; its lease is waited out like that of any lost server.
+    for _ in range(300):
+        await lab.wait(0.1)
+        assert len(running(lab, desktop)) <= 1
+        if theirs(lab).server == home:
+            await lab.at(home).stop()
+            await lab.at(home).start()
+            break
+    await lab.wait(20)
+    assert running(lab, desktop) == [home]
+    assert disk(lab, home, desktop).read_text() == "before"
+    lab.mend(now)
+    await lab.wait(20)
+    assert running(lab, desktop) == [home]
+    assert aside(lab, now, desktop, 2).exists()
+
+
+async def test_a_former_disk_is_no_reason_to_forget_a_desktop_and_goes_only_by_hand(lab: Lab) -> None:
+    desktop, home = await gone_on(lab)
+    await lab.do("desktop.put_back", desktop=desktop.id, generation=2, server=home, disk=1)
+    await lab.wait(20)
+    now = theirs(lab)
+    other = desktop.server
+    lab.at(home).mirror.fail = Unavailable("no")
+    await lab.power_cut(home)
+    await lab.wait(20)
+    await lab.do("server.remove", server=home)
+    await lab.wait(20)
+    # The server that had it is gone for good; what it left behind on another one is all that there is.
+    assert theirs(lab).id == now.id
+    assert aside(lab, other, desktop, 2).exists()
+    await lab.do("desktop.put_back", desktop=desktop.id, generation=theirs(lab).generation, server=other, disk=2)
+    await lab.wait(30)
+    assert running(lab, desktop) == [other]
+
+
+async def test_an_island_that_ends_starts_nothing_by_what_it_believed(tmp_path: Path) -> None:
+    # The lease is back a second before the island's view of the grid is given up.
+    lab = Lab(tmp_path, islands=True)
+    await lab.create(kind="personal", standby=1)
+    desktop = await protected(lab)
+    for turn in range(6):
+        home = theirs(lab).server
+        lab.cut(home)
+        await lab.wait(40)
+        assert theirs(lab).server != home
+        lab.mend(home)
+        for _ in range(200):
+            await lab.wait(0.1)
+            assert len(running(lab, desktop)) <= 1
+        await lab.wait(5 + turn * 0.3)
+    await lab.close()
+
+
 async def test_a_daemon_that_dies_leaves_the_halting_to_the_guard(lab: Lab) -> None:
     desktop = await protected(lab)
     home = lab.at(desktop.server)
@@ -271,18 +374,108 @@ async def test_a_drained_holder_is_replaced_before_its_copy_goes(lab: Lab) -> No
     assert new.server not in (old.server, desktop.server)
 
 
-async def test_two_servers_without_a_majority_start_nobody_elses_desktop_and_say_so(islands: Lab) -> None:
+async def test_of_two_servers_each_goes_on_with_its_own_and_starts_nobody_elses(islands: Lab) -> None:
     lab = islands
     desktop = await protected(lab)
     home = lab.at(desktop.server)
     other = next(server for server in lab.servers if server is not home)
     lab.cut(home.id)
-    await lab.wait(30)
+    for _ in range(300):
+        await lab.wait(0.1)
+        assert running(lab, desktop) == [home.id]
+    assert home.grid.status().island
     assert other.grid.status().island
     with pytest.raises(NotAllowed, match="another server could be running yours"):
         await lab.open("anna", at=lab.ids.index(other.id))
-    assert running(lab, desktop) == []
+    answer = await lab.open("anna", at=lab.ids.index(home.id))
+    assert isinstance(answer, Ready)
+    assert answer.desktop.id == desktop.id
     lab.mend(home.id)
     await lab.wait(15)
     assert running(lab, desktop) == [home.id]
     assert [d.generation for d in lab.desktops() if d.user == "anna"] == [1]
+
+
+async def test_of_two_servers_a_daemon_that_is_started_again_goes_on_alone_unless_the_power_was_cut(
+    islands: Lab,
+) -> None:
+    lab = islands
+    desktop = await protected(lab)
+    home = lab.at(desktop.server)
+    lab.cut(home.id)
+    await lab.wait(10)
+    await home.stop()
+    await lab.wait(8)
+    assert running(lab, desktop) == [], "the guard has halted it"
+    await home.start()
+    await lab.wait(8)
+    assert running(lab, desktop) == [home.id]
+    await home.stop()
+    await lab.power_cut(home.id)
+    await home.start()
+    await lab.wait(20)
+    assert running(lab, desktop) == [], "an older copy of everything may have been put back meanwhile"
+    lab.mend(home.id)
+    await lab.wait(15)
+    assert running(lab, desktop) == [home.id]
+
+
+@pytest.fixture
+async def with_third(tmp_path: Path) -> AsyncIterator[Lab]:
+    """Two voters and a third server that does not vote yet."""
+    lab = Lab(tmp_path, islands=True)
+    lab.log.voteless.add(IDS[2])
+    await lab.create(kind="personal", standby=1)
+    yield lab
+    await lab.close()
+
+
+async def test_a_third_vote_of_which_one_of_two_has_not_heard_takes_nothing_over(with_third: Lab) -> None:
+    lab = with_third
+    desktop = await protected_on(lab, IDS[0])
+    lab.cut(IDS[0])
+    lab.log.voteless.clear()
+    for _ in range(400):
+        await lab.wait(0.1)
+        assert running(lab, desktop) == [IDS[0]]
+    assert lab.server_states()[IDS[0]] == "lost"
+    answer = await lab.open("anna", at=1)
+    assert isinstance(answer, Wait)
+    assert "once an administrator has said that a is off" in answer.reason
+    lab.mend(IDS[0])
+    await lab.wait(15)
+    # It has heard of the third vote, and given its tenure back: now it is as with any three.
+    assert running(lab, desktop) == [IDS[0]]
+    lab.cut(IDS[0])
+    await lab.wait(40)
+    assert running(lab, desktop) == [theirs(lab).server] != [IDS[0]]
+
+
+async def test_an_administrators_word_that_it_is_off_takes_over_what_one_of_two_ran(with_third: Lab) -> None:
+    lab = with_third
+    desktop = await protected_on(lab, IDS[0])
+    refused = await lab.propose("tenure.end", server=IDS[0])
+    assert isinstance(refused, Rejected)
+    assert "the grid hears from it" in refused.detail
+    await lab.power_cut(IDS[0])
+    lab.log.voteless.clear()
+    await lab.wait(40)
+    assert theirs(lab).server == IDS[0]
+    await lab.do("tenure.end", server=IDS[0])
+    await lab.wait(7)
+    assert theirs(lab).server == IDS[0], "what it may have been granted before is waited out"
+    await lab.wait(20)
+    assert running(lab, desktop) == [theirs(lab).server] != [IDS[0]]
+
+
+async def protected_on(lab: Lab, server: ServerId) -> Desktop:
+    """Return a desktop of Anna's with a copy, on this server: the only one that is given any at first."""
+    for other in lab.ids:
+        if other != server:
+            await lab.do("server.drain", server=other)
+    await given(lab)
+    for other in lab.ids:
+        await lab.do("server.undrain", server=other)
+    desktop = await protected(lab)
+    assert desktop.server == server
+    return desktop

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.protect_mutants import MUTANTS, Mutation
-from tests.lab.protect_walk import unheard, walk
+from tests.lab.protect_mutants import MUTANTS, OF_TWO, Mutation
+from tests.lab.protect_walk import TwiceRunning, third_vote, unheard, walk
 
 SEEDS = int(os.environ.get("KMGR_PROTECT_SEEDS", "6"))
 FIRST = int(os.environ.get("KMGR_PROTECT_FIRST", "1"))
@@ -26,6 +26,20 @@ async def test_a_rule_that_is_missing_is_noticed(tmp_path: Path, name: str, monk
     mutate(monkeypatch)
     with pytest.raises(AssertionError):
         await unheard(tmp_path)
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+async def test_a_rule_for_two_voters_that_is_missing_is_noticed(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutate: Mutation = OF_TWO[name]
+    mutate(monkeypatch)
+    with pytest.raises(TwiceRunning):
+        await third_vote(tmp_path)
+
+
+async def test_a_third_vote_at_the_worst_moment(tmp_path: Path) -> None:
+    assert await third_vote(tmp_path) == 1
 
 
 async def test_a_server_that_is_not_heard_but_reaches_the_log_gives_up_in_time(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.lab.raft_sim import Faults, Sim
 from tests.lab.sim_parts import SimFile
 
 STEPS = int(os.environ.get("KMGR_STEPS", "1000"))
-FIRST, COUNT = map(int, os.environ.get("KMGR_SEEDS", "1:1").split(":"))
+FIRST, COUNT = map(int, os.environ.get("KMGR_SEEDS", "2:1").split(":"))
 SIZE = int(os.environ.get("KMGR_SIZE", "3"))
 
 PROFILES = {

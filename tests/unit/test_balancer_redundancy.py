@@ -6,6 +6,7 @@ from kmgr.balancer.plan import plan
 from kmgr.balancer.queries import look, redundancy_now, shortages_now
 from kmgr.balancer.redundancy import Drain, Redundancy, Remove, would_break
 from kmgr.grid.envelope import Applied
+from kmgr.grid.model import DOUBTED
 from kmgr.ids import ServerId
 from tests.lab.state import State
 
@@ -50,6 +51,22 @@ def test_with_one_of_three_lost_the_next_loss_would_stop_changes(state: State) -
     assert not found.ok
     assert "Of 3 voting servers 2 are up, without c" in found.sentences[0]
     assert "Bring c back" in found.sentences[0]
+
+
+def test_a_voter_in_doubt_does_not_count(state: State) -> None:
+    state.hear(C, extra={DOUBTED: True})
+    found = verdict(state)
+    assert not found.ok
+    assert " ".join(found.sentences) == (
+        "Of 3 voting servers 2 are up and count, without c: one more loss and nothing can be changed. "
+        "c: the data there is older than it was, see what it says about it."
+    )
+    state.become(B, "lost")
+    assert "without b, c" in verdict(state).sentences[0]
+    assert "Bring b back" in verdict(state).sentences[0]
+    state.hear(C, extra={DOUBTED: False})
+    state.become(B, "up")
+    assert verdict(state).ok
 
 
 def test_five_voters_can_lose_a_second_one(state: State) -> None:
@@ -183,6 +200,11 @@ def test_removing_a_server_while_another_is_lost_would_end_the_majority(state: S
     assert "Without a no majority is left, for c is not up" in told
     assert "Bring c back first, or remove it first" in told
     assert "People work on one desktop there" in told
+
+
+def test_removing_a_server_while_another_is_in_doubt_would_end_the_majority(state: State) -> None:
+    state.hear(C, extra={DOUBTED: True})
+    assert "for c is not up or its vote does not count" in against(state, Remove(A))
 
 
 def test_removing_the_only_holder_of_an_image_is_told(state: State) -> None:

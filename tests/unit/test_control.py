@@ -1,5 +1,6 @@
 """The local door to the running daemon."""
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,17 @@ async def test_a_folder_with_a_very_long_path_works(tmp_path: Path) -> None:
         assert await ask(deep, "greet", {"name": "far"}) == {"hello": "far"}
     finally:
         await server.stop()
+
+
+async def test_a_daemon_killed_while_it_is_being_told_is_called_stopped(tmp_path: Path) -> None:
+    """Its pipe breaks while much is still to be sent: that is no fault of the file which is being sent."""
+
+    async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.transport.abort()
+
+    socket_path(tmp_path).parent.mkdir()
+    async with await asyncio.start_unix_server(die, socket_path(tmp_path)):
+        for _ in range(3):
+            with pytest.raises(Unavailable, match="stopped while it was asked"):
+                await ask(tmp_path, "greet", {}, data=bytes(8 << 20))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import history
-from tests.faults.checker import judge, linearizable
+from tests.faults.checker import LATE_S, End, judge, linearizable, unexplained
 from tests.faults.history import Held, History, Kind, Operation, Result
 
 
@@ -146,3 +146,27 @@ def test_a_history_file_gives_back_what_was_recorded(tmp_path: Path) -> None:
         kept.add(op)
     kept.close()
     assert history.read((tmp_path / "history").read_text().splitlines()) == list(kept)
+
+
+FULL = "the disk under the log failed: No space left on device. Make room or replace the disk"
+WHILE_IT_AILED = [(10.0, 12.0), (30.0, float("inf"))]
+
+
+@pytest.mark.parametrize(
+    ("end", "refusable", "wrong"),
+    [
+        (End("fatal", FULL, 11.0), False, False),
+        (End("fatal", FULL, 12.0 + LATE_S), False, False),
+        (End("fatal", "the state database failed: database or disk is full. Make room", 99.0), False, False),
+        (End("fatal", "the disk under the log failed: Input/output error. Make room", 31.0), False, False),
+        (End("fatal", FULL, 9.0), False, True),
+        (End("fatal", FULL, 12.1 + LATE_S), True, True),
+        (End("fatal", "the log of this server stopped: list index out of range", 11.0), False, True),
+        (End("fatal", "srv-b and this server both lead in term 7", 11.0), True, True),
+        (End("refused", "the log is damaged", 11.0), True, False),
+        (End("refused", "the log is damaged", 11.0), False, True),
+        (End("crashed", "exit status 1", 11.0), True, True),
+    ],
+)
+def test_a_server_ends_by_itself_only_over_a_fault_that_was_made(end: End, refusable: bool, wrong: bool) -> None:
+    assert unexplained(end, ailed=WHILE_IT_AILED, refusable=refusable) is wrong

@@ -52,6 +52,13 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     store.close()
 
 
+def test_a_member_is_a_server_or_a_witness_and_nothing_else(desk: Desk) -> None:
+    for role in ("king", "", "Server", 1, None, ["server"]):
+        refusal = rejected(desk.do("server.add", **{**body(B), "role": role}), "refused")
+        assert "server, witness" in refusal
+    assert isinstance(desk.do("server.add", **body(B, role="witness")), Applied)
+
+
 def test_a_log_has_one_grid_only(desk: Desk) -> None:
     fields = {"grid": "grid-1", "name": "office", "ca_cert_pem": "C", "ca_key_sealed": "K"}
     assert isinstance(desk.do("grid.create", **fields), Applied)

@@ -91,6 +91,17 @@ async def test_the_last_server_goes_on_alone_with_everything_it_had(lab: RaftLab
     assert (last.epoch, last.at, last.name, last.how) == (1, NOW, "c", "recovered")
 
 
+async def test_a_folder_that_was_put_back_to_an_older_copy_is_said_to_be_one(lab: RaftLab) -> None:
+    await grown(lab)
+    for server in (A, B, C):
+        await lab.kill(server)
+    assert recover.examine(lab.folder / C, own(C), (SCHEMA,)).doubt is None
+    journal = Journal.open(LogFile(lab.folder / C / "raft" / "journal"))
+    journal.set_doubt(A)
+    journal.close()
+    assert recover.examine(lab.folder / C, own(C), (SCHEMA,)).doubt == A
+
+
 async def test_entries_that_nobody_is_known_to_have_agreed_on_are_kept_and_applied(lab: RaftLab) -> None:
     await grown(lab)
     for server in (A, B, C):

@@ -38,6 +38,7 @@ from kmgr.grid.raft.messages import (
 from kmgr.grid.raft.opening import open_folder
 from kmgr.grid.raft.proposals import Proposal, Proposals
 from kmgr.grid.raft.records import Entry
+from kmgr.grid.rows import scalar
 from kmgr.grid.schema import SCHEMA
 from kmgr.grid.store import Store
 from kmgr.ids import CommandId, ServerId
@@ -52,6 +53,7 @@ class Speaker:
 
     def __init__(self, folder: Path, *, founder: bool) -> None:
         self.said: list[tuple[ServerId, Message]] = []
+        self.applied_when_said = 0
         self.store = Store(folder / "state.sqlite", (SCHEMA,))
         opened = open_folder(folder / "raft", self.store, A, founder=founder)
         self.journal = opened.journal
@@ -67,6 +69,7 @@ class Speaker:
 
     def send(self, server: ServerId, data: bytes) -> bool:
         self.said.append((server, decode(data)))
+        self.applied_when_said = scalar(self.store.writer, "select count(*) from outcomes")
         return True
 
     def flush(self) -> None:
@@ -127,6 +130,11 @@ def test_a_leader_of_an_older_term_is_told_so_and_changes_nothing(speaker: Speak
     assert speaker.hear(C, Append(2, 10, 10, 3, (setting(11, 2),))) == [Stale(3)]
     assert speaker.journal.last.index == 10
     assert speaker.core.shown.leader == B
+
+
+def test_entries_are_acknowledged_before_others_are_applied(speaker: Speaker) -> None:
+    assert speaker.hear(B, Append(3, 10, 10, 3, (setting(11, 3),))) == [Taken(3, 12, True)]
+    assert (speaker.applied_when_said, speaker.core.shown.applied) == (1, 10)
 
 
 def test_a_late_message_neither_cuts_the_log_nor_moves_the_commit_index_too_far(speaker: Speaker) -> None:
@@ -271,6 +279,60 @@ def test_proposals_wait_for_the_entries_that_are_under_way_but_not_long(speaker:
     assert speaker.journal.last.index == 14
     speaker.wait(0.05)
     assert speaker.journal.last.index == 15
+
+
+def test_what_waited_leaves_before_the_entries_that_it_waited_for_are_applied(speaker: Speaker) -> None:
+    elect(speaker)
+    speaker.hear(C, Taken(4, 12, True))
+    for index in (50, 51):
+        speaker.hear(C, Propose(index, setting(index, 1).command[1:]))
+    before = speaker.applied_when_said
+    said = speaker.hear(C, Taken(4, 13, True))
+    assert [(one.commit, len(one.entries)) for one in said if isinstance(one, Append)] == [(12, 1)]
+    assert speaker.applied_when_said == before
+    assert speaker.core.shown.applied == 12
+
+
+def own_change(speaker: Speaker, index: int) -> list[object]:
+    found: list[object] = []
+    proposal = Proposal(CommandId(f"cmd-{index}-1"), setting(index, 1).command[1:], found.append, Speaker.now)
+    speaker.core.proposals.add(proposal)
+    return found
+
+
+def test_askers_here_are_answered_before_others_hear_the_news(speaker: Speaker) -> None:
+    elect(speaker)
+    speaker.hear(C, Taken(4, 12, True))
+    speaker.wait(0.05)
+    first = own_change(speaker, 50)
+    speaker.core.step()
+    assert [one for one in speaker.hear(C, Taken(4, 13, True)) if isinstance(one, Append)] == []
+    assert len(first) == 1
+    assert speaker.core.step() > 0
+    assert [(one.commit, len(one.entries)) for _, one in speaker.said if isinstance(one, Append)] == [(12, 0)] * 2
+
+
+def test_news_go_with_entries_that_leave_anyway(speaker: Speaker) -> None:
+    elect(speaker)
+    speaker.hear(C, Taken(4, 12, True))
+    speaker.wait(0.05)
+    own_change(speaker, 50)
+    speaker.core.step()
+    speaker.hear(C, Taken(4, 13, True))
+    own_change(speaker, 51)
+    speaker.core.step()
+    speaker.core.step()
+    assert [(one.commit, len(one.entries)) for _, one in speaker.said if isinstance(one, Append)] == [(12, 1)] * 2
+
+
+def test_news_that_another_server_waits_for_leave_at_once(speaker: Speaker) -> None:
+    elect(speaker)
+    speaker.hear(C, Taken(4, 12, True))
+    speaker.wait(0.05)
+    for index in (12, 13):
+        speaker.hear(C, Propose(index, setting(index + 40, 1).command[1:]))
+        speaker.hear(B, Taken(4, index + 1, True))
+        assert [one.commit for server, one in speaker.said if server == C and isinstance(one, Append)] == [index]
 
 
 def test_a_proposal_that_waited_is_refused_when_the_lead_is_lost(speaker: Speaker) -> None:

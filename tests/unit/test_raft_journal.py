@@ -1,6 +1,7 @@
 """The log on the disk: what was synced is there after a crash at any byte, and damage is not taken for a crash."""
 
 import errno
+import resource
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,72 @@ def test_a_torn_tail_full_of_zeros_is_dropped(journal: Journal, path: Path) -> N
     path.write_bytes(path.read_bytes() + bytes(300))
     assert opened(path).last == entry(3)
     assert not path.read_bytes().endswith(bytes(300))
+
+
+def test_zeros_are_written_ahead_and_what_follows_lies_in_them(journal: Journal, path: Path) -> None:
+    journal.add(entry(3))
+    journal.sync()
+    size = path.stat().st_size
+    assert size > journal.size + 1000
+    for index in range(4, 9):
+        journal.add(entry(index))
+        journal.sync()
+    assert path.stat().st_size == size
+    # As a kill leaves it.
+    again = opened(path)
+    assert again.last == entry(8)
+    assert path.stat().st_size == again.size == journal.size
+
+
+def test_beyond_the_zeros_there_are_more(path: Path) -> None:
+    file = LogFile(path)
+    file.AHEAD = 100
+    journal = Journal.create(file, A)
+    for index in range(3, 60):
+        journal.add(entry(index))
+        journal.sync()
+        assert path.read_bytes().count(b"command") == index - 2
+    journal.close()
+    assert path.stat().st_size == journal.size
+    assert opened(path).last == entry(59)
+
+
+def test_a_power_cut_may_leave_a_hole_in_the_last_batch(journal: Journal, path: Path) -> None:
+    journal.add(entry(3))
+    journal.sync()
+    safe = journal.size
+    for index in (4, 5):
+        journal.add(entry(index))
+    journal.sync()
+    raw = bytearray(path.read_bytes())
+    for begin in range(safe, journal.size):
+        torn = raw[:begin] + bytes(5) + raw[begin + 5 :]
+        path.write_bytes(torn)
+        again = opened(path)
+        assert 3 <= again.last.index <= 5
+        again.add(entry(again.last.index + 1, 2))
+        again.close()
+        assert opened(path).last.term == 2
+
+
+def test_a_disk_without_room_ahead_takes_what_fits(journal: Journal, path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    room = journal.size + 300
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        journal.add(entry(3))
+        journal.sync()
+        assert path.stat().st_size == room
+        with pytest.raises(OSError, match="File too large"):
+            for index in range(4, 30):
+                journal.add(entry(index))
+                journal.sync()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    journal.abandon()
+    last = opened(path).last.index
+    assert last > 3
+    assert last >= journal.synced
 
 
 def test_a_broken_record_behind_which_something_was_synced_is_damage(journal: Journal, path: Path) -> None:

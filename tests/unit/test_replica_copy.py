@@ -122,13 +122,24 @@ def spoil(site: Site, change: Callable[[bytes], bytes]) -> None:
     async def spoiled(peer: ServerId, body: Any, accept: Callable[[], Awaitable[Any]]) -> None:
         async def spoiling() -> Any:
             stream = await accept()
-            write = stream.writer.write
-            stream.writer.write = lambda data: write(change(data))
+            write = stream.writer.writelines
+            stream.writer.writelines = lambda parts: write(list(map(change, parts)))
             return stream
 
         await handler(peer, body, spoiling)
 
     site.requests.serve_stream("blocks", spoiled)
+
+
+def hold_back(site: Site, moment: asyncio.Event) -> None:
+    """Let a server give blocks to nobody before a moment has come."""
+    handler = site.requests._handlers.stream_handler("blocks")
+
+    async def late(peer: ServerId, body: Any, accept: Callable[[], Awaitable[Any]]) -> None:
+        await moment.wait()
+        await handler(peer, body, accept)
+
+    site.requests.serve_stream("blocks", late)
 
 
 async def test_every_server_gets_the_same_file(sites: list[Site], tmp_path: Path) -> None:
@@ -302,11 +313,30 @@ async def test_a_version_that_is_deleted_while_it_is_copied_is_given_up(sites: l
 async def test_wrong_bytes_are_never_kept_and_their_sender_is_named(sites: list[Site], tmp_path: Path) -> None:
     await sites[0].add_version(disk(tmp_path / "disk", size=64 * MIB, used=24 * MIB))
     await sites[1].agent.run_once()
-    spoil(sites[0], lambda data: data if len(data) <= FRAME else b"X" + data[1:])
+    lied = asyncio.Event()
+
+    def lie(data: bytes) -> bytes:
+        if len(data) <= FRAME:
+            return data
+        lied.set()
+        return b"X" + data[1:]
+
+    spoil(sites[0], lie)
+    hold_back(sites[1], lied)
     assert "copied" in await sites[2].agent.run_once()
     assert filecmp.cmp(sites[1].raw, sites[2].raw, shallow=False)
     (problem,) = sites[2].agent.problems()
     assert "wrong bytes came from srv-a" in problem
+
+
+async def test_a_source_that_takes_its_time_to_answer_is_waited_for(sites: list[Site], tmp_path: Path) -> None:
+    await sites[0].add_version(disk(tmp_path / "disk"))
+    answers = asyncio.Event()
+    hold_back(sites[0], answers)
+    running = asyncio.create_task(sites[1].agent.run_once())
+    await asyncio.sleep(3 * QUICK.patience_s)
+    answers.set()
+    assert "copied" in await running
 
 
 async def test_with_only_a_liar_to_ask_nothing_is_kept(sites: list[Site], tmp_path: Path) -> None:

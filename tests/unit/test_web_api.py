@@ -70,7 +70,7 @@ async def test_every_address_answers_as_it_is_described(lab: WebLab, site: Site,
         ("GET", "/grid-address", None), ("PUT", "/grid-address", {"address": "192.0.2.5/24"}),
         ("POST", "/servers/invitation", None),
         ("POST", "/servers/srv-b/drain", None), ("POST", "/servers/srv-b/undrain", None),
-        ("DELETE", "/servers/srv-c?force=1", None),
+        ("DELETE", "/servers/srv-c?force=1", None), ("POST", "/servers/srv-c/off", None),
         ("POST", "/templates", {"name": "lab", "image": "debian", **SHAPE, "policy": {"keep_s": 600}}),
         ("PATCH", "/templates/tpl-office", {"notes": "for all", "enabled": True}),
         ("POST", "/templates/tpl-office/publish", {"version": 1}), ("POST", "/templates/tpl-office/mend", None),
@@ -109,7 +109,7 @@ async def test_every_address_answers_as_it_is_described(lab: WebLab, site: Site,
         ("GET", "/live"), ("GET", "/desktops/{id}/screenshot"), ("GET", "/desktops/{id}/attention"),
         ("POST", "/desktops/{id}/attention"), ("POST", "/images"), ("DELETE", "/images/{id}"),
         ("DELETE", "/images/{id}/versions/{number}"), ("POST", "/desktops/{id}/version"),
-        ("DELETE", "/desktops/{id}/superseded"),
+        ("DELETE", "/desktops/{id}/superseded"), ("POST", "/desktops/{id}/superseded/put-back"),
         ("DELETE", "/templates/{id}"), ("DELETE", "/sessions/current"), ("DELETE", "/images/imports/{id}"),
         ("POST", "/images/imports"), ("POST", "/images/imports/{id}/retry"), ("OPTIONS", "/uploads"),
         ("POST", "/uploads"), ("HEAD", "/uploads/{id}"), ("GET", "/uploads/{id}"), ("PATCH", "/uploads/{id}"),
@@ -419,10 +419,29 @@ async def test_a_disk_larger_than_other_bodies_becomes_an_image(lab: WebLab, sit
     (version,) = made["versions"]
     assert (version["number"], version["size_bytes"], version["notes"]) == (1, 3 << 20, "first")
     assert version["servers"] == [SERVERS[0]]
-    path = lab.folder / "disk.raw"
+    path = lab.folder / "imports" / "disk.raw"
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(bytes(disk[:-512]) + b"\x01" * 512)
     again = await good(site, "POST", "/images", {"name": "win", "path": str(path), "notes": "second"})
     assert [one["notes"] for one in again["versions"]] == ["first", "second"]
+
+
+async def test_no_other_file_of_the_server_is_read(lab: WebLab, site: Site) -> None:
+    imports = lab.folder / "imports"
+    (imports / "deeper").mkdir(parents=True)
+    (lab.folder / "secret.raw").write_bytes(bytes(1 << 20))
+    (imports / "deeper" / "disk.raw").write_bytes(bytes(1 << 20))
+    (imports / "link.raw").symlink_to(lab.folder / "secret.raw")
+    for path in (
+        "/etc/shadow",
+        str(lab.folder / "secret.raw"),
+        f"{imports}/../secret.raw",
+        f"{imports}/deeper/disk.raw",
+    ):
+        said = await refused(site, 403, "POST", "/images", {"name": "win", "path": path})
+        assert "are not read for the web" in said
+    for path in (f"{imports}/link.raw", f"{imports}/none.raw", f"{imports}/deeper"):
+        assert "there is no file" in await refused(site, 404, "POST", "/images", {"name": "win", "path": path})
 
 
 async def test_an_upload_must_say_how_long_it_is_and_what_it_is_called(site: Site) -> None:

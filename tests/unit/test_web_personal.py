@@ -167,3 +167,47 @@ async def test_while_its_server_is_lost_its_user_waits_with_a_reason(lab: WebLab
         body["reason"] == f"Server {ONE[4:]} is lost: your desktop own-1 starts from its safe copy on {TWO[4:]} soon."
     )
     assert desktop in (await other.page("/", who=USER)).text
+
+
+async def test_what_may_still_run_elsewhere_waits_for_a_persons_word(lab: WebLab, site: Site) -> None:
+    desktop = await kept(lab)
+    await copied(lab, desktop)
+    await lab.office.do("tenure.begin", server=ONE, tenure="tenure-1")
+    status, body = await site.ask("POST", f"/servers/{ONE}/off", {}, who=ADMIN)
+    assert (status, body["error"]["code"]) == (409, "conflict")
+    await lab.office.do("server.lost", server=ONE)
+    told = (await shown(site, desktop))["protection"]
+    assert told["state"] == "held"
+    assert f"kmgr off {ONE[4:]}" in told["cause"]
+    page = await site.page(f"/console/desktops/{desktop}", who=ADMIN)
+    assert f"/console/servers/{ONE}/off" in page.text
+    dialog = await site.page(f"/console/servers/{ONE}/off", who=ADMIN)
+    assert f"Is {ONE[4:]} switched off?" in dialog.text
+    assert (await site.ask("POST", f"/servers/{ONE}/off", {}, who=USER))[0] == 403
+    done = await site.submit(f"/console/servers/{ONE}/off", {}, who=ADMIN)
+    assert done.status == 303
+    assert (await shown(site, desktop))["protection"]["state"] != "held"
+    _, told = await site.ask("GET", "/events", who=ADMIN)
+    assert any("says that" in event["text"] and "is switched off" in event["text"] for event in told["items"])
+
+
+async def test_a_former_disk_is_put_back_by_an_administrator_who_was_told_what_that_means(
+    lab: WebLab, site: Site
+) -> None:
+    desktop = await kept(lab)
+    await moved(lab, desktop)
+    await lab.office.do("server.up", server=ONE)
+    at = f"/console/desktops/{desktop}/superseded/{ONE}/1/put-back"
+    assert at in (await site.page(f"/console/desktops/{desktop}", who=ADMIN)).text
+    dialog = await site.page(at, who=ADMIN)
+    assert "powered off at once" in dialog.text
+    assert "you can change back" in dialog.text
+    path = f"/desktops/{desktop}/superseded/put-back?server={ONE}&generation="
+    assert (await site.ask("POST", f"{path}1", who=USER))[0] == 403
+    assert (await site.ask("POST", f"{path}2", who=ADMIN))[0] == 404
+    status, body = await site.ask("POST", f"{path}1", who=ADMIN)
+    assert (status, body["generation"], body["state"]) == (200, 3, "broken")
+    assert body["cause"] == f"its former disk on {ONE[4:]} is being put back"
+    assert {(disk["server"], disk["generation"]) for disk in body["superseded"]} == {(ONE, 1), (TWO, 2)}
+    again = await site.submit(at, {}, who=ADMIN)
+    assert again.status == 409

@@ -1,8 +1,14 @@
 """One server's Raft: journal, library, guard, courier and state machine, advanced one round at a time.
 
-A round: what arrived, what was proposed, `doTick`, then the journal is synced,
-the state's transaction ends, and only then is anybody told. Knows no thread and
-no loop; `worker.py` calls it.
+A round:
+
+* a follower syncs what arrived and acknowledges it;
+* a leader counts what others acknowledged, takes on proposals, and sends them: all
+  disks write at the same time;
+* what is committed is applied, the state's transaction ends, and the askers are told;
+* a leader syncs what it has sent, before it counts itself in the next round.
+
+Knows no thread and no loop; `worker.py` calls it.
 """
 
 import logging
@@ -74,6 +80,7 @@ class Core:
         self.barriers = Barriers()
         self.progress: Mapping[ServerId, int] = {}
         self.shown = Shown(epoch=opened.journal.epoch, fresh=opened.journal.fresh)
+        self._seen: tuple[object, ...] = ()
         self._store = store
         self._appliers = appliers
         self._link = link
@@ -97,7 +104,9 @@ class Core:
         self._questions = Questions()
         self._done: list[tuple[bytes, Outcome]] = []
         self._announced = (0, 0)
-        self._announcing = False
+        self._news_held = False
+        # The entries that others proposed, and that they do not know to be committed.
+        self._foreign = (0, 0)
         self._asked: list[tuple[ServerId, Propose]] = []
         self._held = False
         self._appended_at = 0.0
@@ -109,11 +118,15 @@ class Core:
 
     # What the library asks.
 
+    def counted(self) -> None:
+        """Take on what is proposed, for what was under way may be committed by now; say what is new."""
+        self._propose()
+        self._read()
+        if self._library.leads:
+            self._announce()
+
     def apply(self, index: int, command: bytes) -> None:
-        """Apply a committed entry; a leader tells the others in the same round that it is committed."""
-        if not self._announcing and self._library.leads:
-            self._announcing = True
-            self._library.send_now()
+        """Apply a committed entry."""
         if command[:1] != log.ENVELOPE:
             self._machine.skip(index)
             return
@@ -163,46 +176,63 @@ class Core:
             case _:
                 self._guard.receive(server, message)
 
-    def step(self) -> bool:
-        """Do one round; True if the next one should follow at once."""
-        self._propose()
-        self._read()
-        library = self._library
-        if library.leads and self._announced != (state := (self._journal.last.index, library.committed)):
-            self._announced = state
-            library.send_now()
-        self._announcing = False
+    def step(self) -> float:
+        """Do one round; return after how many seconds the next one should follow, if nothing happens before."""
+        library, journal = self._library, self._journal
+        if not library.leads:
+            self._sync()
+            self._link.flush()
         library.doTick(0)
-        if self._announcing:
-            self._announced = (self._journal.last.index, library.committed)
         self._guard.election.hasten()
-        self.settle()
+        self._link.flush()
+        if journal.synced < library.committed:
+            self._sync()
+        library.apply()
+        self._machine.commit()
+        self._show()
+        self._answer()
+        self._sync()
+        self._guard.trust.step()
         self._background.poll()
         self._compaction.step(self._machine.applied)
         self._compaction.checkpoint(self._machine.applied)
-        if library.applied < library.committed:
-            return True
-        if library.leads and self._announced != (self._journal.last.index, library.committed):
-            return True
-        return self._held and not self._under_way()
+        return self._rest()
 
-    def settle(self) -> None:
-        """End the round's transaction and tell everybody."""
-        if self._journal.synced < self._journal.last.index:
-            # New entries leave before this server's own sync, so that all disks write at the same time.
-            self._link.flush()
+    def _sync(self) -> None:
+        """Return when all entries are on the disk; then they may be acknowledged."""
         self._journal.sync()
         self._guard.acknowledge()
-        if not self._library.leads:
-            # A leader waits for these; what a leader says besides its entries is less urgent than its own askers.
-            self._link.flush()
-        self._machine.commit()
-        self._show()
-        done, self._done = self._done, []
-        for data, outcome in done:
-            self.proposals.applied(data, outcome)
+
+    def _answer(self) -> None:
+        if self._done:
+            done, self._done = self._done, []
+            for data, outcome in done:
+                self.proposals.applied(data, outcome)
         if self.barriers:
             self.barriers.applied(self._machine.applied)
+
+    def _announce(self) -> None:
+        """Send new entries in this round; news of a commit in the next one, unless others wait for them."""
+        committed, last = self._library.committed, self._journal.last.index
+        if self._announced == (last, committed):
+            return
+        first, newest = self._foreign
+        awaited = first <= committed and self._announced[1] < newest
+        self._news_held = last == self._announced[0] and not awaited and not self._news_held
+        if not self._news_held:
+            self._announced = (last, committed)
+            self._library.send_now()
+
+    def _rest(self) -> float:
+        library, last = self._library, self._journal.last.index
+        if library.applied < library.committed:
+            return 0.0
+        if not library.leads:
+            return self._timing.tick_s
+        if self._announced != (last, library.committed) or (library.committed < last and not library.others()):
+            return 0.0
+        until = self._appended_at + UNDER_WAY_S if self._held else float("inf")
+        return max(0.0, min(self._timing.tick_s, until - monotonic()))
 
     def close(self) -> None:
         """Sync and close the files."""
@@ -310,7 +340,9 @@ class Core:
         asked, self._asked = self._asked, []
         for server, proposal in asked:
             if self._library.leads:
-                self._append(log.ENVELOPE + proposal.data)
+                index = self._append(log.ENVELOPE + proposal.data)
+                first, newest = self._foreign
+                self._foreign = (first if newest > self._announced[1] else index, index)
             else:
                 self._send(server, NotTaken(proposal.attempt))
 
@@ -388,14 +420,15 @@ class Core:
     def _show(self) -> None:
         library, leader = self._library, self._guard.election.leader()
         majority = leader is not None and (leader != self.server or library.heard_from_majority())
-        voters = tuple(sorted(self._journal.voters()))
         epoch, fresh = self._journal.epoch, self._journal.fresh
         indexes, doubt = (self._machine.applied, library.committed), self._guard.trust.doubt
-        shown = Shown(leader, library.term, *indexes, majority, voters, epoch, fresh, doubt)
-        if shown != self.shown:
-            self.shown = shown
+        seen = (leader, library.term, *indexes, majority, self._journal.voters(), epoch, fresh, doubt)
+        if seen != self._seen:
+            self._seen = seen
+            voters = tuple(sorted(self._journal.voters()))
+            self.shown = Shown(leader, library.term, *indexes, majority, voters, epoch, fresh, doubt)
         if not library.leads:
             self.progress = {}
         elif (now := monotonic()) - self._progress_at >= self._timing.tick_s:
             self._progress_at = now
-            self.progress = {self.server: self._journal.last.index, **library.progress()}
+            self.progress = {self.server: self._journal.synced, **library.progress()}

@@ -91,7 +91,7 @@ class RaftGrid:
         check_library()
         self._loop = asyncio.get_running_loop()
         self._core = await asyncio.to_thread(self._open)
-        self._worker.start(self._core, tick_s=self._timing.tick_s)
+        self._worker.start(self._core)
         logger.info("the log is open", extra={"voters": len(self._core.shown.voters)})
 
     async def stop(self) -> None:

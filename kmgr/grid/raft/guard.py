@@ -25,7 +25,7 @@ from kmgr.errors import InvariantBroken
 from kmgr.grid.raft.courier import Courier
 from kmgr.grid.raft.election import Election
 from kmgr.grid.raft.journal import Journal
-from kmgr.grid.raft.library import Library, monotonic
+from kmgr.grid.raft.library import Library, Peer, monotonic
 from kmgr.grid.raft.matching import match
 from kmgr.grid.raft.messages import (
     Append,
@@ -72,6 +72,8 @@ class Guard(Transport):  # type: ignore[misc]
         self._round_used = False
         self._echoed: dict[ServerId, tuple[int, int]] = {}
         self._quiet: dict[ServerId, tuple[float, tuple[int, int, int]]] = {}
+        # The journal makes a new set whenever something changes.
+        self._voters: frozenset[ServerId] | None = None
 
     def _put(self, server: ServerId, message: Message) -> bool:
         self.trust.saying(server, message)
@@ -153,7 +155,7 @@ class Guard(Transport):  # type: ignore[misc]
         self.connected.add(server)
         self._quiet.pop(server, None)
         self.trust.up(server)
-        self._onNodeConnected(Node(server))
+        self._onNodeConnected(Peer(server))
         self._courier.forget(server)
         if self.library.leads and self.library.next_for(server) is not None:
             matched = self.library.matched_by(server)
@@ -164,7 +166,7 @@ class Guard(Transport):  # type: ignore[misc]
     def down(self, server: ServerId) -> None:
         """The connection is gone."""
         self.connected.discard(server)
-        self._onNodeDisconnected(Node(server))
+        self._onNodeDisconnected(Peer(server))
         self._courier.forget(server)
         self.election.lost(server)
 
@@ -216,15 +218,15 @@ class Guard(Transport):  # type: ignore[misc]
             journal.cut(found.cut_from)
         for entry in found.new:
             journal.add(entry)
-        if found.cut_from is not None or found.new:
-            library.set_voters(journal.voters())
+        if (voters := journal.voters()) is not self._voters:
+            self._voters = voters
+            library.set_voters(voters)
         self._owed.append((server, Taken(library.term, found.wanted, found.matched is not None, message.round)))
         if found.matched is not None:
             library.set_committed(max(committed, min(message.commit, found.matched)))
 
     def acknowledge(self) -> None:
         """Send the acks of this round, whose entries are on the disk by now: one sync for all that arrived in it."""
-        self.trust.step()
         owed, self._owed = self._owed, []
         for number, (server, taken) in enumerate(owed):
             later = owed[number + 1][1] if number + 1 < len(owed) and owed[number + 1][0] == server else None

@@ -5,7 +5,8 @@ Facts of 0.3.17 that shape this file (any other version is refused at start):
 * `SyncObj(journalFile=…)` calls the module's `createJournal` with that value; the
   one seam for another journal is to replace this function by one that takes it as it is.
 * `doTick(0)` does one round: stand for election, count acks and move the commit
-  index, apply, send entries, then call `select.poll` with no wait.
+  index, apply, send entries, look for commands, then call `select.poll` with no wait.
+  Here `counted` is called in place of applying, and nothing happens in the last two steps.
 * An exception out of applying repeats the entry at every tick for ever, so
   `apply` raises only to stop this server.
 * Its handler of entries deletes entries that match, moves the commit index
@@ -13,6 +14,8 @@ Facts of 0.3.17 that shape this file (any other version is refused at start):
   guard never passes it anything but signs of life, votes and acks.
 * Its commands, membership, snapshots, versions and consumers are never used.
   Pickle is taken away from it.
+* Its sets and mappings ask `Node` for hash and equality in Python, hundreds of times a
+  change; a `Node` that is a string answers as one.
 
 Runs on the raft thread.
 """
@@ -67,6 +70,10 @@ class Timing:
 class Hooks(Protocol):
     """What the library asks while it does a round."""
 
+    def counted(self) -> None:
+        """Between counting acks and sending entries."""
+        ...
+
     def apply(self, index: int, command: bytes) -> None:
         """Apply a committed entry."""
         ...
@@ -104,6 +111,17 @@ def monotonic() -> float:
     return now
 
 
+class Peer(str, Node):  # type: ignore[misc]
+    """A `Node` with the hash and the equality of its id."""
+
+    def __init__(self, server: ServerId) -> None:
+        self.__dict__["_id"] = server
+
+    __hash__ = str.__hash__
+    __eq__ = str.__eq__
+    __ne__ = str.__ne__
+
+
 class Library(syncobj.SyncObj):  # type: ignore[misc]
     """pysyncobj's core with its private parts under plain names."""
 
@@ -129,23 +147,21 @@ class Library(syncobj.SyncObj):  # type: ignore[misc]
             connectionTimeout=2 * timing.election_max_s,
             appendEntriesBatchSizeBytes=BATCH_BYTES,
         )
-        others = [Node(voter) for voter in sorted(journal.voters() - {server})]
-        super().__init__(Node(server), others, conf, transport=transport)
+        others = [Peer(voter) for voter in sorted(journal.voters() - {server})]
+        super().__init__(Peer(server), others, conf, transport=transport)
         self._SyncObj__serializer = _NoSerializer()
+        self._poller = _NoPoller()
         self._SyncObj__raftLastApplied = applied
         self.set_committed(max(applied, self.committed))
 
     # What it overrides.
 
     def _SyncObj__applyLogEntries(self) -> bool:  # noqa: N802
-        """Apply what is committed, for a moment: a leader with much to catch up on must not fall silent over it."""
-        until = monotonic() + APPLY_S
-        for entry in self._SyncObj__getEntries(self.applied + 1, self.committed - self.applied):
-            self._hooks.apply(entry.index, entry.command)
-            self._SyncObj__raftLastApplied += 1
-            if monotonic() > until:
-                break
+        self._hooks.counted()
         return False
+
+    def _checkCommandsToApply(self) -> None:  # noqa: N802
+        """Commands are `core.Core`'s."""
 
     def _SyncObj__connectedToAnyone(self) -> bool:  # noqa: N802
         return self._hooks.may_stand()
@@ -200,13 +216,24 @@ class Library(syncobj.SyncObj):  # type: ignore[misc]
 
     def learns(self, server: ServerId) -> bool:
         """Whether a server is sent the log without a vote."""
-        return Node(server) in self._SyncObj__readonlyNodes
+        return Peer(server) in self._SyncObj__readonlyNodes
 
     def progress(self) -> dict[ServerId, int]:
         """Return up to which index each other server is known to have this leader's log on its disk."""
         return {ServerId(node.id): index for node, index in self._SyncObj__raftMatchIndex.items()}
 
     # What it is told.
+
+    def apply(self) -> None:
+        """Apply what is committed, for a moment: a leader with much to catch up on must not fall silent over it."""
+        if self.applied >= self.committed:
+            return
+        until = monotonic() + APPLY_S
+        for entry in self._SyncObj__getEntries(self.applied + 1, self.committed - self.applied):
+            self._hooks.apply(entry.index, entry.command)
+            self._SyncObj__raftLastApplied += 1
+            if monotonic() > until:
+                break
 
     def set_committed(self, index: int) -> None:
         """Move the commit index."""
@@ -223,9 +250,9 @@ class Library(syncobj.SyncObj):  # type: ignore[misc]
         wanted = frozenset(voters) - {self.server}
         known = dict(self._SyncObj__raftNextIndex), dict(self._SyncObj__raftMatchIndex)
         for server in sorted(wanted - self.others()):
-            self._SyncObj__doChangeCluster(["add", server, Node(server)])
+            self._SyncObj__doChangeCluster(["add", server, Peer(server)])
         for server in sorted(self.others() - wanted):
-            self._SyncObj__doChangeCluster(["rem", server, Node(server)])
+            self._SyncObj__doChangeCluster(["rem", server, Peer(server)])
         self.feed(self._fed)
         # A learner that votes now, or the other way round, has the same log as before.
         for now, before in zip((self._SyncObj__raftNextIndex, self._SyncObj__raftMatchIndex), known, strict=True):
@@ -234,7 +261,7 @@ class Library(syncobj.SyncObj):  # type: ignore[misc]
     def feed(self, servers: frozenset[ServerId]) -> None:
         """Send the log also to these servers, which do not vote; the library calls them read-only."""
         self._fed = servers
-        wanted = {Node(server) for server in servers - self.others() - {self.server}}
+        wanted = {Peer(server) for server in servers - self.others() - {self.server}}
         learners: set[Node] = self._SyncObj__readonlyNodes
         for node in wanted - learners:
             learners.add(node)
@@ -259,8 +286,8 @@ class Library(syncobj.SyncObj):  # type: ignore[misc]
 
     def forget_match(self, server: ServerId) -> None:
         """Count nothing any more that a server is said to have on its disk."""
-        if Node(server) in self._SyncObj__raftMatchIndex:
-            self._SyncObj__raftMatchIndex[Node(server)] = 0
+        if Peer(server) in self._SyncObj__raftMatchIndex:
+            self._SyncObj__raftMatchIndex[Peer(server)] = 0
 
     def send_now(self) -> None:
         """Send entries and the commit index in the next round instead of at the next beat."""
@@ -273,26 +300,26 @@ class Library(syncobj.SyncObj):  # type: ignore[misc]
 
     def receive(self, server: ServerId, message: dict[str, Any]) -> None:
         """Handle a message in the library's own form."""
-        self._SyncObj__onMessageReceived(Node(server), message)
+        self._SyncObj__onMessageReceived(Peer(server), message)
 
     def next_for(self, server: ServerId) -> int | None:
         """Return the index of the entry to send next to a server, None if it is sent none."""
-        found: int | None = self._SyncObj__raftNextIndex.get(Node(server))
+        found: int | None = self._SyncObj__raftNextIndex.get(Peer(server))
         return found
 
     def set_next_for(self, server: ServerId, index: int) -> None:
         """Choose the entry to send next to a server."""
-        self._SyncObj__raftNextIndex[Node(server)] = index
+        self._SyncObj__raftNextIndex[Peer(server)] = index
 
     def ask_to_lead(self, server: ServerId) -> bool:
         """Ask a voter to become the leader; False if it has not all entries yet."""
         said: list[int] = []
-        self.transferLeadership(Node(server), lambda _result, reason: said.append(reason))
+        self.transferLeadership(Peer(server), lambda _result, reason: said.append(reason))
         return said == [FAIL_REASON.SUCCESS]
 
     def matched_by(self, server: ServerId) -> int:
         """Return up to which index a server is known to have this leader's log."""
-        return int(self._SyncObj__raftMatchIndex.get(Node(server), 0))
+        return int(self._SyncObj__raftMatchIndex.get(Peer(server), 0))
 
 
 class _LibraryJournal:
@@ -340,6 +367,13 @@ class _NoSerializer:
 
     def cancelTransmisstion(self, _server: object) -> None:  # noqa: N802
         return None
+
+
+class _NoPoller:
+    """In place of the library's sockets, of which it has none."""
+
+    def poll(self, _timeout: float) -> None:
+        """Nothing to wait for."""
 
 
 class _NoPickle:

@@ -45,12 +45,10 @@ class Worker:
         self._lock = threading.Lock()
         self._ended = False
 
-    def start(self, core: Core, *, tick_s: float) -> None:
+    def start(self, core: Core) -> None:
         """Begin."""
         self._core = core
-        self._thread = threading.Thread(
-            target=self._run, args=(core, tick_s), name=f"raft {core.server}", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, args=(core,), name=f"raft {core.server}", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -117,10 +115,10 @@ class Worker:
         if not self._ended:
             self._jobs.append(run)
 
-    def _run(self, core: Core, tick_s: float) -> None:
+    def _run(self, core: Core) -> None:
         try:
             while not self._ending:
-                self._round(core, tick_s)
+                self._round(core)
             if self._ending == "stop":
                 core.close()
         except OSError as error:
@@ -148,14 +146,14 @@ class Worker:
         finally:
             self._finish(core)
 
-    def _round(self, core: Core, tick_s: float) -> None:
+    def _round(self, core: Core) -> None:
         for _ in range(len(self._jobs)):
             self._jobs.popleft()(core)
         before = core.shown
-        again = core.step()
+        rest = core.step()
         if core.shown is not before:
             self._shown()
-        self._link.turn(0.0 if again or self._jobs or self._ending else tick_s)
+        self._link.turn(0.0 if self._jobs or self._ending else rest)
 
     def _finish(self, core: Core) -> None:
         with self._lock:

@@ -72,6 +72,13 @@ async def give_back(call: Call) -> web.Response:
     return nothing()
 
 
+async def put_back(call: Call) -> web.Response:
+    """Let a desktop go on from a former disk."""
+    server, generation = call.query["server"], call.query["generation"]
+    await actions.put_back(call.services, call.by, call.part("id"), server, generation)
+    return answer(present.desktop_of(call.services, call.session, call.part("id")))
+
+
 async def drop_superseded(call: Call) -> web.Response:
     """Delete a former disk."""
     server, generation = call.query["server"], call.query["generation"]
@@ -129,6 +136,11 @@ ROUTES = (
         "DELETE", "/desktops/{id}/superseded", drop_superseded, Access.ADMIN,
         "Delete a personal desktop's former disk on a server",
         {204: None}, query=_SUPERSEDED,
+    ),
+    Route(
+        "POST", "/desktops/{id}/superseded/put-back", put_back, Access.ADMIN,
+        "Power a personal desktop off and let it go on from a former disk; its present one is kept as a former one",
+        {200: ref("DesktopHere")}, query=_SUPERSEDED,
     ),
     Route(
         "POST", "/desktops/{id}/ticket", ticket, Access.USER, "A one-time link to the screen, for 30 s",

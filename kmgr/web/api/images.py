@@ -14,7 +14,7 @@ from kmgr.web.uploads import go_on
 
 _FROM_PATH: Fields = {
     "name": text("the image's name; a known name gets a new version", required=True, most=63),
-    "path": text("a file on this server, as a whole path", most=4096),
+    "path": text("a file in this server's folder of imports, as a whole path", most=4096),
     "file": text("the name of a file in this server's folder of imports", most=300),
     "notes": text("what is in this version"),
 }
@@ -43,8 +43,9 @@ async def import_image(call: Call) -> web.Response:
     if request.content_type == "application/json":
         await go_on(request)
         body = await read_body(request, _FROM_PATH)
-        path = body.get("path") or str(await asyncio.to_thread(call.services.folder.file, body.get("file", "")))
-        made = await actions.import_file(call.services, call.by, body["name"], path, notes=body.get("notes", ""))
+        folder, whole = call.services.folder, body.get("path", "")
+        path = await asyncio.to_thread(lambda: folder.inside(whole) if whole else folder.file(body.get("file", "")))
+        made = await actions.import_file(call.services, call.by, body["name"], str(path), notes=body.get("notes", ""))
         return answer(made, 201)
     if not call.query.get("name"):
         raise Refused("name: required, in the address: /images?name=…", code="bad_body")

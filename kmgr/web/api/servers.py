@@ -30,6 +30,12 @@ async def undrain(call: Call) -> web.Response:
     return answer(await actions.undrain(call.services, call.by, call.part("id")))
 
 
+async def off(call: Call) -> web.Response:
+    """Say that a server which is away is switched off."""
+    await actions.server_off(call.services, call.by, call.part("id"))
+    return nothing()
+
+
 async def remove(call: Call) -> web.Response:
     """Take a server out of the grid."""
     await actions.remove_server(call.services, call.by, call.part("id"), force=bool(call.query.get("force")))
@@ -54,6 +60,11 @@ ROUTES = (
     Route(
         "POST", "/servers/{id}/undrain", undrain, Access.ADMIN, "Let a server have new desktops again",
         {200: ref("Server")},
+    ),
+    Route(
+        "POST", "/servers/{id}/off", off, Access.ADMIN,
+        "Say that a lost or removed server is switched off: what it might run without a majority goes on elsewhere",
+        {204: None},
     ),
     Route(
         "DELETE", "/servers/{id}", remove, Access.ADMIN, "Take a server out of the grid for good",

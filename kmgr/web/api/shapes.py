@@ -219,7 +219,7 @@ COMPONENTS: Mapping[str, Schema] = {
     ),
     "Protection": record(
         {
-            "state": one_of("safe", "late", "making", "none", "starting"), "server": maybe(TEXT),
+            "state": one_of("safe", "late", "held", "making", "none", "starting"), "server": maybe(TEXT),
             "server_name": TEXT, "age_s": maybe(WHOLE), "as_of": maybe(STAMP), "text": TEXT, "cause": TEXT,
         }
     ),

@@ -20,6 +20,8 @@ def add_routes(app: web.Application) -> None:
             web.post("/console/desktops/{desktop}/retry", retry),
             web.get("/console/desktops/{desktop}/superseded/{server}/{generation}/drop", ask_drop),
             web.post("/console/desktops/{desktop}/superseded/{server}/{generation}/drop", drop),
+            web.get("/console/desktops/{desktop}/superseded/{server}/{generation}/put-back", ask_put_back),
+            web.post("/console/desktops/{desktop}/superseded/{server}/{generation}/put-back", put_back),
         ]
     )
 
@@ -58,6 +60,22 @@ async def drop(request: web.Request) -> web.Response:
     await actions.drop_superseded(request.app[SERVICES], by, desktop["id"], disk["server"], disk["generation"])
     return html_env.done(
         request, f"The former disk on {disk['server_name']} is being deleted.", to=f"{_PAGE}/{desktop['id']}"
+    )
+
+
+async def ask_put_back(request: web.Request) -> web.Response:
+    """Ask before a former disk is put back."""
+    desktop = _desktop(request)
+    return html_env.dialog(request, "console/dialog/put_back.html", desktop=desktop, disk=_disk(request, desktop))
+
+
+async def put_back(request: web.Request) -> web.Response:
+    """Let a personal desktop go on from a former disk."""
+    by, desktop = auth.require_admin(request).person.name, _desktop(request)
+    disk = _disk(request, desktop)
+    await actions.put_back(request.app[SERVICES], by, desktop["id"], disk["server"], disk["generation"])
+    return html_env.done(
+        request, f"It goes on from its former disk on {disk['server_name']}.", to=f"{_PAGE}/{desktop['id']}"
     )
 
 

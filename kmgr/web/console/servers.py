@@ -6,6 +6,7 @@ from aiohttp import web
 
 from kmgr.balancer.redundancy import Drain, Remove
 from kmgr.errors import NotFound
+from kmgr.grid.queries import server
 from kmgr.ids import ServerId
 from kmgr.web import actions, auth, html_env, present
 from kmgr.web.forms import read_form
@@ -23,6 +24,8 @@ def add_routes(app: web.Application) -> None:
             web.post("/console/servers/{server}/drain", drain),
             web.post("/console/servers/{server}/undrain", undrain),
             web.post("/console/servers/{server}/remove", remove),
+            web.get("/console/servers/{server}/off", ask_off),
+            web.post("/console/servers/{server}/off", off),
         ]
     )
 
@@ -49,6 +52,28 @@ async def drain(request: web.Request) -> web.Response:
     by, server = auth.require_admin(request).person.name, _server(request)
     await actions.drain(request.app[SERVICES], by, server["id"], force=await _forced(request))
     return html_env.done(request, f"{server['name']} gets no new desktops from now on.", to=_PAGE)
+
+
+async def ask_off(request: web.Request) -> web.Response:
+    """Ask whether a server really is switched off."""
+    auth.require_admin(request)
+    return html_env.dialog(request, "console/dialog/off.html", server=_known(request))
+
+
+async def off(request: web.Request) -> web.Response:
+    """Say that a server which is away is switched off."""
+    by, server = auth.require_admin(request).person.name, _known(request)
+    await actions.server_off(request.app[SERVICES], by, server["id"])
+    return html_env.done(request, f"The personal desktops of {server['name']} may go on elsewhere.", to=_PAGE)
+
+
+def _known(request: web.Request) -> dict[str, str]:
+    """Return id and name of a server, also of one that was removed."""
+    with request.app[SERVICES].grid.view() as db:
+        found = server(db, ServerId(request.match_info["server"]))
+    if found is None:
+        raise NotFound("there is no such server in this grid")
+    return {"id": found.id, "name": found.name}
 
 
 async def undrain(request: web.Request) -> web.Response:

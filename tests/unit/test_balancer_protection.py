@@ -1,0 +1,79 @@
+"""Who is given a safe copy, and what becomes of a desktop whose former disk is kept or put back."""
+
+from dataclasses import replace
+
+from kmgr.balancer.evacuate import evacuate
+from kmgr.balancer.model import Assign, Forget, GoOn, PutAside, View
+from kmgr.balancer.place import disk_reserve_mib
+from kmgr.balancer.protection import protect
+from kmgr.grid.model import Server, ServerState, Vitals
+from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId, VersionId
+from kmgr.provision.model import Copy, CopyState, Desktop, DesktopState
+from kmgr.replica.protect import UNKNOWN_MIB
+from kmgr.templates.model import Kind
+
+A, B, C = (ServerId(f"srv-{letter}") for letter in "abc")
+VERSION = VersionId("ver-1")
+
+
+def desktop(number: int, server: ServerId = A, generation: int = 1) -> Desktop:
+    return Desktop(
+        DesktopId(f"dsk-{number}"), f"own-{number}", TemplateId("tpl"), VERSION, server, DesktopState.IN_USE,
+        generation, 1, 512, AccountName("anna"), 0, "", "", 0, 0, 0, Kind.PERSONAL,
+    )  # fmt: skip
+
+
+def copy(number: int, server: ServerId, state: CopyState, generation: int = 1, mib: int = 0) -> Copy:
+    return Copy(DesktopId(f"dsk-{number}"), server, generation, state, None, mib << 20, 0)
+
+
+def view(*desktops: Desktop, copies: tuple[Copy, ...] = (), free_mib: int = 100_000) -> View:
+    """Return two servers that are up, the second with so much room for copies beyond its reserve."""
+    plain = {"version": "1", "fingerprint": "", "joined_at": 0, "changed_at": 7}
+    servers = tuple(Server(s, s[4:], f"{s}:1", f"{s}:2", ServerState.UP, **plain) for s in (A, B))
+    beat = Vitals(A, 0.0, cpus=4, memory_mib=8000, memory_free_mib=8000)
+    beat = replace(beat, disk_free_mib=free_mib + disk_reserve_mib(beat))
+    vitals = {A: beat, B: replace(beat, server=B)}
+    holders = {VERSION: frozenset({A, B})}
+    return View(servers, (), tuple(desktops), holders, vitals, {}, copies=copies)
+
+
+def away(seen: View, state: ServerState, *, fenced: bool) -> View:
+    servers = (replace(seen.servers[0], state=state), *seen.servers[1:])
+    return replace(seen, servers=servers, fenced=frozenset({A}) if fenced else frozenset())
+
+
+def assigned(seen: View) -> list[DesktopId]:
+    return [action.desktop.id for action in protect(seen) if isinstance(action, Assign)]
+
+
+def test_room_that_was_promised_in_an_earlier_round_is_not_promised_again() -> None:
+    # One of unknown size fits, and nothing of it has come when the second round looks.
+    assert assigned(view(desktop(1), free_mib=UNKNOWN_MIB)) == ["dsk-1"]
+    waiting = copy(1, B, CopyState.WANTED)
+    assert assigned(view(desktop(1), desktop(2), copies=(waiting,), free_mib=UNKNOWN_MIB)) == []
+    assert assigned(view(desktop(1), desktop(2), copies=(waiting,), free_mib=2 * UNKNOWN_MIB)) == ["dsk-2"]
+    # What is complete is on the disk, and missing in what is free there.
+    ready = copy(1, B, CopyState.READY, mib=UNKNOWN_MIB)
+    assert assigned(view(desktop(1), desktop(2), copies=(ready,), free_mib=UNKNOWN_MIB)) == ["dsk-2"]
+
+
+def test_a_desktop_is_forgotten_with_its_server_only_if_nothing_of_it_is_kept() -> None:
+    for kept in (copy(1, B, CopyState.SUPERSEDED, 1), copy(1, B, CopyState.STARTING, 1)):
+        seen = away(view(desktop(1, generation=2), copies=(kept,)), ServerState.REMOVED, fenced=True)
+        assert list(evacuate(seen)) == []
+    bare = away(view(desktop(1, generation=2)), ServerState.REMOVED, fenced=True)
+    assert list(evacuate(bare)) == [Forget(DesktopId("dsk-1"))]
+    there = away(view(desktop(1), copies=(copy(1, A, CopyState.SUPERSEDED),)), ServerState.REMOVED, fenced=True)
+    assert list(evacuate(there)) == [Forget(DesktopId("dsk-1"))]
+
+
+def test_while_a_former_disk_is_put_back_it_is_neither_copied_nor_started_and_a_loss_is_waited_out() -> None:
+    seen = replace(
+        view(desktop(1), copies=(copy(1, B, CopyState.SUPERSEDED),)), put_backs=frozenset({DesktopId("dsk-1")})
+    )
+    assert protect(seen) == ()
+    assert protect(away(seen, ServerState.LOST, fenced=False)) == ()
+    lost = away(seen, ServerState.LOST, fenced=True)
+    assert protect(lost) == (PutAside(lost.desktops[0], 7),)
+    assert not any(isinstance(action, GoOn) for action in protect(lost))
