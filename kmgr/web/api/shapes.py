@@ -76,6 +76,8 @@ _PLAIN_DESKTOP: Mapping[str, Schema] = {
     "changed_at": STAMP,
     "ready_at": maybe(STAMP),
     "claimed_at": maybe(STAMP),
+    "connected_at": maybe(STAMP),
+    "disconnected_at": maybe(STAMP),
     "kind": one_of("pooled", "personal"),
     "origin": one_of("cold", "warm"),
     "protection": maybe(ref("Protection")),
