@@ -164,10 +164,13 @@ def offers(services: Services, session: Session) -> list[Item]:
     """Return what this person may use, by name."""
     with services.grid.view() as db:
         sight = present_copies.look(services, db)
+        endings = present_versions.endings(db)
 
     def shown(one: Offer) -> Item:
         names = {one.template.id: one.template.name}
-        return records.offer(one, desktop=_desktop(one.desktop, names, sight) if one.desktop else None)
+        ending = "" if one.desktop is None else endings.get((one.desktop.template, one.desktop.version), "")
+        own = _desktop(one.desktop, names, sight) if one.desktop else None
+        return {**records.offer(one, desktop=own), "ending": ending}
 
     return [shown(one) for one in services.broker.offers(session.person)]
 

@@ -235,7 +235,7 @@ COMPONENTS: Mapping[str, Schema] = {
         {
             "template": TEXT, "name": TEXT, "notes": TEXT, "kind": one_of("pooled", "personal"),
             "desktop": maybe(ref("Desktop")), "standby": WHOLE, "reason": TEXT, "leaving": TEXT, "idling": TEXT,
-            "gives_back": FLAG, "kept_until": maybe(STAMP),
+            "gives_back": FLAG, "kept_until": maybe(STAMP), "ending": TEXT,
         }
     ),
     "Account": record(
