@@ -21,6 +21,7 @@ from kmgr.balancer.model import (
     GoOn,
     Place,
     Plan,
+    PutAside,
     Relocate,
     Retire,
     View,
@@ -183,6 +184,8 @@ def _words(action: Action, name: Callable[[object], str]) -> str:
             return f"let {name(server)} hold the safe copy of {desktop.name}"
         case GoOn(desktop, target, _):
             return f"start {desktop.name} from its safe copy on {name(target)}"
+        case PutAside(desktop, _):
+            return f"let {desktop.name} go on from the disk that is being put back"
         case DropCopy(copy) | ForgetCopy(copy):
             return f"delete the copy of {name(copy.desktop)} on {name(copy.server)}"
 

@@ -140,8 +140,11 @@ class ProvisionAgent:
             "can_run_desktops": self.can_run(),
             "problems": list(self.problems()),
             "accelerator": self._shape.accelerator,
-            "extra": {"waiting": dict(self._waiting), **self._work.warming.vitals()},
+            "extra": {"waiting": self._told_waiting(), **self._work.warming.vitals()},
         }
+
+    def _told_waiting(self) -> dict[DesktopId, str]:
+        return {desktop: self.waiting(desktop) for desktop in sorted({*self._waiting, *self._edited})}
 
     async def run(self) -> None:
         """Do rounds until cancelled: when a desktop of this server changes, after each job, every two seconds.

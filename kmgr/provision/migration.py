@@ -60,7 +60,7 @@ class Progress:
 
 
 class Migrations(Protocol):
-    """Live moves on one server's hypervisor. A failure is `Refused`, with the cause; `Unavailable`: nothing is known."""
+    """Live moves on one server's hypervisor: `Refused` tells why one failed, `Unavailable` that nothing is known."""
 
     async def traits(self, desktop: DesktopId) -> Traits:
         """Return what a running desktop must keep."""

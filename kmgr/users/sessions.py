@@ -21,6 +21,7 @@ from kmgr.provision.commands import ENDS_AT_LOGOUT
 from kmgr.provision.model import Desktop, DesktopState, Purpose
 from kmgr.provision.queries import desktops
 from kmgr.templates.queries import templates
+from kmgr.templates.version_queries import rollouts
 from kmgr.users import queries
 from kmgr.users.commands import LONGEST_SESSION_MS
 from kmgr.users.directory import Directory, WrongPassword
@@ -151,12 +152,15 @@ class Sessions:
                 if t.refresh not in ENDS_AT_LOGOUT or (but_kept and t.policy.keep_s is not None)
             }
             every = desktops(db)
+            over = {(t, version) for t, rollout in rollouts(db).items() for version in rollout.over}
         claimed = (
             d
             for d in every
             if d.state is DesktopState.IN_USE and d.user is not None and not d.owned and d.purpose is Purpose.USE
         )
-        return [d for d in claimed if d.user not in here and d.template not in kept and d.server in running]
+        # Of a version that ended or was withdrawn nothing is kept behind its user, whatever the template's rules are.
+        ends = (d for d in claimed if d.template not in kept or (d.template, d.version) in over)
+        return [d for d in ends if d.user not in here and d.server in running]
 
     async def _release(self, desktop: Desktop, *, by: str) -> None:
         # Looked at again just before: its user may have come back while another one was released.

@@ -146,13 +146,15 @@ def desktops(services: Services, session: Session, *, own: bool = False) -> list
 
 
 def desktop_of(services: Services, session: Session, desktop_id: str) -> Item:
-    """Return one desktop that this person may see, with what it waits for if it is on this server."""
+    """Return one desktop that this person may see, with what it waits for as its server last told."""
     found = services.broker.see(session.person, DesktopId(desktop_id))
     with services.grid.view() as db:
         template_names = {one.id: one.name for one in template_queries.templates(db)}
         sight = present_copies.look(services, db)
         made_from = template_queries.template(db, found.template)
-    waiting = services.waiting(found.id) if found.server == services.own.server else ""
+    vitals = services.board.all().get(found.server)
+    told = "" if vitals is None else str(vitals.extra.get("waiting", {}).get(found.id, ""))
+    waiting = services.waiting(found.id) if found.server == services.own.server else told
     shown = _desktop(found, template_names, sight)
     later = list(pending(found, made_from)) if made_from is not None else []
     return {**shown, "waiting": waiting, "superseded": sight.superseded(found), "pending": later}
@@ -162,10 +164,13 @@ def offers(services: Services, session: Session) -> list[Item]:
     """Return what this person may use, by name."""
     with services.grid.view() as db:
         sight = present_copies.look(services, db)
+        endings = present_versions.endings(db)
 
     def shown(one: Offer) -> Item:
         names = {one.template.id: one.template.name}
-        return records.offer(one, desktop=_desktop(one.desktop, names, sight) if one.desktop else None)
+        ending = "" if one.desktop is None else endings.get((one.desktop.template, one.desktop.version), "")
+        own = _desktop(one.desktop, names, sight) if one.desktop else None
+        return {**records.offer(one, desktop=own), "ending": ending}
 
     return [shown(one) for one in services.broker.offers(session.person)]
 

@@ -16,9 +16,10 @@ from kmgr.ids import TemplateId, VersionId
 from kmgr.provision.capture_queries import Capture, captures
 from kmgr.provision.model import DesktopState, Purpose
 from kmgr.replica.model import Version, VersionState
+from kmgr.templates.model import Kind as TemplateKind
 from kmgr.templates.model import Template
 from kmgr.templates.version_queries import canaries, tags, template_versions
-from kmgr.templates.versions import Canary, TemplateVersion, before, tags_of
+from kmgr.templates.versions import Canary, Stand, TemplateVersion, before, tags_of
 from kmgr.web.records import BEING_MADE, Item
 from kmgr.web.services import Services
 
@@ -67,6 +68,18 @@ def bench(services: Services, template: str) -> list[Item]:
         for one in found
         if one.purpose is not Purpose.USE or one.id in wanted
     ]
+
+
+def endings(db: Database) -> Mapping[tuple[TemplateId, VersionId], str]:
+    """Return what people whose desktop is of a version that ends are told."""
+    told = {
+        Stand.ENDED: "The version it was made from has ended: it is made anew when you log out.",
+        Stand.WITHDRAWN: "The version it was made from was withdrawn: it is made anew when you log out.",
+        Stand.STOPPED: "The version it was made from was withdrawn: it is made anew when you log out.",
+    }
+    pooled = {one.id for one in template_queries.templates(db) if one.kind is TemplateKind.POOLED}
+    found = (one for one in template_versions(db) if one.template in pooled)
+    return {(one.template, one.version): told[one.stand] for one in found if one.stand in told}
 
 
 def _capture(capture: Capture | None) -> Item | None:

@@ -172,6 +172,8 @@ def desktop(
         "changed_at": record.changed_at,
         "ready_at": record.ready_at,
         "claimed_at": record.claimed_at,
+        "connected_at": record.connected_at,
+        "disconnected_at": record.disconnected_at,
         "kind": str(record.kind),
         "origin": str(record.origin),
         "protection": protection,

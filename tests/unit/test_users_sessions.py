@@ -245,6 +245,20 @@ async def test_a_desktop_that_is_refreshed_by_hand_stays(entrance: Entrance, dut
     assert entrance.in_use() == [desktop]
 
 
+async def test_one_of_a_version_that_ended_goes_whatever_its_rules_are(entrance: Entrance, duty: None) -> None:
+    await entrance.office.template("kept", refresh="manual")
+    token = await entrance.log_in()
+    desktop = await entrance.claimed(template="tpl-kept")
+    of = {"template": "tpl-kept", "version": "ver-1"}
+    await entrance.office.do("template.expiry", **of, soft_at=None, hard_at=entrance.clock.now_ms())
+    await entrance.office.do("template.expire", **of, stand="ended")
+    await entrance.clock.advance(10 * HOUSEKEEPING_S)
+    assert entrance.in_use() == [desktop], "nobody is cut off"
+    await entrance.at[0].log_out(token)
+    await entrance.clock.advance(10 * HOUSEKEEPING_S)
+    assert entrance.in_use() == []
+
+
 # Sessions that end by themselves
 
 

@@ -83,6 +83,15 @@ async def test_whose_a_desktop_was_is_nobody_elses_business(lab: WebLab, site: S
     assert (await site.ask("GET", "/desktops/none/life", who=ADMIN))[0] == 404
 
 
+async def test_what_a_desktop_waits_for_is_told_by_every_server(lab: WebLab) -> None:
+    desktop = (await lab.office.placed(server=SERVERS[0]))["desktop"]
+    other = await lab.site(SERVERS[1])
+    heard = {"waiting": {desktop: "waiting for its turn: this server makes 2 desktops at a time"}}
+    lab.boards[SERVERS[1]].put(lab.vitals(SERVERS[0], extra=heard))
+    _, body = await other.ask("GET", f"/desktops/{desktop}", who=ADMIN)
+    assert body["waiting"] == heard["waiting"][desktop]
+
+
 async def many(lab: WebLab, count: int = 7) -> list[str]:
     """Have some desktops: the first is broken, the last is Anna's."""
     await lab.office.do("template.update", template="tpl-office", maximum=20)

@@ -113,6 +113,9 @@ async def test_the_portal_says_how_long_a_desktop_that_was_left_is_kept(lab: Web
     assert found["items"][0]["kept_until"] == lab.clock.now_ms() + 900_000
     page = await got(site, "/", USER)
     assert "it is kept for you until" in page.text
+    assert ", left it" in (await got(site, f"/console/desktops/{desktop}", ADMIN)).text
+    await lab.office.do("desktop.connected", desktop=desktop, generation=1, server=SERVERS[0])
+    assert ", is at it since" in (await got(site, f"/console/desktops/{desktop}", ADMIN)).text
     assert "kept for you for 15 minutes, on any computer" in page.text
 
 

@@ -123,3 +123,18 @@ async def test_versions_are_an_administrators_business(site: Site) -> None:
     assert (await site.page(f"/console{AT}", who=USER)).status == 403
     assert (await site.ask("GET", f"{AT}/versions", who=USER))[0] == 403
     assert (await site.ask("POST", f"{AT}/rollback", {}, who=USER))[0] == 403
+
+
+async def test_who_works_on_a_withdrawn_version_is_told(lab: WebLab, site: Site) -> None:
+    await lab.office.standby()
+    await good(site, "POST", "/desktops", {"template": "office"}, who=USER)
+    (offer,) = (await good(site, "GET", "/offers", who=USER))["items"]
+    assert offer["ending"] == ""
+    await good(site, "POST", f"{AT}/publish", {"version": 2})
+    await good(site, "POST", f"{AT}/rollback", {"version": 1})
+    await good(site, "POST", f"{AT}/publish", {"version": 2})
+    await lab.office.do("template.expiry", template="tpl-office", version="ver-1", soft_at=None, hard_at=1)
+    await lab.office.do("template.expire", template="tpl-office", version="ver-1", stand="ended")
+    (offer,) = (await good(site, "GET", "/offers", who=USER))["items"]
+    assert "has ended" in offer["ending"]
+    assert "has ended" in (await site.page("/", who=USER)).text

@@ -76,6 +76,8 @@ _PLAIN_DESKTOP: Mapping[str, Schema] = {
     "changed_at": STAMP,
     "ready_at": maybe(STAMP),
     "claimed_at": maybe(STAMP),
+    "connected_at": maybe(STAMP),
+    "disconnected_at": maybe(STAMP),
     "kind": one_of("pooled", "personal"),
     "origin": one_of("cold", "warm"),
     "protection": maybe(ref("Protection")),
@@ -233,7 +235,7 @@ COMPONENTS: Mapping[str, Schema] = {
         {
             "template": TEXT, "name": TEXT, "notes": TEXT, "kind": one_of("pooled", "personal"),
             "desktop": maybe(ref("Desktop")), "standby": WHOLE, "reason": TEXT, "leaving": TEXT, "idling": TEXT,
-            "gives_back": FLAG, "kept_until": maybe(STAMP),
+            "gives_back": FLAG, "kept_until": maybe(STAMP), "ending": TEXT,
         }
     ),
     "Account": record(
