@@ -11,7 +11,7 @@ import pytest
 from tests.faults.run import Plan, printed, run
 from tests.lab import simulate
 
-SEED = int(os.environ.get("KMGR_FAULT_SEED", "1872"))
+SEED = int(os.environ.get("KMGR_FAULT_SEED", "2002"))
 SEEDS = range(1, 61)
 
 

@@ -10,6 +10,9 @@ import pytest
 
 from appliance.demo.cluster import ADMIN, Cluster
 from appliance.demo.server import Place, Server
+from kmgr.grid.raft.journal import Journal
+from kmgr.grid.raft.logfile import LogFile
+from kmgr.ids import ServerId
 from tests.lab import grids
 from tests.lab.api import Api, wait_for
 from tests.lab.daemons import kmgr
@@ -100,6 +103,13 @@ def test_the_last_server_goes_on_with_all_it_had_and_the_lost_ones_cannot_mix_wi
     asked = kmgr("grid", "recover", "--data", str(three.data), stdin="yes\n")
     assert asked.returncode == 1
     assert "nothing was changed" in asked.stderr
+    assert "WARNING" not in asked.stdout
+    # As if it had found out before that its folder is an older copy.
+    journal = Journal.open(LogFile(three.data / "raft" / "journal"))
+    journal.set_doubt(ServerId("srv-one"))
+    journal.close()
+    warned = kmgr("grid", "recover", "--data", str(three.data), stdin="no\n")
+    assert "WARNING: the data here is older than it was" in warned.stdout
     done = recover(three)
     assert done.returncode == 0, done.stderr
     assert "only server" in done.stdout
