@@ -20,7 +20,9 @@ from tests.lab.real_desk import Real
 
 pytestmark = pytest.mark.libvirt
 
-PATIENCE_S = 300
+PATIENCE_S = 600
+# What a call takes to reach a guest on a busy machine.
+SKEW_S = 15
 NAMES = [DesktopId(f"dsk-00000000000{number}") for number in range(1, 5)]
 LOOK = "hostname; cat /sys/class/net/e*/address; date +%s; ip -4 -o addr show | grep -c 10.0.2; cat /mnt/README"
 
@@ -70,6 +72,10 @@ async def states(real: Real) -> dict[DesktopId, DomainState]:
     return {status.desktop: status.state for status in await real.hypervisor.domains()}
 
 
+async def answers(real: Real, desktop: DesktopId) -> bool:
+    return await real.hypervisor.answers(desktop)
+
+
 async def all_ready(real: Real) -> None:
     await real.until(lambda: list(real.states().values()) == ["ready"] * len(NAMES), PATIENCE_S)
 
@@ -84,11 +90,18 @@ async def test_each_is_itself_sleeps_until_it_is_claimed_and_boots_from_its_own_
     assert origins == [Origin.COLD, *[Origin.WARM] * 3], real.agent.vitals()
     assert not any(is_builder(desktop) for desktop in await states(real))
     for name in NAMES[1:]:
+        before = time.time()
         told = await look(real, name)
         own = real.one(name)
         assert told[:2] == [own.name, domainxml.mac_address(name, own.generation)]
-        assert abs(int(told[2]) - time.time()) < 5
-        assert told[3:] == ["1", "The test guest's own disk."]
+        assert before - SKEW_S < int(told[2]) < time.time() + SKEW_S
+        assert told[4] == "The test guest's own disk."
+        for _ in range(60):
+            if told[3] == "1":
+                break
+            await asyncio.sleep(1)
+            told = await look(real, name)
+        assert told[3] == "1", "it has an address again"
 
     done(await real.do("template.update", template="tpl", policy={"suspend_standby": True}))
 
@@ -101,20 +114,30 @@ async def test_each_is_itself_sleeps_until_it_is_claimed_and_boots_from_its_own_
         await asyncio.sleep(1)
     assert await asleep()
     assert set(real.states().values()) == {"ready"}
-    await asyncio.sleep(3)
+    await asyncio.sleep(2 * SKEW_S)
     claimed = DesktopId(done(await real.do("desktop.claim", user="bea", template="tpl"))["desktop"])
     for _ in range(200):
         if await real.hypervisor.answers(claimed):
             break
         await asyncio.sleep(0.05)
     assert (await states(real))[claimed] is DomainState.RUNNING
-    assert abs(int((await look(real, claimed))[2]) - time.time()) < 2, "it was told the time"
+    for _ in range(20):
+        before = time.time()
+        if before - SKEW_S < int((await look(real, claimed))[2]):
+            break
+        await asyncio.sleep(0.5)
+    assert before - SKEW_S < int((await look(real, claimed))[2]) < time.time() + SKEW_S, "it was told the time"
 
     done(await real.do("template.update", template="tpl", policy={"suspend_standby": False}))
     await asyncio.to_thread(libvirtd.power_cut)
     await asyncio.to_thread(libvirtd.start)
-    await real.until(lambda: sorted(real.states().values()) == ["in_use", *["ready"] * 3], PATIENCE_S)
-    assert set((await states(real)).values()) == {DomainState.RUNNING}
+    await asyncio.sleep(5)
+    for _ in range(PATIENCE_S):
+        whole = set((await states(real)).values()) == {DomainState.RUNNING}
+        if whole and sorted(real.states().values()) == ["in_use", *["ready"] * 3] and await answers(real, claimed):
+            break
+        await asyncio.sleep(1)
+    assert sorted(real.states().values()) == ["in_use", *["ready"] * 3]
     assert (await look(real, claimed))[1] == domainxml.mac_address(claimed, 1)
 
 
