@@ -80,6 +80,30 @@ async def all_ready(real: Real) -> None:
     await real.until(lambda: list(real.states().values()) == ["ready"] * len(NAMES), PATIENCE_S)
 
 
+async def is_itself(real: Real, name: DesktopId) -> None:
+    before = time.time()
+    told = await look(real, name)
+    own = real.one(name)
+    assert told[:2] == [own.name, domainxml.mac_address(name, own.generation)]
+    assert before - SKEW_S < int(told[2]) < time.time() + SKEW_S
+    assert told[4] == "The test guest's own disk."
+    for _ in range(60):
+        if told[3] == "1":
+            break
+        await asyncio.sleep(1)
+        told = await look(real, name)
+    assert told[3] == "1", "it has an address again"
+
+
+async def is_on_time(real: Real, desktop: DesktopId) -> None:
+    for _ in range(20):
+        before = time.time()
+        if before - SKEW_S < int((await look(real, desktop))[2]) < time.time() + SKEW_S:
+            return
+        await asyncio.sleep(0.5)
+    raise AssertionError("it was not told the time")
+
+
 async def test_each_is_itself_sleeps_until_it_is_claimed_and_boots_from_its_own_disk(
     real: Real, libvirtd: PrivateLibvirt
 ) -> None:
@@ -90,18 +114,7 @@ async def test_each_is_itself_sleeps_until_it_is_claimed_and_boots_from_its_own_
     assert origins == [Origin.COLD, *[Origin.WARM] * 3], real.agent.vitals()
     assert not any(is_builder(desktop) for desktop in await states(real))
     for name in NAMES[1:]:
-        before = time.time()
-        told = await look(real, name)
-        own = real.one(name)
-        assert told[:2] == [own.name, domainxml.mac_address(name, own.generation)]
-        assert before - SKEW_S < int(told[2]) < time.time() + SKEW_S
-        assert told[4] == "The test guest's own disk."
-        for _ in range(60):
-            if told[3] == "1":
-                break
-            await asyncio.sleep(1)
-            told = await look(real, name)
-        assert told[3] == "1", "it has an address again"
+        await is_itself(real, name)
 
     done(await real.do("template.update", template="tpl", policy={"suspend_standby": True}))
 
@@ -121,12 +134,7 @@ async def test_each_is_itself_sleeps_until_it_is_claimed_and_boots_from_its_own_
             break
         await asyncio.sleep(0.05)
     assert (await states(real))[claimed] is DomainState.RUNNING
-    for _ in range(20):
-        before = time.time()
-        if before - SKEW_S < int((await look(real, claimed))[2]):
-            break
-        await asyncio.sleep(0.5)
-    assert before - SKEW_S < int((await look(real, claimed))[2]) < time.time() + SKEW_S, "it was told the time"
+    await is_on_time(real, claimed)
 
     done(await real.do("template.update", template="tpl", policy={"suspend_standby": False}))
     await asyncio.to_thread(libvirtd.power_cut)
