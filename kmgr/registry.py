@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import kmgr.grid.commands
 import kmgr.grid.standing
 import kmgr.grid.zone
+import kmgr.provision.ask_commands
 import kmgr.provision.attendance_commands
 import kmgr.provision.capture_commands
 import kmgr.provision.commands
@@ -40,6 +41,7 @@ APPLIERS: Mapping[str, Applier] = {
     **kmgr.templates.commands.APPLIERS,
     **kmgr.templates.version_commands.APPLIERS,
     **kmgr.provision.commands.APPLIERS,
+    **kmgr.provision.ask_commands.APPLIERS,
     **kmgr.provision.capture_commands.APPLIERS,
     **kmgr.provision.attendance_commands.APPLIERS,
     **kmgr.provision.copy_commands.APPLIERS,

@@ -154,7 +154,7 @@ def claim(db: Database, command: Command) -> Outcome:
     user, template = command.body["user"], command.body["template"]
     if one(db, "select id from templates where id = ?", [template]) is None:
         return Rejected("not_found", f"there is no template {template}")
-    own = _own(db, str(user), str(template))
+    own = own_desktop(db, str(user), str(template))
     if own is not None:
         # Who asks for it again is coming back: from now on it is kept for them anew.
         db.execute(
@@ -164,7 +164,7 @@ def claim(db: Database, command: Command) -> Outcome:
         return _why_away(db, own) or _claimed(own, new=False)
     if full := why_not_another(db, str(user)):
         return Rejected("quota", full)
-    chosen = _best_standby(db, str(template))
+    chosen = best_standby(db, str(template))
     if chosen is None:
         return Rejected("none_ready", "no desktop is ready at this moment")
     db.execute(
@@ -176,37 +176,6 @@ def claim(db: Database, command: Command) -> Outcome:
     kept = ", which stays theirs" if chosen["kind"] == Kind.PERSONAL else ""
     note(db, command, "desktop", chosen["id"], f"{user} got desktop {chosen['name']}{kept}")
     return _claimed(chosen, new=True)
-
-
-def ask(db: Database, command: Command) -> Outcome:
-    """Have a desktop made for a user who found none ready; asking again says that they still wait.
-
-    body: user, template. Nothing is noted if there is one by now: it is theirs, or ready to be claimed.
-    """
-    user, template = command.body["user"], command.body["template"]
-    row = one(db, "select name, enabled from templates where id = ?", [template])
-    if row is None:
-        return Rejected("not_found", f"there is no template {template}")
-    if not row["enabled"]:
-        return Rejected("refused", f"template {row['name']} is switched off")
-    if _own(db, str(user), str(template)) is None and (full := why_not_another(db, str(user))):
-        return Rejected("quota", full)
-    if (_own(db, str(user), str(template)) or _best_standby(db, str(template))) is None:
-        db.execute(
-            "insert into asks (template, user, since, at) values (?, ?, ?, ?)"
-            " on conflict (template, user) do update set at = excluded.at",
-            [template, user, command.at, command.at],
-        )
-    return Applied()
-
-
-def unask(db: Database, command: Command) -> Outcome:
-    """Nobody waits any more. body: user, template, at: what was believed; who has asked again since still waits."""
-    body = command.body
-    db.execute(
-        "delete from asks where template = ? and user = ? and at = ?", [body["template"], body["user"], body["at"]]
-    )
-    return Applied()
 
 
 def release(db: Database, command: Command) -> Outcome:
@@ -363,7 +332,8 @@ def owned_row(db: Database, command: Command) -> Row | Rejected:
     return row
 
 
-def _own(db: Database, user: str, template: str) -> Row | None:
+def own_desktop(db: Database, user: str, template: str) -> Row | None:
+    """Return the desktop of a template that a user has, None if they have none."""
     # A personal desktop is its user's wherever its server is; a pooled one is forgotten with its server.
     mine = one(
         db,
@@ -379,7 +349,8 @@ def _own(db: Database, user: str, template: str) -> Row | None:
     )
 
 
-def _best_standby(db: Database, template: str) -> Row | None:
+def best_standby(db: Database, template: str) -> Row | None:
+    """Return the standby of a template that is given away next, None if none is ready."""
     # The template's present version before others, least used server first, then the one that waits longest. Of a
     # version that was stopped or withdrawn nobody is given one, though it may be ready.
     return one(
@@ -504,8 +475,6 @@ APPLIERS: Mapping[str, Applier] = {
     "desktop.ready": ready,
     "desktop.failed": failed,
     "desktop.claim": claim,
-    "desktop.ask": ask,
-    "desktop.unask": unask,
     "desktop.release": release,
     "desktop.retire": retire,
     "desktop.removed": removed,

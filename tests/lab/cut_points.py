@@ -128,7 +128,14 @@ class Table(Desk):
             return self.folder / "run" / f"{desktop}.vnc"
 
         self.lease = Lease(self.grid, clock=self.clock)
-        kept = PersonalDisks(grid, store, data_dir=self.folder, clock=self.clock, blocking=blocking)  # type: ignore[arg-type]
+        kept = PersonalDisks(
+            grid,  # type: ignore[arg-type]
+            store,  # type: ignore[arg-type]
+            Cuttable(self.hypervisor, knife),  # type: ignore[arg-type]
+            data_dir=self.folder,
+            clock=self.clock,
+            blocking=blocking,
+        )
         shape = Shape(
             data_dir=self.folder, grid_id="grid-1", backing=backing, display=display, max_builds=self.max_builds
         )

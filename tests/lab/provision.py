@@ -12,7 +12,14 @@ from kmgr.grid.envelope import Applied, Outcome
 from kmgr.grid.local import LocalGrid, LocalLog
 from kmgr.grid.schema import SCHEMA as GRID_SCHEMA
 from kmgr.ids import DesktopId, ServerId, VersionId
-from kmgr.provision import attendance_commands, capture_commands, copy_commands, move_commands, tenure_commands
+from kmgr.provision import (
+    ask_commands,
+    attendance_commands,
+    capture_commands,
+    copy_commands,
+    move_commands,
+    tenure_commands,
+)
 from kmgr.provision import commands as provision_commands
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.fake import FakeHypervisor
@@ -35,6 +42,7 @@ APPLIERS = {
     **template_commands.APPLIERS,
     **template_version_commands.APPLIERS,
     **provision_commands.APPLIERS,
+    **ask_commands.APPLIERS,
     **capture_commands.APPLIERS,
     **copy_commands.APPLIERS,
     **move_commands.APPLIERS,

@@ -45,7 +45,7 @@ def unfenced(db: Database, command: Command) -> Row | Rejected:
 async def test_reports_of_older_generations_that_count_are_caught(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands, "_fenced", unfenced)
+    monkeypatch.setattr(commands, "fenced", unfenced)
     for turn, seed in enumerate([KNOWN, *range(MORE)]):
         folder = tmp_path / str(turn)
         folder.mkdir()

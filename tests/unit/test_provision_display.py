@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -165,12 +166,11 @@ def test_sockets_lie_in_the_data_folder(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where short folders are made."""
-    folder = tmp_path / "t"
-    folder.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(folder))
-    return folder
+    with tempfile.TemporaryDirectory(prefix="kmgr-", dir="/tmp") as folder:
+        monkeypatch.setattr("tempfile.tempdir", folder)
+        yield Path(folder)
 
 
 def test_a_long_data_folder_gets_a_short_folder_of_its_own(tmp_path: Path, short: Path) -> None:

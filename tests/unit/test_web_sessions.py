@@ -118,6 +118,7 @@ async def test_the_addresses_that_users_may_use_are_these() -> None:
         ("GET", "/sessions"), ("DELETE", "/sessions/current"), ("GET", "/live"), ("GET", "/offers"),
         ("GET", "/desktops"), ("POST", "/desktops"), ("GET", "/desktops/{id}"), ("DELETE", "/desktops/{id}"),
         ("POST", "/desktops/{id}/ticket"), ("GET", "/desktops/{id}/screenshot"),
+        ("GET", "/desktops/{id}/attention"), ("POST", "/desktops/{id}/attention"),
     }  # fmt: skip
 
 
