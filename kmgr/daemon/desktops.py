@@ -23,11 +23,9 @@ from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.attendance import Attendance
 from kmgr.provision.capturing import Capturing
 from kmgr.provision.display import serve_display, socket_finder
-from kmgr.provision.lease import MARGIN_S
 from kmgr.provision.libvirt_driver import connect
 from kmgr.provision.libvirt_events import events
 from kmgr.provision.logons import LogOns
-from kmgr.provision.model import Desktop
 from kmgr.replica.images import Images
 from kmgr.replica.mirror_send import Slow
 from kmgr.templates.importer import Importer
@@ -63,7 +61,12 @@ class Desktops:
         self._display = socket_finder(config.data_dir)
         self.personal = PersonalParts(config, own, log, requests, images, self._hypervisor, clock=clock, slow=slow)
         self.moves = Moves(
-            log, requests, self._hypervisor, data_dir=config.data_dir, clock=clock, may_run=self._may_run
+            log,
+            requests,
+            self._hypervisor,
+            data_dir=config.data_dir,
+            clock=clock,
+            may_run=self.personal.work.lease.allows,
         )
         self._capturing = Capturing(
             grid, self._hypervisor, importer, clock=clock, data_dir=config.data_dir, backing=self._backing
@@ -127,9 +130,6 @@ class Desktops:
             elsewhere=lambda: {*self.moves.holds(), *self._capturing.holds()},
             events=self._events,
         )
-
-    def _may_run(self, desktop: Desktop) -> bool:
-        return not desktop.personal or self.personal.work.lease.holds(MARGIN_S)
 
     def _backing(self, version: VersionId) -> Path | None:
         path = self._images.path(version)

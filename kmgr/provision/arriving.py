@@ -120,6 +120,8 @@ class Arriving:
             if not self._may_run(now):
                 return  # it stands still until this server may run it
             await self._migrations.close_disk(desktop)
+            if not self._may_run(now):
+                return  # that took longer than the right to run it
             await self._hypervisor.start(desktop)
             logger.info("a desktop has arrived", extra={"desktop": now.name})
             self._forget(desktop)

@@ -78,6 +78,10 @@ class Lease:
             now = find_desktop(db, desktop.id)
         return now is not None and (now.server, now.generation) == (self._grid.server, desktop.generation)
 
+    def allows(self, desktop: Desktop) -> bool:
+        """Tell whether a desktop may be let go on here now: a pooled one always, a personal one if both hold."""
+        return not desktop.personal or (self.holds(MARGIN_S) and self.covers(desktop))
+
     @property
     def why_not(self) -> str:
         """Return why there is no lease, in a sentence for people; empty while there is one."""

@@ -42,7 +42,10 @@ _ASK_AGAIN_S = 1.0
 
 
 class Moving:
-    """Desktops that leave this server. `grid` is the log itself; `may_run`: whether a desktop may run here now."""
+    """Desktops that leave this server. `grid` is the log itself.
+
+    `may_run` tells whether a desktop, as it was read, may be let go on here now (`Lease.allows`).
+    """
 
     def __init__(
         self,
@@ -160,17 +163,28 @@ class Moving:
                 break
             except (Unavailable, OutcomeUnknown):
                 await self._clock.sleep(_ASK_AGAIN_S)
-        with self._grid.view() as db:
-            now = find_desktop(db, desktop.id)
+        now = self._now(desktop)
         if not isinstance(outcome, Applied) and (now is None or now.generation != desktop.generation):
             return now is not None and now.server == desktop.moving_to
-        while now is not None and now.state is not DesktopState.RETIRED and not self._may_run(now):
-            await self._clock.sleep(_ASK_AGAIN_S)  # without the right to run it stands still
+        # Without the right to run it stands still; meanwhile it may go on elsewhere, from its safe copy.
+        while self._is_here(now, desktop) and not self._may_run(desktop):
+            await self._clock.sleep(_ASK_AGAIN_S)
+            now = self._now(desktop)
+        if not self._is_here(now, desktop):
+            return False  # the agent removes what there is of it
         try:
             await self._migrations.stay(desktop.id)
         except KmgrError as error:
             logger.warning("a move could not be undone", extra={"desktop": desktop.name, "cause": error.message})
         return False
+
+    def _now(self, desktop: Desktop) -> Desktop | None:
+        with self._grid.view() as db:
+            return find_desktop(db, desktop.id)
+
+    def _is_here(self, now: Desktop | None, desktop: Desktop) -> bool:
+        here = (self._grid.server, desktop.generation)
+        return now is not None and (now.server, now.generation) == here and now.state is not DesktopState.RETIRED
 
     async def _until_ready(
         self, desktop: Desktop, look: Callable[[DesktopId], Any], at_begin: int, at_end: int
@@ -191,8 +205,7 @@ class Moving:
             await self._clock.sleep(_POLL_S)
 
     def _check(self, desktop: Desktop) -> None:
-        with self._grid.view() as db:
-            now = find_desktop(db, desktop.id)
+        now = self._now(desktop)
         wanted = (desktop.generation, DesktopState.IN_USE, desktop.moving_to)
         if now is None or (now.generation, now.state, now.moving_to) != wanted:
             raise Conflict("it was given back, or is not to move any more")

@@ -12,7 +12,7 @@ from typing import Any
 
 from kmgr.balancer.agent import Balancer
 from kmgr.clock import ManualClock
-from kmgr.errors import Unavailable
+from kmgr.errors import Refused, Unavailable
 from kmgr.grid.contacts import Contacts
 from kmgr.grid.envelope import Applied, Outcome
 from kmgr.grid.island import IslandGrid
@@ -23,13 +23,18 @@ from kmgr.grid.queries import events, servers
 from kmgr.grid.vitals import Board, Heart
 from kmgr.ids import AccountName, DesktopId, ServerId, VersionId
 from kmgr.provision.agent import ProvisionAgent, Shape
+from kmgr.provision.arriving import Arriving
 from kmgr.provision.fake import FakeHypervisor
+from kmgr.provision.fake_migration import FakeMigrations
 from kmgr.provision.halting import Halting
 from kmgr.provision.lease import Lease
+from kmgr.provision.migration import Progress
 from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.moving import Moving
 from kmgr.provision.personal_disks import PersonalDisks
 from kmgr.provision.protection import Protection
 from kmgr.provision.queries import asks, desktops
+from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.tenure import Tenure
 from kmgr.provision.timely import at_once
 from kmgr.provision.work import Personal
@@ -87,6 +92,52 @@ class LabStore(FakeCopyStore):
         return point
 
 
+class LabMigrations(FakeMigrations):
+    """Live moves that take what the guest wrote with them, need the wire between the two servers, and `takes_s`.
+
+    Half of that time the guest works, then it stands still.
+    """
+
+    def __init__(self, lab: "Lab", server: "Simulated") -> None:
+        super().__init__(server.hypervisor)
+        self._lab = lab
+        self._here = server
+        self._begun: dict[DesktopId, float] = {}
+        self.takes_s = 0.0
+
+    async def copy_disk(self, desktop: DesktopId, disk_door: str) -> None:
+        """Note when that was."""
+        await super().copy_disk(desktop, disk_door)
+        self._begun[desktop] = self._lab.clock.monotonic()
+
+    async def disk(self, desktop: DesktopId) -> Progress:
+        """As the fake does, over the wire."""
+        self._wire(desktop)
+        self.slow = self._lab.clock.monotonic() < self._begun[desktop] + self.takes_s / 2
+        return await super().disk(desktop)
+
+    async def memory(self, desktop: DesktopId) -> Progress:
+        """As the fake does, over the wire."""
+        self._wire(desktop)
+        return await super().memory(desktop)
+
+    async def finish(self, desktop: DesktopId) -> None:
+        """Let the other disk say what this one says."""
+        await self._lab.clock.sleep(self.takes_s / 2)
+        there = self._wire(desktop)
+        await super().finish(desktop)
+        content = self._lab.disks.content
+        content[there.disk(desktop)] = content.get(self._here.disk(desktop), "")
+
+    def _wire(self, desktop: DesktopId) -> "Simulated":
+        with self._here.log.view() as db:
+            found = find_desktop(db, desktop)
+        if found is None or found.moving_to is None:
+            raise Refused("it does not move any more")
+        self._lab.network.reach(self._here.id, found.moving_to)
+        return self._lab.at(found.moving_to)
+
+
 class Simulated:
     """One server of the lab: its state, its agents, its hypervisor, its disks."""
 
@@ -107,6 +158,7 @@ class Simulated:
         self.island: IslandGrid | None = None
         self.connected: set[str] = set()
         self.mirror = LabMirror(lab, server)
+        self.migrations = LabMigrations(lab, self)
         self.store = LabStore(lab, server)
         self.boot = "boot-1"
         # What the guard reads from the lease's file: it outlives the daemon.
@@ -165,7 +217,29 @@ class Simulated:
             shape=shape,
             blocking=at_once,
             personal=Personal(self.lease, disks),
+            elsewhere=lambda: self.moving.holds() | self.arriving.holds(),
         )
+        requests = self.lab.network.port(self.id)
+        self.moving = Moving(
+            self.log,
+            requests,
+            self.migrations,
+            run_dir=self.folder / "run",
+            clock=clock,
+            may_run=self.lease.allows,
+        )
+        self.arriving = Arriving(
+            self.log,
+            requests,
+            self.hypervisor,
+            self.migrations,
+            making=self.desktops.making,
+            data_dir=self.folder,
+            clock=clock,
+            blocking=at_once,
+            may_run=self.lease.allows,
+        )
+        self.heart.contribute("moves", self.moving.vitals)
         self.heart.contribute("copies", self.protection.vitals)
         self.heart.contribute("desktops", self.desktops.vitals)
         self.sessions = Sessions(grid, lambda: self.lab.directory, clock=clock)
@@ -177,6 +251,7 @@ class Simulated:
         self.keeping.duty("balancer", self.balancer.run)
         self.keeping.duty("sessions", self.sessions.housekeeping)
         loops = [self.heart.run, self.leadership.run, self.keeping.run, self.desktops.run]
+        loops += [self.moving.run, self.arriving.run]
         loops += [self.tenure.run, self.lease.run, self.halting.run, disks.run, self.protection.run]
         if self.island is not None:
             self.heart.contribute("island", self.island.vitals)
@@ -191,6 +266,10 @@ class Simulated:
         self.tasks = []
         if self.island is not None:
             await self.island.stop()
+
+    def disk(self, desktop: DesktopId) -> Path:
+        """Return where a desktop's own disk is here."""
+        return self.folder / "desktops" / f"{desktop}.qcow2"
 
     def image(self, version: str) -> Path:
         """Return where this server has a version's file."""
@@ -260,6 +339,7 @@ class Lab:
         """Stop everything."""
         for server in self.servers:
             await server.stop()
+            server.migrations.close()
             server.guarding.cancel()
             await asyncio.gather(server.guarding, return_exceptions=True)
             server.log.close()
@@ -317,6 +397,7 @@ class Lab:
         self.cut(server)
         await self.at(server).stop()
         self.at(server).hypervisor.power_cut()
+        self.at(server).migrations.close()
         self.at(server).boot += "+"
 
     async def power_on(self, server: ServerId) -> None:

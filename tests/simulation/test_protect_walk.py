@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.protect_mutants import MUTANTS, OF_TWO, Mutation
-from tests.lab.protect_walk import TwiceRunning, third_vote, unheard, walk
+from tests.lab.protect_walk import TwiceRunning, stopped_on_its_way, third_vote, unheard, walk
 
 SEEDS = int(os.environ.get("KMGR_PROTECT_SEEDS", "6"))
 FIRST = int(os.environ.get("KMGR_PROTECT_FIRST", "1"))
@@ -44,3 +44,7 @@ async def test_a_third_vote_at_the_worst_moment(tmp_path: Path) -> None:
 
 async def test_a_server_that_is_not_heard_but_reaches_the_log_gives_up_in_time(tmp_path: Path) -> None:
     assert await unheard(tmp_path) >= 2
+
+
+async def test_what_stood_still_on_its_way_and_went_on_elsewhere_is_not_let_go_on(tmp_path: Path) -> None:
+    assert await stopped_on_its_way(tmp_path) == 1
