@@ -39,9 +39,9 @@ def safe_copies(view: View) -> Mapping[DesktopId, tuple[Copy, ...]]:
 
 
 def former_disks(view: View) -> frozenset[DesktopId]:
-    """Return the desktops of which a superseded disk is kept on a server of the grid."""
+    """Return the desktops of which a superseded disk, or the one left by a move, is kept on a server of the grid."""
     gone = {server.id for server in view.servers if server.state is ServerState.REMOVED}
-    kept = (CopyState.SUPERSEDED, CopyState.STARTING)
+    kept = (CopyState.SUPERSEDED, CopyState.LEFT, CopyState.STARTING)
     return frozenset(copy.desktop for copy in view.copies if copy.state in kept and copy.server not in gone)
 
 

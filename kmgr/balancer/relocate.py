@@ -5,7 +5,8 @@ Rule 2: a target has the golden image, runs desktops by the same means, and has
 room for the whole desktop beyond its reserve; the emptiest is taken.
 Rule 3: for balance only in calm weather, when nothing else happens, one server is
 much fuller than another, and the move leaves it the fuller one still: so
-nothing goes back and forth. Never if the loss of a server would be worse afterwards.
+nothing goes back and forth. Never if the loss of a server would be worse afterwards, and
+never a personal desktop without a whole safe copy: its copy is made anew after each move.
 Rule 4: one that could not be moved so often stays until its user logs out.
 
 Pure.
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from kmgr.balancer.model import Relocate, View, Why
 from kmgr.balancer.place import GROWTH_MIB, OVERHEAD_MIB, Room, able, by_server
+from kmgr.balancer.protection import safe_copies
 from kmgr.balancer.redundancy import homeless
 from kmgr.grid.model import PLACEABLE, Server, ServerState
 from kmgr.ids import ServerId
@@ -72,6 +74,7 @@ class _Moving:
         self._in = Counter(d.moving_to for d in going)
         self._left = ALL_AT_ONCE - len(going)
         self._on_each = by_server(view.desktops)
+        self._safe = safe_copies(view)
         self.chosen: list[Relocate] = []
 
     @property
@@ -108,6 +111,8 @@ class _Moving:
             size = desktop.memory_mib + OVERHEAD_MIB
             stays_fuller = fullest.percent(-size) >= emptiest.percent(size)
             if desktop.id in taken or not movable(desktop, self._view) or not stays_fuller:
+                continue
+            if desktop.owned and desktop.id not in self._safe:
                 continue
             if not self._is_worse(desktop, emptiest.server):
                 yield desktop

@@ -4,7 +4,9 @@ Rule 1: an administrator orders it, and the present disk is kept as superseded i
 Rule 2: between the two, the desktop runs nowhere. The order raises the generation and stops it; only when its
 server has said that it is gone there (or that server's loss was waited out, as with a safe copy), the other disk's
 server may start it, under another generation again.
-Rule 3: that server says when the disk is in place; until then it is no safe copy and nothing is copied from it.
+Rule 3: the disk that a live move left behind can be put back while the server that it moved to is away: until then it
+goes when there is a safe copy.
+Rule 4: that server says when the disk is in place; until then it is no safe copy and nothing is copied from it.
 """
 
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from kmgr.provision.commands import owned_row
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import CopyState as C
 from kmgr.provision.model import DesktopState as S
+from kmgr.provision.move_rows import give_up
 from kmgr.provision.queries import tenure_of
 
 _AWAY = (ServerState.LOST, ServerState.REMOVED)
@@ -34,10 +37,11 @@ def put_back(db: Database, command: Command) -> Outcome:
         return row
     disk = one(
         db,
-        "select * from copies where desktop = ? and server = ? and generation = ? and state = ?",
-        [row["id"], body["server"], body["disk"], C.SUPERSEDED],
+        "select * from copies where desktop = ? and server = ? and generation = ? and state in (?, ?)",
+        [row["id"], body["server"], body["disk"], C.SUPERSEDED, C.LEFT],
     )
-    if disk is None:
+    home = scalar(db, "select state from servers where id = ?", [row["server"]], default=ServerState.REMOVED)
+    if disk is None or (disk["state"] == C.LEFT and home not in _AWAY):
         return Rejected("not_found", "there is no such former disk (any more)")
     there = one(db, "select * from servers where id = ?", [body["server"]])
     if there is None or there["role"] != ServerRole.SERVER or ServerState(there["state"]) not in RUNNING:
@@ -48,6 +52,7 @@ def put_back(db: Database, command: Command) -> Outcome:
         return Rejected("conflict", f"desktop {row['name']} is being started from another disk now: wait for that")
     if one(db, "select desktop from put_backs where desktop = ?", [row["id"]]):
         return Rejected("conflict", f"a former disk of desktop {row['name']} is being put back already")
+    give_up(db, command, row, "its former disk is being put back")
     _stop(db, command, row, f"its former disk on {there['name']} is being put back")
     db.execute(
         "insert into put_backs (desktop, server, disk, at) values (?, ?, ?, ?)",

@@ -313,12 +313,15 @@ async def put_back(services: Services, by: str, desktop: str, server: str, gener
     await _change(services, by, "desktop.put_back", body)
 
 
+_FORMER = (CopyState.SUPERSEDED, CopyState.LEFT)
+
+
 def _former(services: Services, desktop: str, server: str, generation: int) -> Desktop:
     """Return a desktop that has this former disk."""
     with services.grid.view() as db:
         kept = copies(db, desktop=DesktopId(desktop), server=ServerId(server))
         found = find_desktop(db, DesktopId(desktop))
-    if found is None or not any(c.generation == generation and c.state is CopyState.SUPERSEDED for c in kept):
+    if found is None or not any(c.generation == generation and c.state in _FORMER for c in kept):
         raise NotFound("there is no such former disk (any more)")
     return found
 

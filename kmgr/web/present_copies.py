@@ -71,7 +71,8 @@ class Sight:
 
     def superseded(self, desktop: Desktop) -> list[Item]:
         """Return the former disks that are kept, the newest first."""
-        mine = [c for c in self.copies.get(desktop.id, ()) if c.state is CopyState.SUPERSEDED]
+        former = {CopyState.SUPERSEDED} if desktop.server in self.running else {CopyState.SUPERSEDED, CopyState.LEFT}
+        mine = [c for c in self.copies.get(desktop.id, ()) if c.state in former]
         return [
             {
                 "server": copy.server,

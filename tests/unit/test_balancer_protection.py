@@ -59,7 +59,11 @@ def test_room_that_was_promised_in_an_earlier_round_is_not_promised_again() -> N
 
 
 def test_a_desktop_is_forgotten_with_its_server_only_if_nothing_of_it_is_kept() -> None:
-    for kept in (copy(1, B, CopyState.SUPERSEDED, 1), copy(1, B, CopyState.STARTING, 1)):
+    for kept in (
+        copy(1, B, CopyState.SUPERSEDED, 1),
+        copy(1, B, CopyState.STARTING, 1),
+        copy(1, B, CopyState.LEFT, 1),
+    ):
         seen = away(view(desktop(1, generation=2), copies=(kept,)), ServerState.REMOVED, fenced=True)
         assert list(evacuate(seen)) == []
     bare = away(view(desktop(1, generation=2)), ServerState.REMOVED, fenced=True)

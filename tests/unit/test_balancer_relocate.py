@@ -125,3 +125,20 @@ def test_nobody_moves_for_balance_while_anything_else_happens(state: State) -> N
     assert planned(state)
     state.desktop("tpl-win", B, "building")
     assert planned(state) == []
+
+
+def test_for_balance_a_personal_desktop_stays_until_its_safe_copy_is_whole(state: State) -> None:
+    for server in (A, B, C):
+        state.hear(server, memory_mib=16_384, memory_free_mib=16_000)
+    own = used(state, A, 10)
+    state.db.execute("update desktops set kind = 'personal'")
+    for desktop in own:
+        state.do("copy.assign", desktop=desktop, generation=1, server=B)
+    assert planned(state) == []
+    point = {"desktop": own[0], "generation": 1, "server": B, "as_of": 5, "bytes": 1}
+    state.do("copy.points", server=A, points=[point])
+    assert [(move.desktop.id, move.why) for move in planned(state)] == [(own[0], Why.BALANCE)]
+    # A server that is to be empty is another matter: what it leaves there is kept until the next copy.
+    state.become(A, "draining")
+    assert {move.why for move in planned(state)} == {Why.DRAINING}
+    assert len(planned(state)) == EACH_AT_ONCE

@@ -64,6 +64,30 @@ def test_the_present_disk_is_kept_and_the_desktop_runs_nowhere_until_its_server_
     assert put_backs(state.db) == frozenset()
 
 
+def test_a_move_that_goes_on_ends_with_the_order() -> None:
+    state, desktop = moved()
+    state.db.execute("update desktops set moving_to = ? where id = ?", [THREE, desktop])
+    assert isinstance(order(state, desktop), Applied)
+    now = find_desktop(state.db, desktop)  # type: ignore[arg-type]
+    assert now is not None
+    assert now.moving_to is None
+
+
+def test_what_a_live_move_left_is_put_back_only_once_the_server_that_it_moved_to_is_away() -> None:
+    state, desktop = moved()
+    state.db.execute("update copies set state = 'left' where generation = 1")
+    assert "no such former disk" in refused(order(state, desktop))
+    state.become(TWO, "removed")
+    assert isinstance(order(state, desktop), Applied)
+    lost_at = state.db.execute("select changed_at from servers where id = ?", [TWO]).fetchone()[0]
+    aside = {"desktop": desktop, "server": TWO, "generation": 3, "lost_at": lost_at}
+    assert isinstance(state.do("desktop.put_aside", **aside), Applied)
+    now = find_desktop(state.db, desktop)  # type: ignore[arg-type]
+    assert now is not None
+    assert (now.server, now.generation, now.state) == (ONE, 4, DesktopState.IN_USE)
+    assert (ONE, 1, "starting") in held(state)
+
+
 def test_what_is_not_there_or_not_possible_is_refused() -> None:
     state, desktop = moved()
     assert "no such former disk" in refused(order(state, desktop, disk=2))
