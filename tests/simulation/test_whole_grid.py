@@ -262,10 +262,27 @@ async def test_a_publication_rolls_where_memory_is_full(lab: Lab) -> None:
     assert [d.version for d in lab.desktops(READY)] == ["ver-2"] * 3
 
 
-async def test_a_drained_server_becomes_empty_but_for_its_users(lab: Lab) -> None:
+async def test_a_drained_server_becomes_empty_and_its_users_work_on_elsewhere(lab: Lab) -> None:
     await filled(lab)
     answer = await lab.open("anna")
     assert isinstance(answer, Ready)
+    await lab.do("server.drain", server=answer.desktop.server)
+    await filled(lab)
+    home = answer.desktop.server
+    await lab.wait(3)
+    assert [d for d in lab.desktops() if d.server == home] == []
+    assert lab.at(home).domains() == []
+    again = await lab.open("anna", at=2)
+    assert isinstance(again, Ready)
+    assert again.desktop.id == answer.desktop.id
+    assert again.desktop.id in lab.at(again.desktop.server).domains()
+
+
+async def test_a_drained_server_becomes_empty_but_for_whom_cannot_be_moved(lab: Lab) -> None:
+    await filled(lab)
+    answer = await lab.open("anna")
+    assert isinstance(answer, Ready)
+    lab.at(answer.desktop.server).migrations.fail["traits"] = "QEMU says no"
     await lab.do("server.drain", server=answer.desktop.server)
     await filled(lab)
     home = answer.desktop.server
