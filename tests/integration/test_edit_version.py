@@ -30,6 +30,7 @@ def lab(make_grid: Callable[..., Cluster], tiny_image: Path) -> Cluster:
     director.template()
     boss = grids.admin(grid, grid.servers[0])
     boss.ask("PATCH", f"/templates/{template(boss)['id']}", {"standby": 0}).ok()
+    wait_for("its hypervisor has answered", lambda: boss.items("servers")[0]["can_run_desktops"], timeout_s=60)
     return grid
 
 

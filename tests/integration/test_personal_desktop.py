@@ -20,7 +20,9 @@ BACK_WITHIN_S = 45.0
 
 
 def own_template(boss: Api) -> None:
-    """Make a template of personal desktops for everybody."""
+    """Make a template of personal desktops for everybody, unless an earlier test of this grid has."""
+    if any(template["name"] == "own" for template in boss.items("templates")):
+        return
     shape = {"vcpus": 1, "memory_mib": 192, "standby": 1, "maximum": 3}
     made = boss.ask("POST", "/templates", {"name": "own", "image": IMAGE, "kind": "personal", **shape}).ok()
     boss.ask("POST", f"/templates/{made['id']}/assignments", {"kind": "everyone"}).ok()
@@ -95,8 +97,7 @@ def _goes_on(client: Api, desktop: str, holder: Server) -> bool:
 
 def test_when_its_daemon_is_killed_the_guard_halts_it_and_the_next_daemon_lets_it_go_on(office: Cluster) -> None:
     boss = grids.admin(office, office.servers[0])
-    if all(template["name"] != "own" for template in boss.items("templates")):
-        own_template(boss)
+    own_template(boss)
     given = grids.claim(grids.person(office, office.servers[0], "frida"), "own")
     home = next(server for server in office.servers if server.id == given["server"])
     domain = f"kmgr-{given['id']}"
