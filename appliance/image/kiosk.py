@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from appliance.image import disk, rootfs
+from appliance.image.turns import turn
 from kmgr.errors import KmgrError, Unavailable
 
 ROOT = Path(__file__).parents[2]
@@ -62,8 +63,9 @@ def main() -> int:
 def cached() -> Path:
     """Return the image, built at most once for the same ingredients."""
     made = CACHE / f"kiosk-{ingredients()}.qcow2"
-    if not made.exists():
-        build(made)
+    with turn(CACHE):
+        if not made.exists():
+            build(made)
     return made.resolve()
 
 

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from appliance.image import disk
+from appliance.image.turns import turn
 from kmgr.errors import KmgrError, Unavailable
 
 ROOT = Path(__file__).parents[2]
@@ -57,12 +58,12 @@ def main() -> int:
 def cached() -> Path:
     """Return the image, built at most once for the same ingredients."""
     made = CACHE / f"tiny-{ingredients()}.qcow2"
-    if not made.exists():
-        started = time.monotonic()
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="tiny-", dir=CACHE) as work:
-            build(made, Path(work))
-        print(f"[{time.monotonic() - started:5.1f} s] test guest, {made.stat().st_size >> 20} MiB", flush=True)
+    with turn(CACHE):
+        if not made.exists():
+            started = time.monotonic()
+            with tempfile.TemporaryDirectory(prefix="tiny-", dir=CACHE) as work:
+                build(made, Path(work))
+            print(f"[{time.monotonic() - started:5.1f} s] test guest, {made.stat().st_size >> 20} MiB", flush=True)
     return made
 
 

@@ -1,5 +1,6 @@
 """The small parts of laboratory, demonstration and images that decide something."""
 
+import fcntl
 import os
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from appliance.demo.client import Answer, Client
 from appliance.demo.cluster import Cluster
 from appliance.demo.progress import Progress
 from appliance.image import appliance, rootfs
+from appliance.image.turns import turn
 from appliance.lab import processes
 from kmgr.errors import ConfigError, Refused, Unavailable
 
@@ -132,3 +134,11 @@ def test_the_demonstration_does_not_take_an_old_word_for_a_desktop_that_stands_b
     waited = scene.Director(cast(Client, api), scene.Scene(), Progress()).ready()
     assert api.states == ["ready"]
     assert waited >= old_s / 4
+
+
+def test_images_are_built_one_at_a_time(tmp_path: Path) -> None:
+    with turn(tmp_path / "images"), (tmp_path / "images" / ".lock").open("w") as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with turn(tmp_path / "images"):
+        pass
