@@ -137,8 +137,8 @@ def test_the_demonstration_does_not_take_an_old_word_for_a_desktop_that_stands_b
 
 
 def test_images_are_built_one_at_a_time(tmp_path: Path) -> None:
-    with turn(tmp_path / "images"), (tmp_path / "images" / ".lock").open("w") as other:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock = tmp_path / "images" / ".lock"
+    with turn(lock.parent), lock.open("w") as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with turn(tmp_path / "images"):
         pass
