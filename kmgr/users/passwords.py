@@ -5,6 +5,7 @@ passes, 4 lanes). The only file that imports argon2.
 """
 
 import asyncio
+from functools import cache
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -15,8 +16,6 @@ LEAST_LENGTH = 8
 MOST_LENGTH = 256
 
 _hasher = PasswordHasher()
-# Verified when a name does not exist, so that the answer takes as long as for one that does.
-_NOBODY = _hasher.hash("nobody has this password")
 
 
 async def hash_password(password: str) -> str:
@@ -28,12 +27,20 @@ async def hash_password(password: str) -> str:
 
 async def verify(password: str, password_hash: str | None) -> bool:
     """Tell whether the password fits; None or empty (no such account) takes as long and is never right."""
-    right = await asyncio.to_thread(_fits, password[:MOST_LENGTH], password_hash or _NOBODY)
+    right = await asyncio.to_thread(_fits, password[:MOST_LENGTH], password_hash)
     return right and bool(password_hash) and len(password) <= MOST_LENGTH
 
 
-def _fits(password: str, password_hash: str) -> bool:
+@cache
+def _nobodys() -> str:
+    """Return what is verified when a name does not exist, so that the answer takes as long as for one that does."""
+    return _hasher.hash("nobody has this password")
+
+
+def _fits(password: str, password_hash: str | None) -> bool:
+    # Made at the first check of all, whoever's it is, and not at import: each kmgr command would wait for it.
+    instead = _nobodys()
     try:
-        return _hasher.verify(password_hash, password)
+        return _hasher.verify(password_hash or instead, password)
     except (VerificationError, InvalidHashError):
         return False
