@@ -54,9 +54,9 @@ def standby(show: Cluster) -> grids.Item:
     return found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """Debian's chromium, headless."""
+    """Debian's chromium, headless; it ends with each file, since other tests need its driver's event loop gone."""
     with sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=shutil.which("chromium"), args=list(FLAGS))
         yield browser
