@@ -18,16 +18,9 @@ settings.load_profile("here")
 if os.environ.get("CI"):
     settings.load_profile("ci")
 
-# What takes longest comes first, so that no lane is left alone with it at the end.
-_ORDER = ("integration", "browser", "faults", "contract", "simulation", "property", "unit")
 # Grids that many files share: their tests run in one lane, which builds such a grid once.
 _SHARED = ("office", "show")
 _HERE = Path(__file__).parent
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what takes longest first; within a folder the order stays."""
-    items.sort(key=lambda item: _ORDER.index(item.path.relative_to(_HERE).parts[0]))
 
 
 class Lanes(LoadScopeScheduling):
