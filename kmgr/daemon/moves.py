@@ -13,9 +13,7 @@ from kmgr.provision.hypervisor import Hypervisor
 from kmgr.provision.libvirt_migration import migrations
 from kmgr.provision.model import Desktop
 from kmgr.provision.moving import Moving
-from kmgr.provision.timely import Timely
-
-_DISK_S = 20.0
+from kmgr.provision.timely import disk_calls
 
 
 class Moves:
@@ -53,9 +51,6 @@ class Moves:
     async def run(self, making: Making) -> None:
         """Let desktops come and go until cancelled; `making` is how this server makes them."""
         if self._arriving is None:
-            blocking = Timely(
-                "the disk of this server", deadline_s=_DISK_S, advice="Look after it: dmesg tells more."
-            )
             self._arriving = Arriving(
                 self._log,
                 self._requests,
@@ -64,7 +59,7 @@ class Moves:
                 making=making,
                 data_dir=self._data_dir,
                 clock=self._clock,
-                blocking=blocking.call,
+                blocking=disk_calls().call,
                 may_run=self._may_run,
             )
         async with asyncio.TaskGroup() as group:

@@ -24,15 +24,13 @@ from kmgr.provision.personal_disks import PersonalDisks
 from kmgr.provision.protection import Protection
 from kmgr.provision.queries import desktops
 from kmgr.provision.tenure import Tenure, this_boot
-from kmgr.provision.timely import Timely
+from kmgr.provision.timely import disk_calls
 from kmgr.provision.work import Personal
 from kmgr.replica.copies_again import CopiesAgain
 from kmgr.replica.images import Images
 from kmgr.replica.mirror_receive import Copies
 from kmgr.replica.mirror_send import DiskMirror, Slow
 from kmgr.replica.scrub import Rules
-
-_DISK_S = 20.0
 
 
 class PersonalParts:
@@ -52,7 +50,7 @@ class PersonalParts:
     ) -> None:
         self._log = log
         data_dir = config.data_dir
-        blocking = Timely("the disk of this server", deadline_s=_DISK_S, advice="Look after it: dmesg tells more.")
+        blocking = disk_calls()
         guarding = Guarding(data_dir, config.libvirt_uri, own.grid, needed=self._needed, clock=clock)
         tenure = Tenure(log, folder=data_dir / "run", boot=this_boot(), clock=clock)
         lease = Lease(log, clock=clock, tenured=tenure.lasts, guarded=guarding.guarded, told=guarding.told)

@@ -35,6 +35,7 @@ from kmgr.grid.port import Grid
 from kmgr.grid.queries import servers, settings
 from kmgr.grid.scratch import Scratch, clear
 from kmgr.grid.settle import SETTLE, IslandRule, IslandRules, spelled
+from kmgr.grid.waits import first_of
 from kmgr.ids import CommandId, ServerId
 
 logger = logging.getLogger(__name__)
@@ -200,7 +201,7 @@ class IslandGrid:
                 break
             moved, scratch = self._moved, self._scratch
             other = self._clock.sleep(left_s) if scratch else self._inner.changed(since, timeout_s=left_s)
-            await _first(moved.wait(), other)
+            await first_of(moved.wait(), other)
             if self._scratch is not scratch:
                 break
         return self.status().applied
@@ -345,14 +346,3 @@ class IslandGrid:
     def _tell(self) -> None:
         moved, self._moved = self._moved, asyncio.Event()
         moved.set()
-
-
-async def _first(*waits: Awaitable[object]) -> None:
-    """Return when one of them is done; the others are cancelled."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

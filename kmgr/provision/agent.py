@@ -42,7 +42,7 @@ from kmgr.provision.reconcile import (
     being_made,
     reconcile,
 )
-from kmgr.provision.timely import Blocking, Timely
+from kmgr.provision.timely import Blocking, disk_calls
 from kmgr.provision.warm import Choice, Key, is_builder, sleepers
 from kmgr.provision.work import Personal, Shape, Work
 from kmgr.templates.queries import templates
@@ -54,7 +54,6 @@ logger = logging.getLogger(__name__)
 PERIOD_S = 2.0
 # How often everything is looked at while all is as it should be and the hypervisor tells what happens.
 CALM_S = 30.0
-_DISK_S = 20.0
 _NOT_ASKED = "This server has not asked its hypervisor yet: it has just started."
 _LACKING = "waiting for the golden image to arrive on this server"
 # QEMU halts a guest whose writes the disk does not take. It is let go on in every round; this often, it is told.
@@ -91,7 +90,7 @@ class ProvisionAgent:
         self._hypervisor = hypervisor
         self._clock = clock
         self._shape = shape
-        self._blocking = blocking or Timely("the disk of this server", deadline_s=_DISK_S, advice=_DISK_ADVICE).call
+        self._blocking = blocking or disk_calls(_DISK_ADVICE).call
         self._work = Work(grid, hypervisor, clock=clock, shape=shape, blocking=self._blocking, personal=personal)
         self._personal = personal
         # Desktops that come from or go to another server while they run: nothing is concluded about them.

@@ -19,9 +19,8 @@ from sqlite_utils import Database
 from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
-from kmgr.grid.model import PLACEABLE, ServerRole, ServerState
 from kmgr.grid.rows import Row, one, scalar
-from kmgr.provision.commands import fenced, next_name
+from kmgr.provision.commands import fenced, next_name, takes_desktops
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.model import Purpose
@@ -53,7 +52,7 @@ def bench(db: Database, command: Command) -> Outcome:
     if not isinstance(body["user"], str) or not body["user"]:
         problem = problem or "such a desktop is somebody's: say whose"
     server = one(db, "select * from servers where id = ?", [body["server"]])
-    if server is None or server["role"] != ServerRole.SERVER or ServerState(server["state"]) not in PLACEABLE:
+    if server is None or not takes_desktops(server):
         problem = problem or f"server {body['server']} takes no new desktops now"
     here = "select count(*) from desktops where template = ? and purpose <> ? and state <> ?"
     if scalar(db, here, [template["id"], Purpose.USE, S.RETIRED]) >= MOST_ON_BENCH:

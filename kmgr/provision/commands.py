@@ -53,7 +53,7 @@ def place_below(db: Database, command: Command, limit: Callable[[Row], tuple[int
     if body["version"] not in made_now(db, template):
         return Rejected("conflict", f"template {template['name']} has another version by now")
     server = one(db, "select * from servers where id = ?", [body["server"]])
-    if server is None or server["role"] != ServerRole.SERVER or ServerState(server["state"]) not in PLACEABLE:
+    if server is None or not takes_desktops(server):
         return Rejected("refused", f"server {body['server']} takes no new desktops now")
     there, most = limit(template)
     if there >= most:
@@ -70,6 +70,11 @@ def place_below(db: Database, command: Command, limit: Callable[[Row], tuple[int
         ],
     )
     return Applied({"desktop": body["desktop"], "name": name})
+
+
+def takes_desktops(server: Row) -> bool:
+    """Tell whether a server may be given desktops now."""
+    return server["role"] == ServerRole.SERVER and ServerState(server["state"]) in PLACEABLE
 
 
 def next_name(db: Database, template: Row) -> str:

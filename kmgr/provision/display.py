@@ -9,17 +9,19 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kmgr.errors import ConfigError, Conflict, NotFound, Unavailable
 from kmgr.grid.port import Accept, Grid, Requests
+from kmgr.grid.waits import first_of
 from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.attendance import Attendance
 from kmgr.provision.hypervisor import Hypervisor
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.queries import desktop as find_desktop
+from kmgr.provision.tunnel import copied
 
 OPERATION = "display"
 SCREENSHOT = "screenshot"
@@ -28,7 +30,6 @@ _SCREENSHOT_S = 15.0
 _LARGEST_PICTURE = 64 << 20
 # The kernel takes 108 bytes for a unix address, the last one a zero.
 _LONGEST_PATH = 107
-_PIECE = 64 * 1024
 
 
 def socket_finder(data_dir: Path) -> Callable[[DesktopId], Path]:
@@ -74,9 +75,9 @@ def serve_display(
         try:
             stream = await accept()
             with attendance.open(desktop) as viewer:
-                await _first_of(
-                    _copy(reader, stream.writer),
-                    _copy(stream.reader, writer, heard=lambda data: attendance.heard(desktop, viewer, data)),
+                await first_of(
+                    copied(reader, stream.writer),
+                    copied(stream.reader, writer, heard=lambda data: attendance.heard(desktop, viewer, data)),
                     viewer.cut.wait(),
                 )
         finally:
@@ -128,24 +129,3 @@ def _checked(grid: Grid, body: Mapping[str, Any]) -> DesktopId:
     if found.generation != body["generation"] or found.state not in (DesktopState.READY, DesktopState.IN_USE):
         raise Conflict("the desktop was made anew or given back in the meantime: open it again")
     return found.id
-
-
-async def _first_of(*ways: Awaitable[object]) -> None:
-    """Return as soon as one of them ends, and end the others."""
-    tasks = [asyncio.ensure_future(way) for way in ways]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _copy(
-    source: asyncio.StreamReader, target: asyncio.StreamWriter, *, heard: Callable[[bytes], None] | None = None
-) -> None:
-    while data := await source.read(_PIECE):
-        if heard is not None:
-            heard(data)
-        target.write(data)
-        await target.drain()

@@ -199,29 +199,33 @@ def _network(devices: ET.Element, spec: DomainSpec) -> None:
     ET.SubElement(card, "model", type="virtio")
 
 
-def keep_ram_block(root: ET.Element, memory_mib: int) -> None:
-    """Give a domain memory of its own under the name that a restored one's has: it can take over that one's state."""
-    _qemu(root, "-object", f"memory-backend-ram,id={RAM},size={memory_mib}M", "-machine", f"memory-backend={RAM}")
+def ram_block(memory_mib: int) -> tuple[str, ...]:
+    """Return QEMU's arguments for memory of a domain's own under the name that a restored one's has.
+
+    With it a domain can take over the state of a restored one.
+    """
+    return ("-object", f"memory-backend-ram,id={RAM},size={memory_mib}M", "-machine", f"memory-backend={RAM}")
 
 
-def has_ram_block(xml: str) -> bool:
+def has_ram_block(root: ET.Element) -> bool:
     """Tell whether a running domain's memory has that name."""
-    arguments = ET.fromstring(xml).findall(f"{{{_QEMU}}}commandline/{{{_QEMU}}}arg")  # noqa: S314 - libvirt's own
-    return any(one.get("value") == f"memory-backend={RAM}" for one in arguments)
+    arguments = root.iterfind(f"{{{_QEMU}}}commandline/{{{_QEMU}}}arg")
+    return any(f"id={RAM}," in one.get("value", "") for one in arguments)
+
+
+def pass_on(root: ET.Element, *arguments: str) -> None:
+    """Have libvirt hand these arguments on to QEMU as they are."""
+    ET.register_namespace("qemu", _QEMU)
+    command = ET.SubElement(root, f"{{{_QEMU}}}commandline")
+    for value in arguments:
+        ET.SubElement(command, f"{{{_QEMU}}}arg", value=value)
 
 
 def _memory_file(root: ET.Element, memory_mib: int, path: str, *, shared: bool) -> None:
     """Have the memory lie in a file of ours: libvirt offers that only with a path of its own choice."""
     memory = f"memory-backend-file,id={RAM},size={memory_mib}M,mem-path={path.replace(',', ',,')}"
     place = ["-object", f"{memory},share={'on' if shared else 'off'}", "-machine", f"memory-backend={RAM}"]
-    _qemu(root, *place, *(() if shared else ("-incoming", "defer")))
-
-
-def _qemu(root: ET.Element, *arguments: str) -> None:
-    ET.register_namespace("qemu", _QEMU)
-    command = ET.SubElement(root, f"{{{_QEMU}}}commandline")
-    for value in arguments:
-        ET.SubElement(command, f"{{{_QEMU}}}arg", value=value)
+    pass_on(root, *place, *(() if shared else ("-incoming", "defer")))
 
 
 def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:

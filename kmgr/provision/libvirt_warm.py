@@ -26,7 +26,7 @@ from typing import IO, Any
 from xml.etree import ElementTree as ET
 
 from kmgr.errors import Refused
-from kmgr.provision import domainxml
+from kmgr.provision import disks, domainxml
 from kmgr.provision.hypervisor import DomainSpec
 
 try:
@@ -55,7 +55,7 @@ def save(domain: Any, folder: str) -> None:
         _save_shared(domain, into)
     else:
         domain.save(str(into / MEMORY))
-        _sync(into / MEMORY)
+        disks.sync(into / MEMORY)
 
 
 def restore(connection: Any, spec: DomainSpec, folder: str) -> None:
@@ -76,7 +76,7 @@ def _save_shared(domain: Any, folder: Path) -> None:
         _until(lambda: _migrated(domain), _SAVE_S, "saving its memory")
         os.fsync(file.fileno())
     domain.destroy()
-    _sync(folder / RAM)
+    disks.sync(folder / RAM)
 
 
 def _restore_shared(connection: Any, spec: DomainSpec, folder: Path) -> None:
@@ -219,11 +219,3 @@ def _feed(fifo: Path, head: bytes, saved: IO[bytes], start: int, ended: threadin
                 pass
         finally:
             os.close(descriptor)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,9 +17,9 @@ from sqlite_utils import Database
 from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
-from kmgr.grid.model import PLACEABLE, RUNNING, ServerRole, ServerState
+from kmgr.grid.model import RUNNING, ServerState
 from kmgr.grid.rows import Row, one, scalar
-from kmgr.provision.commands import owned
+from kmgr.provision.commands import owned, takes_desktops
 from kmgr.provision.model import CopyState
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.move_rows import give_up
@@ -31,7 +31,7 @@ def move(db: Database, command: Command) -> Outcome:
     if isinstance(row, Rejected):
         return row
     target = one(db, "select * from servers where id = ?", [command.body["target"]])
-    if target is None or target["role"] != ServerRole.SERVER or ServerState(target["state"]) not in PLACEABLE:
+    if target is None or not takes_desktops(target):
         return Rejected("refused", f"server {command.body['target']} takes no desktops now")
     if target["id"] == row["server"]:
         return Rejected("refused", f"desktop {row['name']} is on {target['name']} already")

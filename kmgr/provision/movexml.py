@@ -11,14 +11,11 @@ from kmgr.provision import domainxml
 from kmgr.provision.hypervisor import DomainSpec
 from kmgr.provision.migration import Traits, traits_from
 
-_QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
-
 
 def traits(xml: str) -> Traits:
     """Return what a running domain must keep, of its XML as it runs."""
     root = ET.fromstring(xml)  # noqa: S314 - libvirt's own output
     machine, mac = root.find("os/type"), root.find("devices/interface/mac")
-    arguments = [arg.get("value", "") for arg in root.iterfind(f"{{{_QEMU}}}commandline/{{{_QEMU}}}arg")]
     if machine is None or mac is None:
         raise Refused("this domain was changed by hand: it has no network card or machine of kmgr's")
     return traits_from(
@@ -28,7 +25,7 @@ def traits(xml: str) -> Traits:
             "mac": mac.get("address", ""),
             "machine": machine.get("machine", ""),
             "emulation": root.get("type", ""),
-            "named_memory": any(f"id={domainxml.RAM}," in argument for argument in arguments),
+            "named_memory": domainxml.has_ram_block(root),
         }
     )
 
@@ -41,14 +38,8 @@ def settled(spec: DomainSpec, kept: Traits, generation: int) -> str:
 def arriving(spec: DomainSpec, kept: Traits, generation: int) -> str:
     """Return the domain as it is started to wait for its memory."""
     root = _root(spec, kept, generation)
-    arguments = ["-incoming", "defer"]
-    if kept.named_memory:
-        memory = f"memory-backend-ram,id={domainxml.RAM},size={spec.memory_mib}M"
-        arguments = ["-object", memory, "-machine", f"memory-backend={domainxml.RAM}", *arguments]
-    ET.register_namespace("qemu", _QEMU)
-    command = ET.SubElement(root, f"{{{_QEMU}}}commandline")
-    for argument in arguments:
-        ET.SubElement(command, f"{{{_QEMU}}}arg", value=argument)
+    memory = domainxml.ram_block(spec.memory_mib) if kept.named_memory else ()
+    domainxml.pass_on(root, *memory, "-incoming", "defer")
     return _written(root)
 
 

@@ -19,6 +19,7 @@ T = TypeVar("T")
 _AT_ONCE = 8
 # So many calls without an answer mean that the other side hangs, not that one request does.
 _MOST_STUCK = 4
+DISK_S = 20.0
 
 
 class Blocking(Protocol):
@@ -85,3 +86,8 @@ def _threaded(work: Callable[[], T]) -> "asyncio.Future[T]":
 
     threading.Thread(target=body, name="timely", daemon=True).start()
     return answer
+
+
+def disk_calls(advice: str = "Look after it: dmesg tells more.") -> Timely:
+    """Return what runs calls that touch this server's disk: one that takes longer than `DISK_S` hangs."""
+    return Timely("the disk of this server", deadline_s=DISK_S, advice=advice)

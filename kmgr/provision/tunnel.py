@@ -5,27 +5,29 @@ through the mutual TLS of the grid port.
 """
 
 import asyncio
+from collections.abc import Callable
 
 from kmgr.grid.port import Stream
+from kmgr.grid.waits import first_of
 
 _PIECE = 256 * 1024
 
 
 async def both_ways(near: Stream, far: Stream) -> None:
     """Copy until either side closes; what was read until then has been handed on."""
-    tasks = [
-        asyncio.create_task(_copy(near.reader, far.writer)),
-        asyncio.create_task(_copy(far.reader, near.writer)),
-    ]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    await first_of(copied(near.reader, far.writer, piece=_PIECE), copied(far.reader, near.writer, piece=_PIECE))
 
 
-async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-    while data := await source.read(_PIECE):
+async def copied(
+    source: asyncio.StreamReader,
+    target: asyncio.StreamWriter,
+    *,
+    piece: int = 64 * 1024,
+    heard: Callable[[bytes], None] | None = None,
+) -> None:
+    """Copy until the source ends, at most `piece` bytes at a time; `heard` is given each before it is handed on."""
+    while data := await source.read(piece):
+        if heard is not None:
+            heard(data)
         target.write(data)
         await target.drain()

@@ -11,8 +11,6 @@ from typing import Any, TypeAlias
 from kmgr.errors import Refused
 from kmgr.web.api.shapes import Schema
 
-LONGEST_TEXT = 100_000
-
 
 class Kind(StrEnum):
     """What a field's value is."""
