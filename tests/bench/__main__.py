@@ -8,15 +8,13 @@ import argparse
 import asyncio
 import os
 import platform
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.bench import commit, desktop_start, image_copy, people
-from tests.bench.harness import ROOT, Figure, report
+from tests.bench.harness import ROOT, Figure, measured, report
 
 Part = Callable[[Path, int], Coroutine[Any, Any, list[Figure]]]
 
@@ -43,15 +41,7 @@ def main() -> int:
         print("bench: namespaces and libvirt need root: run it with sudo", file=sys.stderr)
         return 1
     print(machine(), flush=True)
-    figures: list[Figure] = []
-    for name in options.parts or PARTS:
-        # Short, because QEMU's sockets lie in it; under /var/tmp, because figures about disks need a disk.
-        folder = Path(tempfile.mkdtemp(prefix="kmgr-", dir="/var/tmp"))
-        try:
-            print(f"measuring: {name}", flush=True)
-            figures += asyncio.run(PARTS[name](folder, options.runs))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    figures = measured(options.parts or PARTS, lambda name, folder: asyncio.run(PARTS[name](folder, options.runs)))
     report(figures, path=options.out)
     return 0
 

@@ -9,16 +9,14 @@ create), `clones` (restored from a saved memory against booted: time, memory, di
 import argparse
 import asyncio
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.bench import desktop_bare, desktop_claims, desktop_clones
 from tests.bench.__main__ import machine
-from tests.bench.harness import ROOT, Figure, report
+from tests.bench.harness import ROOT, Figure, measured, report
 
 Part = Callable[[Path, bool], Coroutine[Any, Any, list[Figure]]]
 
@@ -42,15 +40,7 @@ def main() -> int:
         print("bench: namespaces and libvirt need root: run it with sudo", file=sys.stderr)
         return 1
     print(machine(), flush=True)
-    figures: list[Figure] = []
-    for name in options.parts or PARTS:
-        # Short, because QEMU's sockets lie in it; under /var/tmp, because figures about disks need a disk.
-        folder = Path(tempfile.mkdtemp(prefix="kmgr-", dir="/var/tmp"))
-        try:
-            print(f"measuring: {name}", flush=True)
-            figures += asyncio.run(PARTS[name](folder, options.short))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    figures = measured(options.parts or PARTS, lambda name, folder: asyncio.run(PARTS[name](folder, options.short)))
     report(figures, path=options.out)
     return 0
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import libvirt
@@ -18,17 +19,26 @@ GRID = "grid-bench"
 MEMORY_MIB = 192
 
 
+# Makes and starts the domain of a spec on a raw file without kmgr; returns it and how long what counts took (ms).
+ByHand = Callable[[libvirt.virConnect, DomainSpec, Path], tuple[libvirt.virDomain, float]]
+
+
 async def measure(folder: Path, runs: int) -> list[Figure]:
     """Return the figure of clone + define + start."""
+    return [await compared(folder, runs, _all_by_hand, "desktop: clone + define + start")]
+
+
+async def compared(folder: Path, runs: int, by_hand: ByHand, name: str) -> Figure:
+    """Return how long overlay, definition and start take by kmgr, beside what is done by hand, in turn."""
     server = PrivateLibvirt(folder / "libvirt", "bench")
     await asyncio.to_thread(server.start)
     try:
-        return [await _measured(server, folder, runs)]
+        return await _compared(server, folder, runs, by_hand, name)
     finally:
         await asyncio.to_thread(server.stop)
 
 
-async def _measured(server: PrivateLibvirt, folder: Path, runs: int) -> Figure:
+async def _compared(server: PrivateLibvirt, folder: Path, runs: int, by_hand: ByHand, name: str) -> Figure:
     raw = await asyncio.to_thread(image, folder)
     driver = connect(server.uri, grid=GRID)
     bare = libvirt.open(server.uri)
@@ -43,28 +53,31 @@ async def _measured(server: PrivateLibvirt, folder: Path, runs: int) -> Figure:
         await driver.remove(made.desktop)
         return took
 
-    def by_hand(turn: int) -> float:
-        made = spec(folder, f"dsk-hand{turn}")
-        xml = domainxml.render(made)
-        watch = Stopwatch()
-        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(raw), made.disk]
-        subprocess.run(create, check=True)
-        domain = bare.defineXML(xml)
-        domain.create()
-        took = watch.ms()
+    def done_by_hand(turn: int) -> float:
+        domain, took = by_hand(bare, spec(folder, f"dsk-hand{turn}"), raw)
         domain.destroy()
         domain.undefine()
         return took
 
     async def floor(turn: int) -> float:
-        return await asyncio.to_thread(by_hand, turn)
+        return await asyncio.to_thread(done_by_hand, turn)
 
     try:
         mine, low = await alternate(runs, ours, floor)
     finally:
         await driver.close()
         bare.close()
-    return figure("desktop: clone + define + start", mine, unit="ms", floor=low)
+    return figure(name, mine, unit="ms", floor=low)
+
+
+def _all_by_hand(bare: libvirt.virConnect, made: DomainSpec, raw: Path) -> tuple[libvirt.virDomain, float]:
+    xml = domainxml.render(made)
+    watch = Stopwatch()
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(raw), made.disk]
+    subprocess.run(create, check=True)
+    domain = bare.defineXML(xml)
+    domain.create()
+    return domain, watch.ms()
 
 
 def image(folder: Path) -> Path:

@@ -5,10 +5,12 @@ work costs without kmgr, `peer` what another tool needs for it (null: not measur
 """
 
 import json
+import shutil
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -88,3 +90,17 @@ def report(figures: list[Figure], *, path: Path) -> None:
         numbers = f"{f.value:>10.2f} {floor:>10} {peer:>10} {ratio:>7} {f.n:>4}"
         print(f"{f.name:<{wide}} {numbers}  {low:.2f} … {high:.2f} {f.unit}")
     print(f"\nwritten to {path}")
+
+
+def measured(names: Iterable[str], measure: Callable[[str, Path], list[Figure]]) -> list[Figure]:
+    """Measure part after part, each in a folder of its own that is gone afterwards."""
+    figures: list[Figure] = []
+    for name in names:
+        # Short, because QEMU's sockets lie in it; under /var/tmp, because figures about disks need a disk.
+        folder = Path(tempfile.mkdtemp(prefix="kmgr-", dir="/var/tmp"))
+        try:
+            print(f"measuring: {name}", flush=True)
+            figures += measure(name, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    return figures

@@ -12,6 +12,7 @@ from appliance.demo.cluster import Cluster
 from appliance.demo.progress import Progress
 from appliance.demo.scene import Director
 from appliance.image import kiosk
+from tests.browser.office import Office
 from tests.browser.show import SCENE
 from tests.lab import grids
 from tests.lab.ports import port
@@ -81,3 +82,11 @@ def page(context: BrowserContext) -> Iterator[Page]:
     page.on("console", lambda line: wrong.append(line.text) if "Content Security Policy" in line.text else None)
     yield page
     assert not wrong, wrong
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Iterator[Office]:
+    """One server's pages in a thread of their own."""
+    made = Office(tmp_path)
+    yield made
+    made.end()

@@ -1,84 +1,21 @@
 """The import dialog in a real browser: an upload whose connection is cut goes on, and what is refused is told."""
 
-import asyncio
-import threading
-from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from kmgr.clock import SystemClock
-from kmgr.grid.identity import ensure_web_certificate
-from kmgr.web import auth
-from kmgr.web.app import make_app
-from kmgr.web.server import WebServer
+from tests.browser.office import Office
 from tests.lab.api import wait_for
-from tests.lab.web_lab import ADMIN, WebLab, opened
 
-HERE = "127.0.0.1"
 MIB = 1 << 20
 PATIENCE_MS = 30_000
-
-T = TypeVar("T")
-
-
-class Office:
-    """One server's pages in a thread of their own, whose listener can be stopped and started."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever)
-        self._thread.start()
-        self.port = 0
-        self._opened = opened(folder)
-        self.lab: WebLab = self.do(self._opened.__aenter__())
-        self.services = self.do(self._call(self.lab.services))
-        self.start()
-
-    def do(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
-
-    async def _call(self, work: Callable[[], T]) -> T:
-        return work()
-
-    def start(self) -> None:
-        cert, key = ensure_web_certificate(self._folder, frozenset({HERE}), now_ms=SystemClock().now_ms())
-
-        async def made() -> WebServer:
-            server = WebServer(make_app(self.services), host=HERE, port=self.port, cert=cert, key=key)
-            await server.start()
-            return server
-
-        self.server = self.do(made())
-        self.port = self.server.port
-
-    def stop(self) -> None:
-        self.do(self.server.stop())
-
-    def end(self) -> None:
-        self.stop()
-        self.do(self._opened.__aexit__(None, None, None))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-
-
-@pytest.fixture
-def office(tmp_path: Path) -> Iterator[Office]:
-    office = Office(tmp_path)
-    yield office
-    office.end()
 
 
 @pytest.fixture
 def dialog(office: Office, context: BrowserContext, page: Page) -> Page:
     """The dialog on the page of golden images, an administrator logged in."""
-    url = f"https://{HERE}:{office.port}"
-    token = office.do(office.lab.token(ADMIN))
-    context.add_cookies([{"name": auth.COOKIE, "value": token, "url": url, "secure": True}])
-    page.goto(f"{url}/console/images")
+    office.show(context, page, "/console/images")
     page.get_by_role("button", name="Import an image").first.click()
     expect(page.get_by_role("dialog")).to_be_visible()
     return page

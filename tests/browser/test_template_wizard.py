@@ -1,31 +1,20 @@
 """From a disk file to a published template in five choices, and a canary seen from the page, in a real browser."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
-from kmgr.web import auth, present
-from tests.browser.test_import_dialog import HERE, MIB, PATIENCE_MS, Office
-from tests.lab.web_lab import ADMIN
-
-
-@pytest.fixture
-def office(tmp_path: Path) -> Iterator[Office]:
-    office = Office(tmp_path)
-    yield office
-    office.end()
+from kmgr.web import present
+from tests.browser.office import Office
+from tests.browser.test_import_dialog import MIB, PATIENCE_MS
 
 
 @pytest.fixture
 def console(office: Office, context: BrowserContext, page: Page) -> Page:
     """The console, an administrator logged in."""
-    url = f"https://{HERE}:{office.port}"
-    token = office.do(office.lab.token(ADMIN))
-    context.add_cookies([{"name": auth.COOKIE, "value": token, "url": url, "secure": True}])
-    page.goto(f"{url}/console/templates")
+    office.show(context, page, "/console/templates")
     return page
 
 

@@ -1,6 +1,7 @@
 """Whole grids of real daemons, libvirts and guests, for the tests of this folder."""
 
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from appliance.demo.cluster import Cluster
 from appliance.demo.progress import Progress
 from appliance.demo.scene import Director, Scene
 from appliance.image import tiny
+from appliance.lab.node import PrivateLibvirt
 from tests.lab.ports import port
 
 WEB_PORT = 0
@@ -23,6 +25,23 @@ MakeGrid = Callable[..., Cluster]
 def tiny_image() -> Path:
     """A guest that answers its agent after a few seconds, built once."""
     return tiny.cached()
+
+
+@pytest.fixture(scope="session")
+def raw(tiny_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That guest's disk as a raw file, as a version's file is."""
+    path = tmp_path_factory.mktemp("raw") / "ver-1.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny_image), str(path)], check=True, timeout=120)
+    return path
+
+
+@pytest.fixture(scope="module")
+def libvirtd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirt]:
+    """A libvirtd of a file's own; a test may stop it."""
+    server = PrivateLibvirt(tmp_path_factory.mktemp("l") / "s", request.module.__name__.rpartition("_")[2])
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """A desktop is mirrored while it runs and writes: real QEMU, libvirt, guest and agent, real deaths."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,24 +17,9 @@ from tests.lab.mirrors import D1, content, is_clean
 
 pytest.importorskip("libvirt")
 
-from tests.lab.mirrored import DATA, Site, run  # (needs libvirt)
+from tests.lab.mirrored import DATA, Site  # (needs libvirt)
 
 pytestmark = pytest.mark.libvirt
-
-
-@pytest.fixture(scope="module")
-def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirt]:
-    server = PrivateLibvirt(tmp_path_factory.mktemp("l") / "s", "mirrored")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def raw(tiny_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "ver-1.raw"
-    run("qemu-img", "convert", "-O", "raw", str(tiny_image), str(path))
-    return path
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 """A real desktop's life: placed, built, ready, seen, shut down by its user, through outages, given back."""
 
 import asyncio
-import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,33 +18,14 @@ pytestmark = pytest.mark.libvirt
 D1 = DesktopId("dsk-000000000001")
 
 
-@pytest.fixture(scope="module")
-def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirt]:
-    server = PrivateLibvirt(tmp_path_factory.mktemp("l") / "s", "desktops")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def raw(tiny_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "ver-1.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny_image), str(path)], check=True, timeout=120)
-    return path
-
-
 @pytest.fixture
 async def real(libvirtd: PrivateLibvirt, raw: Path, tmp_path: Path) -> AsyncIterator[Real]:
     libvirtd.start()
     made = Real(tmp_path, libvirtd.uri, raw)
     await made.found(memory_mib=128)
     yield made
-    await made.stop()
     libvirtd.start()
-    for status in await made.hypervisor.domains():
-        await made.hypervisor.remove(status.desktop)
-    await made.hypervisor.close()
-    made.grid.close()
+    await made.end()
 
 
 async def is_state(real: Real, state: str, limit_s: float = BOOT_S) -> float:

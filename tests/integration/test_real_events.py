@@ -1,8 +1,7 @@
 """A real agent hears what a real libvirtd tells: reboot loops, edits by hand, a desktop that went off."""
 
 import asyncio
-import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -67,32 +66,14 @@ class Heard(Real):
         await self.until(lambda: self.states().get(D1) == "ready")
 
 
-@pytest.fixture(scope="module")
-def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirt]:
-    server = PrivateLibvirt(tmp_path_factory.mktemp("l") / "s", "heard")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def raw(tiny_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "ver-1.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny_image), str(path)], check=True, timeout=120)
-    return path
-
-
 @pytest.fixture
 async def real(libvirtd: PrivateLibvirt, raw: Path, tmp_path: Path) -> AsyncIterator[Heard]:
     libvirtd.start()
     made = Heard(tmp_path, libvirtd.uri, raw)
     await made.found(memory_mib=128)
     yield made
-    await made.stop()
-    for status in await made.hypervisor.domains():
-        await made.hypervisor.remove(status.desktop)
-    await made.hypervisor.close()
-    made.grid.close()
+    libvirtd.start()
+    await made.end()
 
 
 async def test_a_guest_that_reboots_in_a_loop_is_broken_halted_and_made_anew_on_retry(real: Heard) -> None:

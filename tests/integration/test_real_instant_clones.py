@@ -2,9 +2,8 @@
 
 import asyncio
 import base64
-import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -27,33 +26,14 @@ NAMES = [DesktopId(f"dsk-00000000000{number}") for number in range(1, 5)]
 LOOK = "hostname; cat /sys/class/net/e*/address; date +%s; ip -4 -o addr show | grep -c 10.0.2; cat /mnt/README"
 
 
-@pytest.fixture(scope="module")
-def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirt]:
-    server = PrivateLibvirt(tmp_path_factory.mktemp("l") / "s", "clones")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def raw(tiny_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "ver-1.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny_image), str(path)], check=True, timeout=120)
-    return path
-
-
 @pytest.fixture
 async def real(libvirtd: PrivateLibvirt, raw: Path, tmp_path: Path) -> AsyncIterator[Real]:
     libvirtd.start()
     made = Real(tmp_path, libvirtd.uri, raw, mode="shared", max_builds=2, deadline_s=30)
     await made.found(memory_mib=128)
     yield made
-    await made.stop()
     libvirtd.start()
-    for status in await made.hypervisor.domains():
-        await made.hypervisor.remove(status.desktop)
-    await made.hypervisor.close()
-    made.grid.close()
+    await made.end()
 
 
 async def look(real: Real, desktop: DesktopId) -> list[str]:

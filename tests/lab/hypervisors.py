@@ -32,6 +32,7 @@ class Bench(Protocol):
 
 
 def plain(folder: Path, desktop: DesktopId, generation: int) -> DomainSpec:
+    """Return the spec of a small desktop whose files lie in a folder."""
     return DomainSpec(
         desktop=desktop,
         generation=generation,

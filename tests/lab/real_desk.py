@@ -52,6 +52,14 @@ class Real(Office):
         self.task.cancel()
         await asyncio.gather(self.task, return_exceptions=True)
 
+    async def end(self) -> None:
+        """Stop the agent, remove the desktops and let go of everything."""
+        await self.stop()
+        for status in await self.hypervisor.domains():
+            await self.hypervisor.remove(status.desktop)
+        await self.hypervisor.close()
+        self.grid.close()
+
     async def until(self, wanted: Callable[[], object], limit_s: float = BOOT_S) -> float:
         """Wait until something is so; returns how long it took."""
         started = time.monotonic()

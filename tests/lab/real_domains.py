@@ -10,26 +10,14 @@ import libvirt
 from kmgr.ids import DesktopId
 from kmgr.provision import disks, domainxml
 from kmgr.provision.hypervisor import DomainSpec
+from tests.lab.hypervisors import plain
 
 
 def spec_of(folder: Path, desktop: DesktopId, *, generation: int = 1) -> DomainSpec:
     """Return the spec of a small desktop whose files lie in a folder."""
     for part in ("desktops", "run"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    return DomainSpec(
-        desktop=desktop,
-        generation=generation,
-        name=f"office-{desktop}",
-        grid="grid-1",
-        template="office",
-        vcpus=1,
-        memory_mib=128,
-        disk=str(disks.overlay_path(folder, desktop)),
-        display=str(folder / "run" / f"{desktop}.vnc"),
-        log=str(folder / "desktops" / f"{desktop}.log"),
-        accelerator="tcg",
-        network="user",
-    )
+    return plain(folder, desktop, generation)
 
 
 @contextlib.contextmanager

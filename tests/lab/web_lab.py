@@ -271,3 +271,11 @@ class Site:
 
 async def _read(answer: ClientResponse) -> Said:
     return Said(answer.status, answer.headers, answer.cookies, await answer.text(errors="replace"))
+
+
+async def second_version(lab: WebLab, notes: str = "") -> None:
+    """Bring a second version of the golden image in, which no template has yet."""
+    await lab.office.do(
+        "version.add", version="ver-2", image="img-1", notes=notes, server=SERVERS[0],
+        size_bytes=1 << 20, used_bytes=1, block_bytes=1 << 18, manifest_hash="b" * 64,
+    )  # fmt: skip

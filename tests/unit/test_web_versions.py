@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.people import SERVERS
-from tests.lab.web_lab import ADMIN, USER, Site, WebLab, opened
+from tests.lab.web_lab import ADMIN, USER, Site, WebLab, opened, second_version
 from tests.unit.test_web_api import good
 from tests.unit.test_web_api import refused as told
 from tests.unit.test_web_console import act, refused
@@ -18,10 +17,7 @@ AT = "/templates/tpl-office"
 @pytest.fixture
 async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
     async with opened(tmp_path) as lab:
-        await lab.office.do(
-            "version.add", version="ver-2", image="img-1", notes="as imported", server=SERVERS[0],
-            size_bytes=1 << 20, used_bytes=1, block_bytes=1 << 18, manifest_hash="b" * 64,
-        )  # fmt: skip
+        await second_version(lab, notes="as imported")
         yield lab
 
 
