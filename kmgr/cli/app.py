@@ -1,45 +1,67 @@
-"""The `kmgr` command: one page of help; `outcome` has its exit statuses."""
+"""The `kmgr` command: one page of help; `outcome` has its exit statuses.
+
+Only the part that the first word names is loaded: the daemon's parts take a second of a processor, `kmgr status` a
+tenth of one.
+"""
 
 import sys
+from importlib import import_module
 
 import typer
 
 from kmgr import __version__
-from kmgr.cli import found, grid, images, operate, plan, run, servers, witness
 from kmgr.cli.outcome import guarded
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Virtual desktops from two or more ordinary KVM servers.",
-)
+# Where each command lives, in the order of the help page: word -> module of this package and function.
+_COMMANDS = {
+    "init": ("found", "init"),
+    "join": ("found", "join"),
+    "run": ("run", "run"),
+    "reset": ("grid", "reset"),
+    "invite": ("operate", "invite"),
+    "status": ("operate", "status"),
+    "drain": ("servers", "drain"),
+    "undrain": ("servers", "undrain"),
+    "remove": ("servers", "remove"),
+    "plan": ("plan", "plan"),
+    "off": ("servers", "off"),
+    "set": ("operate", "change_setting"),
+    "reset-password": ("operate", "reset_password"),
+}
+# The same for words that have commands of their own.
+_GROUPS = {"grid": ("grid", "grid"), "image": ("images", "image"), "witness": ("witness", "witness")}
 
 
 def main() -> None:
     """Run the command line; errors that kmgr raises on purpose become one sentence and an exit status."""
-    sys.exit(guarded(app))
+    sys.exit(guarded(command_line(sys.argv[1:])))
 
 
-@app.command()
+def command_line(words: list[str]) -> typer.Typer:
+    """Return the command line for these words; all of it is loaded unless the first is a command's name."""
+    first = words[0] if words else ""
+    known = first in (*_COMMANDS, *_GROUPS, "version")
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help="Virtual desktops from two or more ordinary KVM servers.",
+    )
+    app.callback()(_together)
+    app.command("version")(version)
+    for name, (module, function) in _COMMANDS.items():
+        if name == first or not known:
+            app.command(name)(getattr(import_module(f"kmgr.cli.{module}"), function))
+    for name, (module, group) in _GROUPS.items():
+        if name == first or not known:
+            app.add_typer(getattr(import_module(f"kmgr.cli.{module}"), group), name=name)
+    return app
+
+
 def version() -> None:
     """Print the version."""
     print(__version__)
 
 
-app.add_typer(grid.grid, name="grid")
-app.add_typer(images.image, name="image")
-app.add_typer(witness.witness, name="witness")
-app.command("init")(found.init)
-app.command("join")(found.join)
-app.command("run")(run.run)
-app.command("reset")(grid.reset)
-app.command("invite")(operate.invite)
-app.command("status")(operate.status)
-app.command("drain")(servers.drain)
-app.command("undrain")(servers.undrain)
-app.command("remove")(servers.remove)
-app.command("plan")(plan.plan)
-app.command("off")(servers.off)
-app.command("set")(operate.change_setting)
-app.command("reset-password")(operate.reset_password)
+def _together() -> None:
+    """Keep commands a group where only one of them is loaded; Typer would make it the whole command line."""

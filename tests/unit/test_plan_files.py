@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from kmgr.balancer import describe
 from kmgr.balancer.plan import plan
-from kmgr.cli.app import app
+from kmgr.cli.app import command_line
 from kmgr.errors import Refused
 
 PLANS = Path(__file__).parents[1] / "golden" / "plans"
@@ -17,7 +17,7 @@ PLANS = Path(__file__).parents[1] / "golden" / "plans"
 
 def said(name: str) -> str:
     """Return what the command prints."""
-    done = CliRunner().invoke(app, ["plan", str(PLANS / f"{name}.grid")])
+    done = CliRunner().invoke(command_line(["plan"]), ["plan", str(PLANS / f"{name}.grid")])
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -58,5 +58,5 @@ def test_any_text_is_a_grid_or_refused_with_the_line(text: str) -> None:
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
-    done = CliRunner().invoke(app, ["plan", str(tmp_path / "none.grid")])
+    done = CliRunner().invoke(command_line(["plan"]), ["plan", str(tmp_path / "none.grid")])
     assert "cannot be read" in str(done.exception)
