@@ -80,14 +80,22 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.fixture
-def solo(short_tmp: Path, request: pytest.FixtureRequest) -> Iterator[Solo]:
-    """A grid of one with three accounts, stopped."""
-    made = Solo(short_tmp / f"solo-{abs(hash(request.node.name)) % 10**8}").found()
+@pytest.fixture(scope="module")
+def whole(short_tmp: Path) -> Path:
+    """The folder of a grid of one with three accounts, stopped; each test damages a copy of it."""
+    made = Solo(short_tmp / "solo-whole").found()
     made.start()
     for name in ("anna", "bert", "carla"):
         made.add(name)
     made.stop()
+    return made.data
+
+
+@pytest.fixture
+def solo(whole: Path, request: pytest.FixtureRequest) -> Iterator[Solo]:
+    """A copy of that server for one test."""
+    made = Solo(whole.with_name(f"solo-{abs(hash(request.node.name)) % 10**8}"))
+    shutil.copytree(whole, made.data, ignore=shutil.ignore_patterns("*.sock"))
     yield made
     if made.alive:
         made.stop()

@@ -1,6 +1,7 @@
 """The wrapped library is exactly the one that was looked at."""
 
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,7 @@ def test_sources_that_were_changed_under_the_same_version_are_refused(change: st
             (folder / "batteries.py").unlink()
     with pytest.raises(ConfigError, match="not those of the release"):
         check_library(folder)
+
+
+def test_addresses_are_still_written_after_it_is_loaded() -> None:
+    assert socket.inet_ntop(socket.AF_INET, b"\x7f\0\0\1") == "127.0.0.1"

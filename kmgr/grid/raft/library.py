@@ -14,6 +14,8 @@ Facts of 0.3.17 that shape this file (any other version is refused at start):
   guard never passes it anything but signs of life, votes and acks.
 * Its commands, membership, snapshots, versions and consumers are never used.
   Pickle is taken away from it.
+* Its import puts a function for Windows, which raises everywhere else, in place of `socket.inet_ntop`
+  (`win_inet_pton.py`, last line); zeroconf and psutil call that. It is put back here.
 * Its sets and mappings ask `Node` for hash and equality in Python, hundreds of times a
   change; a `Node` that is a string answers as one.
 
@@ -22,6 +24,8 @@ Runs on the raft thread.
 
 import hashlib
 import random
+import socket
+from _socket import inet_ntop
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +42,7 @@ from kmgr.grid.raft.journal import Journal
 from kmgr.grid.raft.records import Entry
 from kmgr.ids import ServerId
 
+socket.inet_ntop = inet_ntop
 WRAPPED = "0.3.17"
 # Of its sources, as the wheel brings them.
 LOOKED_AT = frozenset({"45ba8b60ce682f65a65c8ab0c8c724028a28872c6470f0368c6dd4e015de7e15"})
