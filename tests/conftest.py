@@ -35,6 +35,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Lanes:
     return Lanes(config, log)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In lanes, what takes longest begins first: the tests that share a grid, and so must follow each other."""
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        items.sort(key=lambda item: _together(item.nodeid.split("::", 1)[0]) not in _SHARED)
+
+
 @cache
 def _together(path: str) -> str:
     """Return what a file's tests stay with: the shared grid that they ask for, or their file."""
