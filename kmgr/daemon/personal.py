@@ -59,7 +59,8 @@ class PersonalParts:
         self._disks = PersonalDisks(log, store, hypervisor, data_dir=data_dir, clock=clock, blocking=blocking.call)
         self._again = CopiesAgain(store, folder=data_dir / "copies", rules=self._rules, clock=clock)
         self._halting = Halting(hypervisor, lease.holds, clock=clock)
-        mirror = DiskMirror(requests, images, backups(hypervisor, data_dir=data_dir), clock=clock, slow=slow)
+        lent = backups(hypervisor, data_dir=data_dir, clock=clock)
+        mirror = DiskMirror(requests, images, lent, clock=clock, slow=slow)
         self._protection = Protection(
             log, mirror, data_dir=data_dir, clock=clock, holds=lease.holds, blocking=blocking.call
         )

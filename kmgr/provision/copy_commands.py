@@ -28,6 +28,7 @@ from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import CopyState as C
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.queries import tenure_of
+from kmgr.provision.stillness import CURE
 
 _AWAY = (ServerState.LOST, ServerState.REMOVED)
 
@@ -224,17 +225,32 @@ def dropped(db: Database, command: Command) -> Outcome:
 
 def alarm(db: Database, command: Command) -> Outcome:
     """Safe copies of a server's desktops fall behind, or have caught up. body: server, desktops, cause, over."""
-    told = [
-        str(row["name"])
-        for row in rows(db, "select id, name from desktops where server = ? order by name", [command.body["server"]])
-        if row["id"] in command.body["desktops"]
-    ]
-    if not told:
+    whose = _whose(db, command.body)
+    if not whose:
         return Applied()
-    whose = f"{told[0]} and {len(told) - 1} more desktops" if len(told) > 1 else f"desktop {told[0]}"
     text = "are up to date again" if command.body["over"] else f"fall behind: {command.body['cause']}"
     note(db, command, "alarm", str(command.body["server"]), f"the safe copies of {whose} {text}")
     return Applied()
+
+
+def still(db: Database, command: Command) -> Outcome:
+    """Guests do not say that their file systems go on after a safe copy, or have. body: server, desktops, over."""
+    whose = _whose(db, command.body)
+    if whose:
+        text = "go on" if command.body["over"] else f"stand still: the guest agent does not answer. {CURE}"
+        note(db, command, "alarm", str(command.body["server"]), f"the file systems of {whose} {text}")
+    return Applied()
+
+
+def _whose(db: Database, body: Mapping[str, Any]) -> str:
+    told = [
+        str(row["name"])
+        for row in rows(db, "select id, name from desktops where server = ? order by name", [body["server"]])
+        if row["id"] in body["desktops"]
+    ]
+    if not told:
+        return ""
+    return f"{told[0]} and {len(told) - 1} more desktops" if len(told) > 1 else f"desktop {told[0]}"
 
 
 def _is_last(db: Database, copy: Row) -> bool:
@@ -274,6 +290,7 @@ APPLIERS: Mapping[str, Applier] = {
     "copy.assign": assign,
     "copy.points": points,
     "copy.promoted": promoted,
+    "copy.still": still,
     "copy.drop": drop,
     "copy.dropped": dropped,
     "desktop.take_over": take_over,

@@ -8,25 +8,23 @@ Facts about libvirt and QEMU that shape this file, each checked by tests/integra
 * The lent disk shows everything, the base included. What the overlay holds is
   read from its own tables; pausing the desktop makes QEMU write them down.
 * The backup runs in QEMU: it survives this daemon, and libvirt's restart.
-
-A freeze is bounded by a timer of its own, and noted in a file before it begins,
-so that the next life of a killed daemon knows whom to thaw.
 """
 
 import contextlib
 import logging
-import threading
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as ET
 
+from kmgr.clock import Clock
 from kmgr.errors import NotFound, Refused, Unavailable
 from kmgr.ids import DesktopId
-from kmgr.provision import backupxml
+from kmgr.provision import backupxml, libvirt_freeze
 from kmgr.provision.hypervisor import Hypervisor
 from kmgr.provision.libvirt_driver import LibvirtDriver
+from kmgr.provision.libvirt_freeze import Freeze
+from kmgr.provision.stillness import Told
+from kmgr.provision.thawing import Thaws
 from kmgr.replica.mirror_port import Backups, CountLost, Moment
 
 try:
@@ -37,29 +35,23 @@ except ImportError:  # a server without libvirt still belongs to the grid
 
 logger = logging.getLogger(__name__)
 
-# A guest whose writes stand still for longer is noticed by its user.
-FREEZE_S = 1.5
-_FREEZE_ANSWER_S = 1
-_THAW_ANSWER_S = 3
-_THAW_TRIES = 3
-_FREEZE = '{"execute":"guest-fsfreeze-freeze"}'
-_THAW = '{"execute":"guest-fsfreeze-thaw"}'
 
-
-def backups(hypervisor: Hypervisor, *, data_dir: Path) -> Backups:
+def backups(hypervisor: Hypervisor, *, data_dir: Path, clock: Clock) -> Backups:
     """Return what copies disks of a hypervisor's desktops, or the reason why it can't."""
     if isinstance(hypervisor, LibvirtDriver):
-        return LibvirtBackups(hypervisor, data_dir=data_dir)
+        return LibvirtBackups(hypervisor, data_dir=data_dir, clock=clock)
     return NoBackups(getattr(hypervisor, "reason", "This server's hypervisor cannot lend disks for copies."))
 
 
 class LibvirtBackups:
     """Backups of the domains of one driver. Sockets lie in `run`, what is written over meanwhile in `desktops`."""
 
-    def __init__(self, driver: LibvirtDriver, *, data_dir: Path) -> None:
+    def __init__(self, driver: LibvirtDriver, *, data_dir: Path, clock: Clock) -> None:
         self._driver = driver
+        self._clock = clock
         self._run = data_dir / "run"
         self._disks = data_dir / "desktops"
+        self._thaws = Thaws(_Guests(driver), self._run, clock=clock)
 
     async def running(self, desktop: DesktopId) -> bool:
         """Tell whether QEMU has the disk open."""
@@ -75,16 +67,20 @@ class LibvirtBackups:
     async def begin(self, desktop: DesktopId, *, since: str, point: str) -> Moment:
         """Freeze, begin a backup and a new checkpoint, thaw."""
         socket, scratch = self._files(desktop)
+        now_ms = self._clock.now_ms()
 
         def begin(domain: Any) -> Moment:
             _end(domain)
             for left in (socket, scratch):
                 left.unlink(missing_ok=True)
             backup = backupxml.backup(socket=str(socket), scratch=str(scratch), since=since)
-            freeze = _Freeze(domain, self._run / f"{desktop}.frozen")
-            with freeze:
-                _begin(domain, backup, backupxml.checkpoint(point), since=since)
-                frozen = freeze.holds()
+            freeze = Freeze(domain, self._thaws.mark(desktop), now_ms=now_ms)
+            try:
+                with freeze:
+                    _begin(domain, backup, backupxml.checkpoint(point), since=since)
+                    frozen = freeze.holds()
+            finally:  # on this thread: whoever waits for it may have gone
+                self._thaws.owe(desktop)
             return Moment(socket, backupxml.EXPORT, backupxml.BITMAP if since else "", frozen)
 
         return await self._driver.with_domain(desktop, begin)
@@ -103,13 +99,19 @@ class LibvirtBackups:
 
     async def recover(self) -> None:
         """Thaw and end whatever an earlier life left: it wrote a note of either on the disk."""
-        for mark in sorted(self._run.glob("*.frozen")):
-            await self._recovered(DesktopId(mark.stem), partial(_thaw, mark=mark))
-            mark.unlink(missing_ok=True)
+        await self._thaws.recover()
         for socket in sorted(self._run.glob("*.backup")):
             await self._recovered(DesktopId(socket.stem), _end)
             for left in self._files(DesktopId(socket.stem)):
                 left.unlink(missing_ok=True)
+
+    async def run(self) -> None:
+        """Ask guests that did not say that they thawed, until cancelled."""
+        await self._thaws.run()
+
+    def still(self) -> Mapping[DesktopId, int]:
+        """Return whose guests have not said so for long, since when."""
+        return self._thaws.still()
 
     async def _recovered(self, desktop: DesktopId, work: Callable[[Any], None]) -> None:
         try:
@@ -149,68 +151,27 @@ class NoBackups:
     async def recover(self) -> None:
         """Nothing was left."""
 
+    async def run(self) -> None:
+        """Nothing is to be done."""
 
-class _Freeze:
-    """The guest's file systems stand still inside, if its agent answers; at most `FREEZE_S`."""
-
-    def __init__(self, domain: Any, mark: Path) -> None:
-        self._domain = domain
-        self._mark = mark
-        self._lock = threading.Lock()
-        self._frozen = False
-        self._late = threading.Timer(FREEZE_S, self._end)
-        self._late.daemon = True
-
-    def __enter__(self) -> None:
-        self._mark.touch()
-        self._late.start()
-        try:
-            libvirt_qemu.qemuAgentCommand(self._domain, _FREEZE, _FREEZE_ANSWER_S, 0)
-        except libvirt.libvirtError as error:
-            logger.debug("the guest was not frozen", extra={"cause": str(error)})
-            if error.get_error_code() == libvirt.VIR_ERR_AGENT_UNRESPONSIVE and not _connected(self._domain):
-                self._forget()  # it was never asked
-            return
-        with self._lock:
-            self._frozen = self._mark.exists()
-
-    def __exit__(self, *_: object) -> None:
-        self._late.cancel()
-        self._end()
-
-    def holds(self) -> bool:
-        """Tell whether it is still frozen."""
-        with self._lock:
-            return self._frozen
-
-    def _end(self) -> None:
-        with self._lock:
-            if self._mark.exists():
-                self._frozen = False
-                _thaw(self._domain, self._mark)
-
-    def _forget(self) -> None:
-        with self._lock:
-            self._mark.unlink(missing_ok=True)
+    def still(self) -> Mapping[DesktopId, int]:
+        """Nobody was told to hold still."""
+        return {}
 
 
-def _thaw(domain: Any, mark: Path) -> None:
-    """Thaw, also one that may not be frozen; if the agent never answers, the mark stays for the next time."""
-    for _ in range(_THAW_TRIES):
-        try:
-            libvirt_qemu.qemuAgentCommand(domain, _THAW, _THAW_ANSWER_S, 0)
-        except libvirt.libvirtError as error:
-            cause = str(error)
-        else:
-            mark.unlink(missing_ok=True)
-            return
-    logger.warning("a guest did not confirm that its file systems were thawed", extra={"cause": cause})
+class _Guests:
+    """The guests of one driver, for `Thaws`."""
 
+    def __init__(self, driver: LibvirtDriver) -> None:
+        self._driver = driver
 
-def _connected(domain: Any) -> bool:
-    """Tell whether a guest agent has the channel open."""
-    state = ET.fromstring(domain.XMLDesc(0)).find(".//channel/target[@name='org.qemu.guest_agent.0']")  # noqa: S314
-    return state is not None and state.get("state") == "connected"
+    async def thaw(self, desktop: DesktopId) -> Told:
+        """Ask the agent."""
+        return await self._driver.with_domain(desktop, libvirt_freeze.thaw)
+
+    async def press(self, desktop: DesktopId) -> None:
+        """Press the keys."""
+        await self._driver.with_domain(desktop, libvirt_freeze.press)
 
 
 def _begin(domain: Any, backup: str, checkpoint: str, *, since: str) -> None:

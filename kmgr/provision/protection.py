@@ -25,6 +25,7 @@ from kmgr.provision import disks
 from kmgr.provision.model import Copy, CopyState, Desktop, DesktopState
 from kmgr.provision.queries import copies, desktops
 from kmgr.provision.rhythm import ALARM, alarming, pause_s, retry_s
+from kmgr.provision.stillness import sentence
 from kmgr.provision.timely import Blocking
 from kmgr.replica.mirror import CopyPoint, Mirror
 
@@ -77,6 +78,7 @@ class Protection:
         self._target_s = 60.0
         self._told_at = float("-inf")
         self._alarmed: frozenset[DesktopId] = frozenset()
+        self._still: frozenset[DesktopId] = frozenset()
 
     def vitals(self) -> Mapping[str, Any]:
         """Return what this part adds to the heartbeat: of each desktop the age of its copy and what is wrong."""
@@ -85,6 +87,9 @@ class Protection:
 
     def problems(self) -> tuple[str, ...]:
         """Return what a person should look after."""
+        return (*self._behind(), *self._standing_still())
+
+    def _behind(self) -> tuple[str, ...]:
         late = self._late()
         if not late:
             return ()
@@ -95,9 +100,18 @@ class Protection:
         behind = f"{ALARM * self._target_s:.0f} s"
         return (f"{whose} of {names}{more} would lose the work of more than {behind} now: {cause}",)
 
+    def _standing_still(self) -> tuple[str, ...]:
+        now = self._clock.now_ms()
+        return tuple(
+            sentence(self._kept[desktop].desktop.name, max(0, now - since) // 1000)
+            for desktop, since in sorted(self._mirror.still().items())
+            if desktop in self._kept
+        )
+
     async def run(self) -> None:
         """Do rounds until cancelled."""
         await self._mirror.recover()
+        thawing = asyncio.create_task(self._mirror.run())
         try:
             while True:
                 try:
@@ -106,6 +120,8 @@ class Protection:
                     logger.info("a round over the safe copies was cut short", extra={"cause": error.message})
                 await self._clock.sleep(LOOK_S)
         finally:
+            thawing.cancel()
+            await asyncio.gather(thawing, return_exceptions=True)
             await self._end([kept for kept in self._kept.values() if kept.cycle is not None])
 
     async def run_once(self) -> None:
@@ -205,7 +221,7 @@ class Protection:
             kept.told = said[kept.desktop.id]
 
     async def _alarm(self) -> None:
-        """Put into the history which copies fell behind, and which have caught up."""
+        """Put into the history which copies fell behind and whose guests stand still, and when that is over."""
         late = {kept.desktop.id: kept for kept in self._late()}
         new, over = frozenset(late) - self._alarmed, self._alarmed - frozenset(late)
         for which, ended in ((new, False), (over & frozenset(self._kept), True)):
@@ -216,6 +232,12 @@ class Protection:
                 body = {"server": self._grid.server, "desktops": sorted(which), "cause": cause, "over": ended}
                 await self._grid.propose("copy.alarm", body, by=self._grid.server)
         self._alarmed = frozenset(late)
+        still = frozenset(self._mirror.still()) & frozenset(self._kept)
+        for which, ended in ((still - self._still, False), (self._still - still, True)):
+            if which:
+                body = {"server": self._grid.server, "desktops": sorted(which), "over": ended}
+                await self._grid.propose("copy.still", body, by=self._grid.server)
+        self._still = still
 
     def _late(self) -> Sequence[_Kept]:
         return [k for k in self._kept.values() if (k.cause or k.to) and alarming(self._risk_s(k), self._target_s)]

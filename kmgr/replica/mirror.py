@@ -11,7 +11,7 @@ message says), `damaged` (a copy's bytes are not what was sent), `disk` (a disk
 refused), else `Unavailable`: try again later.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -57,6 +57,14 @@ class Mirror(Protocol):
 
     async def stop(self, desktop: DesktopId) -> None:
         """End a desktop's cycle, if one is under way, and forget what it keeps in the hypervisor for it."""
+        ...
+
+    async def run(self) -> None:
+        """Go on thawing guests that did not say that they go on after a cycle; until cancelled."""
+        ...
+
+    def still(self) -> Mapping[DesktopId, int]:
+        """Return whose guests have been frozen for so long that a person must know, and since when (ms)."""
         ...
 
 

@@ -4,7 +4,7 @@
 holds which copy, and who cannot be reached (`down`). A file is never touched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +28,10 @@ class FakeDisks:
 
 
 class FakeMirror:
-    """Copies at once; `fail` is the error that the next cycles end with, `frozen` whether guests' agents answer."""
+    """Copies at once; `fail` is the error that the next cycles end with, `frozen` whether guests' agents answer.
+
+    `hanging` are desktops whose guests stand still, and since when.
+    """
 
     def __init__(self, disks: FakeDisks, clock: Clock) -> None:
         self._disks = disks
@@ -38,10 +41,18 @@ class FakeMirror:
         self.cycles = 0
         self.stopped: list[DesktopId] = []
         self.recovered = 0
+        self.hanging: dict[DesktopId, int] = {}
 
     async def recover(self) -> None:
         """Count it."""
         self.recovered += 1
+
+    async def run(self) -> None:
+        """Nobody is thawed by itself."""
+
+    def still(self) -> Mapping[DesktopId, int]:
+        """Return who stands still."""
+        return self.hanging
 
     async def cycle(
         self, desktop: DesktopId, generation: int, disk: Path, *, to: ServerId, last: CopyPoint | None

@@ -5,7 +5,7 @@ moment, and changes after it are counted under the name `point`. Names given in
 `points` can be counted from; after a power cut, say, none is left.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -46,7 +46,8 @@ class Backups(Protocol):
 
         File systems are frozen around it where the guest's agent answers. Without
         `since` QEMU has written all its tables down before. Raises `CountLost`
-        if `since` is of no use. A moment that was begun before ends.
+        if `since` is of no use. A moment that was begun before ends. A guest whose
+        agent does not say that it thawed is asked on by `run`, and left alone here.
         """
         ...
 
@@ -60,4 +61,12 @@ class Backups(Protocol):
 
     async def recover(self) -> None:
         """End every moment that an earlier life of this daemon began, and thaw what it froze."""
+        ...
+
+    async def run(self) -> None:
+        """Ask guests that were frozen, also by an earlier life, and did not say that they go on; until cancelled."""
+        ...
+
+    def still(self) -> Mapping[DesktopId, int]:
+        """Return which desktops have been frozen for so long that a person must know, and since when (ms)."""
         ...

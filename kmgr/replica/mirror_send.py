@@ -15,7 +15,7 @@ import errno
 import hashlib
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,6 +89,14 @@ class DiskMirror:
     async def recover(self) -> None:
         """End what an earlier life of this daemon left half-done."""
         await self._backups.recover()
+
+    async def run(self) -> None:
+        """Go on thawing guests that have not said that they go on."""
+        await self._backups.run()
+
+    def still(self) -> Mapping[DesktopId, int]:
+        """Return whose guests a person must look after."""
+        return self._backups.still()
 
     async def cycle(
         self, desktop: DesktopId, generation: int, disk: Path, *, to: ServerId, last: CopyPoint | None

@@ -14,6 +14,7 @@ from kmgr.replica.grains import GRAIN
 from kmgr.replica.mirror import CopyPoint
 from kmgr.replica.overlay_file import OverlayFile
 from tests.lab.mirrors import D1, content, is_clean
+from tests.lab.raft_lab import eventually
 
 pytest.importorskip("libvirt")
 
@@ -125,7 +126,7 @@ async def test_what_a_killed_daemon_left_is_ended_at_the_next_start(site: Site) 
     assert await site.agent("guest-fsfreeze-freeze")
     assert await site.agent("guest-fsfreeze-status") == "frozen"
 
-    later = backups(site.driver, data_dir=site.folder / "a")
+    later = backups(site.driver, data_dir=site.folder / "a", clock=site.clock)
     await later.recover()
     assert await site.agent("guest-fsfreeze-status") == "thawed"
     assert not await site.driver.with_domain(D1, lambda domain: domain.jobInfo()[0])
@@ -185,3 +186,83 @@ async def test_stopping_forgets_the_points_and_the_domain_can_go(site: Site) -> 
     assert await site.driver.domains() == ()
     with OverlayFile(site.a.disk) as overlay:
         assert sum(1 for grain in overlay.allocated()) * GRAIN > 0
+
+
+# The guest's own agent is stopped in the moment in which it freezes, and goes on after so many seconds.
+HANGING = """
+(setsid sh -c '
+while [ ! -e /run/qga.state.isfrozen ]; do :; done
+kill -STOP $(cat /run/qemu-ga.pid)
+sleep LASTS
+kill -CONT $(cat /run/qemu-ga.pid)
+' >/dev/null 2>&1 &)
+(setsid sh -c 'while :; do echo tick >>/mnt/ticks; sync /mnt/ticks; echo tick >/dev/ttyS0; usleep 300000; done' \\
+    >/dev/null 2>&1 &)
+"""
+
+
+class Hanging:
+    """The guest's agent hangs in its next freeze, while a program in the guest writes and tells of it."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.mark = site.folder / "a" / "run" / f"{D1}.frozen"
+
+    async def begin(self, lasts_s: int) -> None:
+        await self.site.boot(self.site.a)
+        await self.site.sh("echo 502 >/proc/sys/kernel/sysrq; echo before >/mnt/records; sync")
+        await self.site.sh(HANGING.replace("LASTS", str(lasts_s)))
+        await eventually(self.ticks, within_s=30)
+
+    def ticks(self) -> int:
+        """How often the guest has written: it says so on its serial line."""
+        told = (self.site.folder / "a" / "desktops" / "1.log").read_text(errors="replace")
+        return told.split().count("tick")
+
+    async def goes_on(self, limit_s: float) -> None:
+        before = self.ticks()
+        await eventually(lambda: self.ticks() > before + 2, within_s=limit_s)
+
+
+@pytest.fixture
+async def hanging(site: Site) -> AsyncIterator[Hanging]:
+    asking = asyncio.create_task(site.backups.run())
+    yield Hanging(site)
+    asking.cancel()
+
+
+async def test_an_agent_that_hangs_in_the_freeze_is_asked_until_it_answers_and_the_guest_goes_on(
+    site: Site, hanging: Hanging
+) -> None:
+    await hanging.begin(12)
+    point = await site.cycle()
+    assert point.full
+    assert hanging.mark.exists(), "it did not say that it goes on: somebody has to ask again"
+    await eventually(lambda: not hanging.mark.exists(), within_s=60)
+    await hanging.goes_on(20)
+    assert await site.agent("guest-fsfreeze-status") == "thawed"
+    again = await site.cycle(point)
+    assert (again.full, again.frozen) == (False, True)
+    assert not hanging.mark.exists()
+    assert await site.b.copies.promote(D1, 1, site.b.disk) == again
+    assert "before" in site.file_system(site.b.disk).split()
+
+
+async def test_an_agent_that_never_comes_back_leaves_no_guest_frozen(site: Site, hanging: Hanging) -> None:
+    await hanging.begin(100_000)
+    point = await site.cycle()
+    # Nobody in the guest answers; its kernel obeys the keys.
+    await hanging.goes_on(60)
+    assert hanging.mark.exists(), "its agent may yet end what it was told to do"
+    again = await site.cycle(point)
+    assert (again.full, again.frozen) == (False, False)
+    later = backups(site.driver, data_dir=site.folder / "a", clock=site.clock)
+    await later.recover()
+    assert hanging.mark.exists(), "the next life of the daemon asks on as well"
+    await site.off()
+    await later.recover()
+    assert not hanging.mark.exists()
+    last = await site.cycle(again)
+    assert not last.full
+    await site.b.copies.promote(D1, 1, site.b.disk)
+    assert content(site.b.disk) == content(site.a.disk)

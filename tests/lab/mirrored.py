@@ -34,7 +34,7 @@ class Site:
         driver = connect(server.uri, grid="grid-1", deadline_s=20)
         assert isinstance(driver, LibvirtDriver)
         self.driver = driver
-        held = backups(driver, data_dir=folder / "a")
+        held = backups(driver, data_dir=folder / "a", clock=self.clock)
         assert isinstance(held, LibvirtBackups)
         self.backups = held
         network = LocalNetwork()

@@ -3,7 +3,7 @@
 import hashlib
 import random
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kmgr.clock import Clock, ManualClock
@@ -48,6 +48,12 @@ class PoweredOff:
 
     async def recover(self) -> None:
         pass
+
+    async def run(self) -> None:
+        pass
+
+    def still(self) -> Mapping[DesktopId, int]:
+        return {}
 
 
 class MirrorServer:

@@ -208,6 +208,7 @@ BODIES: Mapping[str, str] = {
     "tenure.give_back": "server tenure",
     "tenure.end": "server",
     "copy.alarm": "server desktops cause over",
+    "copy.still": "server desktops over",
     "account.create": "name display_name role groups password_hash",
     "account.update": "name ?display_name ?role ?groups ?disabled ?password_hash",
     "account.password": "name password_hash",

@@ -479,3 +479,22 @@ async def protected_on(lab: Lab, server: ServerId) -> Desktop:
     desktop = await protected(lab)
     assert desktop.server == server
     return desktop
+
+
+async def test_a_guest_that_stands_still_after_a_copy_is_told_with_the_cure_and_when_it_goes_on(lab: Lab) -> None:
+    desktop = await protected(lab)
+    home = lab.at(desktop.server)
+    home.mirror.hanging[desktop.id] = lab.clock.now_ms() - 12_000
+    await lab.wait(2)
+    told = [problem for problem in home.protection.problems() if desktop.name in problem]
+    assert len(told) == 1
+    assert "qemu-guest-agent" in told[0]
+    home.mirror.hanging.clear()
+    await lab.wait(2)
+    assert home.protection.problems() == ()
+    with home.grid.view() as db:
+        texts = [str(row["text"]) for row in db.query("select text from events where kind = 'alarm' order by n")]
+    assert [
+        f"the file systems of desktop {desktop.name} {how}" in text
+        for how, text in zip(("stand still", "go on"), texts[-2:], strict=True)
+    ] == [True, True]
