@@ -99,7 +99,7 @@ KEYS: Mapping[str, Key] = {
     "libvirt_uri": Key(_text, "libvirt connection; empty: this server runs no desktops"),
     "accelerator": Key(_one_of(*ACCELERATORS), "auto tries KVM by booting a tiny guest; kvm and tcg decide"),
     "network": Key(_network, "what desktops' network cards are plugged into: user, bridge:NAME or network:NAME"),
-    "max_builds": Key(_count, "desktops built at the same time; 0: by the number of processors"),
+    "max_builds": Key(_count, "desktops built at the same time at most; 0: by processors and what is measured"),
     "instant_clones": Key(
         _one_of(*INSTANT_CLONES),
         "desktops restored from a saved memory share it (shared) or have copies (plain), or all boot (never)",

@@ -24,7 +24,10 @@ from kmgr.templates.model import Template
 COMING = (DesktopState.PLACED, DesktopState.BUILDING)
 WAITING = (*COMING, DesktopState.READY)
 
+# As long as a server does not say how many it makes at once.
 COMING_PER_CPU = 2
+# So that the next one lies there when one of those is ready.
+COMING_PER_BUILD = 2
 # QEMU's own memory beside the guest's.
 OVERHEAD_MIB = 64
 # What an overlay may grow by before the next heartbeats tell how full the disk is.
@@ -109,11 +112,20 @@ def rooms(view: View, going: Collection[DesktopId] = ()) -> tuple[Room, ...]:
                 closed,
                 memory_mib=min(promised, measured) - memory_reserve_mib(vitals),
                 disk_mib=vitals.disk_free_mib - GROWTH_MIB * len([*coming, *arriving]) - disk_reserve_mib(vitals),
-                slots=COMING_PER_CPU * max(1, vitals.cpus) - len(coming),
+                slots=_most_coming(vitals) - len(coming),
                 waiting=Counter(d.template for d in here if d.state in WAITING and d.id not in going),
             )
         )
     return tuple(found)
+
+
+def _most_coming(vitals: Vitals) -> int:
+    """Return how many desktops a server should have on their way: what it measured itself, else by its processors."""
+    told = vitals.extra.get("builds")
+    limit = told.get("limit") if isinstance(told, Mapping) else None
+    if isinstance(limit, int) and limit > 0:
+        return COMING_PER_BUILD * limit
+    return COMING_PER_CPU * max(1, vitals.cpus)
 
 
 def by_server(desktops: Iterable[Desktop]) -> Mapping[ServerId, Sequence[Desktop]]:

@@ -26,6 +26,10 @@ from kmgr.provision.display import serve_display, socket_finder
 from kmgr.provision.libvirt_driver import connect
 from kmgr.provision.libvirt_events import events
 from kmgr.provision.logons import LogOns
+from kmgr.provision.pressure import Meter
+from kmgr.provision.storm import bounds_of
+from kmgr.provision.storm_watch import StormWatch
+from kmgr.provision.timely import disk_calls
 from kmgr.replica.images import Images
 from kmgr.replica.mirror_send import Slow
 from kmgr.templates.importer import Importer
@@ -71,6 +75,12 @@ class Desktops:
         self._capturing = Capturing(
             grid, self._hypervisor, importer, clock=clock, data_dir=config.data_dir, backing=self._backing
         )
+        self._storm = StormWatch(
+            bounds_of(os.cpu_count() or 1, config.max_builds),
+            Meter(config.data_dir / "desktops", clock=clock).read,
+            clock=clock,
+            blocking=disk_calls().call,
+        )
         self._agent: ProvisionAgent | None = None
         self.attendance = Attendance(
             grid, clock=clock, tell=lambda desktop, text: guest.tell(self._hypervisor, desktop.id, text)
@@ -95,6 +105,7 @@ class Desktops:
             self._agent = await self._made()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._agent.run())
+            group.create_task(self._storm.run())
             group.create_task(self.moves.run(self._agent.making))
             group.create_task(self._capturing.run())
 
@@ -118,7 +129,6 @@ class Desktops:
             display=self._display,
             accelerator=chosen.name,
             network=config.network,
-            max_builds=config.max_builds or _builds_at_once(),
             instant_clones=config.instant_clones,
         )
         return ProvisionAgent(
@@ -129,13 +139,9 @@ class Desktops:
             personal=self.personal.work,
             elsewhere=lambda: {*self.moves.holds(), *self._capturing.holds()},
             events=self._events,
+            storm=self._storm,
         )
 
     def _backing(self, version: VersionId) -> Path | None:
         path = self._images.path(version)
         return path if path.exists() else None
-
-
-def _builds_at_once() -> int:
-    # A booting guest keeps one processor busy; one more overlaps their waiting.
-    return (os.cpu_count() or 1) + 1

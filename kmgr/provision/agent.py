@@ -42,6 +42,7 @@ from kmgr.provision.reconcile import (
     being_made,
     reconcile,
 )
+from kmgr.provision.storm_watch import StormWatch
 from kmgr.provision.timely import Blocking, disk_calls
 from kmgr.provision.warm import Choice, Key, is_builder, sleepers
 from kmgr.provision.work import Personal, Shape, Work
@@ -85,13 +86,17 @@ class ProvisionAgent:
         personal: Personal | None = None,
         elsewhere: Callable[[], Collection[DesktopId]] = frozenset,
         events: Events | None = None,
+        storm: StormWatch | None = None,
     ) -> None:
         self._grid = grid
         self._hypervisor = hypervisor
         self._clock = clock
         self._shape = shape
+        self._storm = storm
         self._blocking = blocking or disk_calls(_DISK_ADVICE).call
-        self._work = Work(grid, hypervisor, clock=clock, shape=shape, blocking=self._blocking, personal=personal)
+        self._work = Work(
+            grid, hypervisor, clock=clock, shape=shape, blocking=self._blocking, personal=personal, storm=storm
+        )
         self._personal = personal
         # Desktops that come from or go to another server while they run: nothing is concluded about them.
         self._elsewhere = elsewhere
@@ -139,7 +144,11 @@ class ProvisionAgent:
             "can_run_desktops": self.can_run(),
             "problems": list(self.problems()),
             "accelerator": self._shape.accelerator,
-            "extra": {"waiting": self._told_waiting(), **self._work.warming.vitals()},
+            "extra": {
+                "waiting": self._told_waiting(),
+                **self._work.warming.vitals(),
+                **(self._storm.vitals() if self._storm is not None else {}),
+            },
         }
 
     def _told_waiting(self) -> dict[DesktopId, str]:
@@ -192,7 +201,7 @@ class ProvisionAgent:
             absent = await self._absent(wanted)
             lying = await self._blocking(lambda: disks.overlays(self._shape.data_dir))
             await self._work.warming.clear([s.desktop for s in found if is_builder(s.desktop)])
-            room = max(0, self._shape.max_builds - len(self._building) - (self._warm_job is not None))
+            room = max(0, self._at_once() - self._coming())
             choice = await self._work.warming.look(wanted, known, absent=absent, room=room)
         except Unavailable as error:
             self._cannot(error.message)
@@ -259,6 +268,17 @@ class ProvisionAgent:
             self._begin(failure)
         return failures
 
+    def _at_once(self) -> int:
+        """Return how many desktops may be coming up at once now."""
+        return self._shape.max_builds if self._storm is None else self._storm.limit
+
+    def _coming(self) -> int:
+        return len(self._building) + (self._warm_job is not None)
+
+    def _note_coming(self) -> None:
+        if self._storm is not None:
+            self._storm.coming(self._coming())
+
     def _leased(self) -> bool:
         return self._personal is not None and self._personal.lease.holds(MARGIN_S)
 
@@ -272,6 +292,7 @@ class ProvisionAgent:
                 self._job(desktop, partial(self._work.remove_stray, desktop))
             case Build(desktop):
                 self._building.add(desktop.id)
+                self._note_coming()
                 self._job(desktop.id, partial(self._power_on, self._work.build, desktop))
             case Restart(desktop):
                 restart = partial(self._work.restart, edited=desktop.id in self._edited)
@@ -339,6 +360,7 @@ class ProvisionAgent:
         finally:
             self._jobs.pop(desktop, None)
             self._building.discard(desktop)
+            self._note_coming()
 
     async def _absent(self, wanted: Sequence[Desktop]) -> frozenset[VersionId]:
         versions = sorted({desktop.version for desktop in being_made(wanted)})
@@ -360,7 +382,7 @@ class ProvisionAgent:
             if desktop.version in absent
             else _WARMING
             if desktop.id in held
-            else _QUEUED.format(self._shape.max_builds)
+            else _QUEUED.format(self._at_once())
             for desktop in being_made(wanted)
             if desktop.id not in self._jobs
         } | halted

@@ -71,7 +71,7 @@ class FakeHypervisor:
 
     def __init__(self, clock: Clock, *, boot_s: float = 10.0) -> None:
         self._clock = clock
-        self._boot_s = boot_s
+        self.boot_s = boot_s
         self._domains: dict[DesktopId, _Domain] = {}
         self.guest: Callable[[DesktopId, str, Mapping[str, Any]], Mapping[str, Any]] = FakeGuest()
         self.processor = "fake 1"
@@ -142,7 +142,7 @@ class FakeHypervisor:
             return False
         if not domain.boots:
             return True
-        return self._clock.monotonic() - domain.started_at >= self._boot_s
+        return self._clock.monotonic() - domain.started_at >= self.boot_s
 
     async def agent(
         self, desktop: DesktopId, command: str, arguments: Mapping[str, Any], timeout_s: float
@@ -192,7 +192,7 @@ class FakeHypervisor:
     def adopt(self, spec: DomainSpec, generation: int) -> None:
         """One arrives from another server: its guest has booted long ago, and stands still."""
         self._check()
-        booted = self._clock.monotonic() - self._boot_s
+        booted = self._clock.monotonic() - self.boot_s
         self._domains[spec.desktop] = _Domain(replace(spec, generation=generation), DomainState.PAUSED, booted)
 
     def edit(self, desktop: DesktopId, words: str) -> None:

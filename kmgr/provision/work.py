@@ -26,6 +26,7 @@ from kmgr.provision.model import Desktop, DesktopState, Origin
 from kmgr.provision.outfit import pending
 from kmgr.provision.personal_disks import PersonalDisks
 from kmgr.provision.queries import desktop as find_desktop
+from kmgr.provision.storm_watch import StormWatch
 from kmgr.provision.timely import Blocking
 from kmgr.provision.warm import Key
 from kmgr.provision.warming import Order, Warming, set_clock
@@ -80,6 +81,7 @@ class Work:
         shape: Shape,
         blocking: Blocking,
         personal: Personal | None = None,
+        storm: StormWatch | None = None,
     ) -> None:
         self._grid = grid
         self._hypervisor = hypervisor
@@ -87,6 +89,7 @@ class Work:
         self._shape = shape
         self._blocking = blocking
         self._personal = personal
+        self._storm = storm
         self.warming = Warming(
             hypervisor,
             clock=clock,
@@ -113,8 +116,10 @@ class Work:
         except (Refused, OSError) as error:
             await self.fail(desktop, getattr(error, "step", "building"), _words(error))
             return
+        took = round(self._clock.monotonic() - started, 1)
+        if self._storm is not None and desktop.state is DesktopState.PLACED:  # else a part of it was done before
+            self._storm.booted((desktop.version, desktop.vcpus, desktop.memory_mib, origin), took)
         if await self._report("desktop.ready", desktop, origin=origin):
-            took = round(self._clock.monotonic() - started, 1)
             logger.info("a desktop is ready", extra={"desktop": desktop.name, "took_s": took, "origin": origin})
 
     async def warm(self, desktop: Desktop, key: Key) -> None:

@@ -57,10 +57,18 @@ def server(
         "accelerator": vitals.accelerator if vitals else "",
         "can_run_desktops": bool(vitals and vitals.can_run_desktops),
         "problems": list(vitals.problems) if vitals else [],
+        "builds": _builds(vitals),
         "desktops": desktops,
         "heard_s_ago": max(0, round(now - vitals.heard_at)) if vitals else None,
         "drain": None,
     }
+
+
+def _builds(vitals: Vitals | None) -> Item | None:
+    told = vitals.extra.get("builds") if vitals else None
+    if not isinstance(told, Mapping) or not isinstance(told.get("limit"), int):
+        return None
+    return {"at_once": told["limit"], "why": str(told.get("why", ""))}
 
 
 def drain(told: Progress) -> Item:

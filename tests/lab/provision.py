@@ -27,6 +27,7 @@ from kmgr.provision.happening import Events
 from kmgr.provision.model import Desktop
 from kmgr.provision.queries import desktop, desktops
 from kmgr.provision.schema import SCHEMA as PROVISION_SCHEMA
+from kmgr.provision.storm_watch import StormWatch
 from kmgr.provision.timely import at_once
 from kmgr.replica import commands as replica_commands
 from kmgr.replica.schema import SCHEMA as REPLICA_SCHEMA
@@ -146,6 +147,7 @@ class Desk(Office):
         self.events = events
         self.hypervisor = FakeHypervisor(self.clock, boot_s=10)
         self.max_builds = max_builds
+        self.watch: StormWatch | None = None
         self.agent = self.restarted()
 
     def restarted(self) -> ProvisionAgent:
@@ -158,7 +160,13 @@ class Desk(Office):
             max_builds=self.max_builds,
         )
         self.agent = ProvisionAgent(
-            self.grid, self.hypervisor, clock=self.clock, shape=shape, blocking=at_once, events=self.events
+            self.grid,
+            self.hypervisor,
+            clock=self.clock,
+            shape=shape,
+            blocking=at_once,
+            events=self.events,
+            storm=self.watch,
         )
         return self.agent
 

@@ -109,6 +109,7 @@ COMPONENTS: Mapping[str, Schema] = {
             "memory_mib": maybe(WHOLE), "memory_free_mib": maybe(WHOLE), "disk_mib": maybe(WHOLE),
             "disk_free_mib": maybe(WHOLE), "accelerator": TEXT, "can_run_desktops": FLAG, "problems": many(TEXT),
             "desktops": WHOLE, "heard_s_ago": maybe(WHOLE),
+            "builds": maybe(record({"at_once": WHOLE, "why": TEXT})),
             "drain": maybe(
                 record(
                     {
@@ -210,7 +211,10 @@ COMPONENTS: Mapping[str, Schema] = {
         }
     ),
     "DesktopHere": record(
-        {**_PLAIN_DESKTOP, "waiting": TEXT, "superseded": many(ref("Superseded")), "pending": many(TEXT)}
+        {
+            **_PLAIN_DESKTOP, "waiting": TEXT, "superseded": many(ref("Superseded")), "pending": many(TEXT),
+            "lost": maybe(ref("Lost")),
+        }
     ),
     "Stage": record(
         {
@@ -228,6 +232,7 @@ COMPONENTS: Mapping[str, Schema] = {
     "TakenOver": record(
         {"at": STAMP, "from": TEXT, "to": TEXT, "as_of": STAMP, "lost_s": WHOLE, "text": TEXT}
     ),
+    "Lost": record({"at": STAMP, "desktop": TEXT, "server_name": TEXT, "text": TEXT}),
     "Superseded": record({"server": TEXT, "server_name": TEXT, "generation": WHOLE, "since": STAMP}),
     "Wait": record({"estimate_s": maybe(WHOLE), "reason": TEXT}),
     "Ticket": record({"url": TEXT, "expires_s": WHOLE}),
@@ -235,7 +240,7 @@ COMPONENTS: Mapping[str, Schema] = {
         {
             "template": TEXT, "name": TEXT, "notes": TEXT, "kind": one_of("pooled", "personal"),
             "desktop": maybe(ref("Desktop")), "standby": WHOLE, "reason": TEXT, "leaving": TEXT, "idling": TEXT,
-            "gives_back": FLAG, "kept_until": maybe(STAMP), "ending": TEXT,
+            "gives_back": FLAG, "kept_until": maybe(STAMP), "ending": TEXT, "lost": maybe(ref("Lost")),
         }
     ),
     "Account": record(
