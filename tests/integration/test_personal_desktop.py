@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,12 +12,15 @@ from appliance.demo.server import Server
 from tests.lab import grids
 from tests.lab.api import Api, wait_for
 from tests.lab.grids import Item
-from tests.lab.writing import Guest, Writer
+from tests.lab.mirrors import file_system
+from tests.lab.writing import RECORDS, Guest, Writer
 
 pytestmark = pytest.mark.libvirt
 
 IMAGE = "test-guest"
 BACK_WITHIN_S = 45.0
+# The record that is written after the failover only.
+SINCE = 900_001
 
 
 def own_template(boss: Api) -> None:
@@ -37,7 +41,9 @@ def protected(client: Api, desktop: str) -> bool:
     return bool(told) and told["state"] == "safe" and told["age_s"] is not None
 
 
-def test_a_personal_desktop_goes_on_with_all_that_was_older_than_the_shown_age(office: Cluster) -> None:
+def test_a_personal_desktop_goes_on_with_all_that_was_older_than_the_shown_age_and_its_former_disk_is_put_back(
+    office: Cluster, tmp_path: Path
+) -> None:
     boss = grids.admin(office, office.servers[0])
     boss.ask("PATCH", "/settings", {"copy_target_s": 30}).ok()
     own_template(boss)
@@ -67,28 +73,69 @@ def test_a_personal_desktop_goes_on_with_all_that_was_older_than_the_shown_age(o
     wait_for("its guest answers", guest.answers, timeout_s=120)
     took_s = time.monotonic() - began
     found = guest.records()
-    due = {number for number, at in writer.saved if at <= promised}
+    writer.join(30)
+    saved = dict(writer.saved)
+    due = {number for number, at in saved.items() if at <= promised}
     assert len(due) > 10
     assert due <= found, f"{sorted(due - found)} were older than what the console showed"
     told = shown(watcher, desktop)
     assert (told["generation"], told["user"], told["state"]) == (2, "frida", "in_use")
     wait_for("what is missing is told", lambda: shown(watcher, desktop)["taken_over"], timeout_s=20)
-    print(f"back after {took_s:.1f} s; {len(due)} of {len(writer.saved)} records were promised, {len(found)} found")
+    print(f"back after {took_s:.1f} s; {len(due)} of {len(saved)} records were promised, {len(found)} found")
     print(shown(watcher, desktop)["taken_over"]["text"])
 
     # Its first server returns: what it had is kept aside, and holds the next copy.
     victim.start()
     wait_for(f"{victim.name} is up", lambda: grids.states(watcher)[victim.name] == "up", timeout_s=60)
-    (disk,) = shown(watcher, desktop)["superseded"]
     aside = victim.data / "superseded" / f"{desktop}.1.qcow2"
     wait_for("its former disk is aside", aside.exists, timeout_s=30)
     assert desktop not in grids.domains(victim)
     wait_for("it is protected again", lambda: protected(watcher, desktop), timeout_s=120)
-    watcher.ask("DELETE", f"/desktops/{desktop}/superseded?server={disk['server']}&generation=1").ok()
+    assert _in(aside, tmp_path) >= set(saved)
+
+    # It has the work that the copy did not: an administrator has it put back, and keeps what was done since.
+    guest.sh(f"echo {SINCE} >>{RECORDS} && sync {RECORDS}")
+    _put_back(watcher, desktop, victim, 1)
+    guest = Guest(victim, desktop)
+    wait_for("the guest of its former disk answers", guest.answers, timeout_s=120)
+    assert guest.records() >= set(saved)
+    assert SINCE not in guest.records()
+    assert grids.emulator(desktop) is not None
+    assert desktop not in grids.domains(holder)
+    other = holder.data / "superseded" / f"{desktop}.2.qcow2"
+    wait_for("the other disk is aside", other.exists, timeout_s=30)
+    assert SINCE in _in(other, tmp_path)
+
+    # And back again.
+    _put_back(watcher, desktop, holder, 2)
+    guest = Guest(holder, desktop)
+    wait_for("the guest of its later disk answers", guest.answers, timeout_s=120)
+    assert SINCE in guest.records()
+    (disk,) = shown(watcher, desktop)["superseded"]
+    aside = victim.data / "superseded" / f"{desktop}.{disk['generation']}.qcow2"
+    wait_for("its former disk is aside again", aside.exists, timeout_s=30)
+    assert SINCE not in _in(aside, tmp_path)
+    watcher.ask("DELETE", _superseded(desktop, victim, disk["generation"])).ok()
     wait_for("its former disk is gone", lambda: not aside.exists(), timeout_s=30)
-    assert Guest(holder, desktop).sh("echo alive").strip() == "alive"
+    assert guest.sh("echo alive").strip() == "alive"
     watcher.ask("DELETE", f"/desktops/{desktop}?lose=frida").ok()
     wait_for("nothing is left", lambda: desktop not in {d["id"] for d in watcher.items("desktops")}, timeout_s=60)
+
+
+def _superseded(desktop: str, server: Server, generation: int, then: str = "") -> str:
+    return f"/desktops/{desktop}/superseded{then}?server={server.id}&generation={generation}"
+
+
+def _put_back(client: Api, desktop: str, server: Server, generation: int) -> None:
+    """Have a superseded disk put back, and wait until the desktop goes on from it."""
+    client.ask("POST", _superseded(desktop, server, generation, "/put-back")).ok()
+    wait_for("it goes on from its former disk", lambda: _goes_on(client, desktop, server), timeout_s=60)
+    wait_for("it is in use there", lambda: shown(client, desktop)["state"] == "in_use", timeout_s=120)
+
+
+def _in(disk: Path, scratch: Path) -> set[int]:
+    """Return the records in a disk of which nobody has the file open, and whose file system must be clean."""
+    return {int(line) for line in file_system(disk, scratch).split()}
 
 
 def _goes_on(client: Api, desktop: str, holder: Server) -> bool:

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from kmgr.provision.hypervisor import DomainSpec
 from kmgr.provision.libvirt_backup import LibvirtBackups, backups
 from kmgr.provision.libvirt_driver import LibvirtDriver, connect
 from kmgr.replica.mirror import CopyPoint
-from tests.lab.mirrors import D1, A, B, MirrorServer
+from tests.lab.mirrors import D1, A, B, MirrorServer, file_system
 
 BOOT_S = 120.0
 DATA = "/mnt/records"
@@ -140,26 +139,8 @@ class Site:
 
     def file_system(self, disk: Path) -> str:
         """Check the file system in a disk as the next boot would, and return the records in it."""
-        raw, part = disk.with_suffix(".flat"), disk.with_suffix(".ext4")
-        run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(disk), str(raw))
-        told = json.loads(run("sfdisk", "--json", str(raw)))["partitiontable"]["partitions"][1]
-        with raw.open("rb") as file:
-            file.seek(told["start"] * 512)
-            part.write_bytes(file.read(told["size"] * 512))
-        replayed = subprocess.run(
-            ["e2fsck", "-p", str(part)], capture_output=True, text=True, check=False, timeout=60
-        )
-        assert replayed.returncode in (0, 1), replayed.stdout
-        run("e2fsck", "-f", "-n", str(part))  # and nothing else was wrong
-        records = run("debugfs", "-R", "cat /records", str(part))
-        raw.unlink()
-        part.unlink()
-        return records
+        return file_system(disk, self.folder)
 
     def expected(self, as_of: int) -> set[str]:
         """The records that were on the disk before a moment."""
         return {str(number) for number, at in self.written if at < as_of}
-
-
-def run(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout

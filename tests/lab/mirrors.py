@@ -1,6 +1,7 @@
 """Two servers with the same golden image, and desktops' disks to mirror between them, written and read by QEMU."""
 
 import hashlib
+import json
 import random
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -141,3 +142,25 @@ def is_clean(disk: Path) -> bool:
     return not subprocess.run(
         ["qemu-img", "check", "-f", "qcow2", str(disk)], capture_output=True, check=False
     ).returncode
+
+
+def file_system(disk: Path, scratch: Path) -> str:
+    """Check the file system in the test guest's disk as the next boot would, and return the records in it."""
+    raw, part = scratch / "whole.raw", scratch / "second.ext4"
+    run("qemu-img", "convert", "-f", "qcow2", "-O", "raw", str(disk), str(raw))
+    told = json.loads(run("sfdisk", "--json", str(raw)))["partitiontable"]["partitions"][1]
+    with raw.open("rb") as file:
+        file.seek(told["start"] * 512)
+        part.write_bytes(file.read(told["size"] * 512))
+    replayed = subprocess.run(["e2fsck", "-p", str(part)], capture_output=True, text=True, check=False, timeout=60)
+    assert replayed.returncode in (0, 1), replayed.stdout
+    run("e2fsck", "-f", "-n", str(part))  # and nothing else was wrong
+    records = run("debugfs", "-R", "cat /records", str(part))
+    raw.unlink()
+    part.unlink()
+    return records
+
+
+def run(*command: str) -> str:
+    """Return what a command says, which must succeed."""
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
