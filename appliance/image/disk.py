@@ -18,7 +18,10 @@ _ROOT_TYPE = "4F68BCE3-E8CD-4DB1-96E7-FBCAF984B709"
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """What goes onto the disk. `kernel` and `initrd` are copied to the EFI partition; sizes in MiB."""
+    """What goes onto the disk. `kernel` and `initrd` are copied to the EFI partition; sizes in MiB.
+
+    Without `uefi` only BIOS boots it: a kernel of `plain_kernel` knows nothing else.
+    """
 
     tree: Path
     kernel: Path
@@ -26,6 +29,7 @@ class Disk:
     arguments: str
     root_mib: int
     efi_mib: int = 96
+    uefi: bool = True
 
 
 def build(disk: Disk, target: Path, *, raw: bool = False) -> None:
@@ -68,19 +72,23 @@ def _write_efi(whole: Path, disk: Disk, work: Path) -> None:
     with efi.open("wb") as file:
         file.truncate(disk.efi_mib * MIB)
     _run("mkfs.vfat", "-F", "16", "-n", "ESP", efi)
-    _run("mmd", "-i", efi, "::/EFI", "::/EFI/BOOT", "::/loader", "::/loader/entries")
-    files = {
-        "syslinux.cfg": "DEFAULT linux\nPROMPT 0\nTIMEOUT 0\nLABEL linux\n KERNEL /vmlinuz\n"
+    files: dict[str, Path | str] = {
+        "syslinux.cfg": "DEFAULT linux\nPROMPT 0\nTIMEOUT 0\nLABEL linux\n KERNEL /linux\n"
         f" APPEND initrd=/initrd {disk.arguments}\n",
-        "loader/loader.conf": "timeout 0\ndefault linux\n",
-        "loader/entries/linux.conf": f"title linux\nlinux /vmlinuz\ninitrd /initrd\noptions {disk.arguments}\n",
+        "linux": disk.kernel,
+        "initrd": disk.initrd,
     }
-    _run("mcopy", "-i", efi, disk.kernel, "::/vmlinuz")
-    _run("mcopy", "-i", efi, disk.initrd, "::/initrd")
-    _run("mcopy", "-i", efi, "/usr/lib/systemd/boot/efi/systemd-bootx64.efi", "::/EFI/BOOT/BOOTX64.EFI")
-    for name, text in files.items():
-        part = work / "part"
-        part.write_text(text)
+    if disk.uefi:
+        _run("mmd", "-i", efi, "::/EFI", "::/EFI/BOOT", "::/loader", "::/loader/entries")
+        files |= {
+            "EFI/BOOT/BOOTX64.EFI": Path("/usr/lib/systemd/boot/efi/systemd-bootx64.efi"),
+            "loader/loader.conf": "timeout 0\ndefault linux\n",
+            "loader/entries/linux.conf": f"title linux\nlinux /linux\ninitrd /initrd\noptions {disk.arguments}\n",
+        }
+    for name, what in files.items():
+        part = what if isinstance(what, Path) else work / "part"
+        if isinstance(what, str):
+            part.write_text(what)
         _run("mcopy", "-i", efi, part, f"::/{name}")
     _run("syslinux", "--install", efi)
     _run("dd", f"if={efi}", f"of={whole}", "bs=1M", "seek=1", "conv=notrunc,sparse", "status=none")

@@ -9,10 +9,11 @@ import hashlib
 import os
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-from appliance.image import disk, rootfs
+from appliance.image import disk, plain_kernel, rootfs
 from appliance.image.turns import turn
 from kmgr.errors import KmgrError, Unavailable
 
@@ -72,7 +73,7 @@ def cached() -> Path:
 def ingredients() -> str:
     """Return a short hash of everything the image is made from (the Debian packages' versions excepted)."""
     digest = hashlib.sha256(repr((rootfs.suite(), PACKAGES, LEFT_OUT, ARGUMENTS, ROOT_MIB)).encode())
-    for file in sorted(FILES.iterdir()):
+    for file in (Path(plain_kernel.__file__), *sorted(FILES.iterdir())):
         digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
@@ -89,15 +90,20 @@ def build(target: Path) -> None:
     hooks = [f'"{FILES / "customize-kiosk"}" "$1"']
     rootfs.build(rootfs.Tree(tree, PACKAGES, hooks=hooks, left_out=LEFT_OUT), log=CACHE / "kiosk.log")
     print(f"[{time.monotonic() - started:5.0f} s] Debian tree", flush=True)
-    plan = disk.Disk(
-        tree=tree,
-        kernel=disk.newest(tree, "boot/vmlinuz-*"),
-        initrd=tree / "boot" / "initrd.img-kmgr",
-        arguments=ARGUMENTS,
-        root_mib=ROOT_MIB,
-        efi_mib=48,
-    )
-    disk.build(plan, target)
+    packed = disk.newest(tree, "boot/vmlinuz-*")
+    with tempfile.TemporaryDirectory(prefix="kiosk-", dir=CACHE) as work:
+        kernel = plain_kernel.plain(packed, Path(work, "linux"), Path(work))
+        packed.unlink()
+        plan = disk.Disk(
+            tree=tree,
+            kernel=kernel,
+            initrd=tree / "boot" / "initrd.img-kmgr",
+            arguments=ARGUMENTS,
+            root_mib=ROOT_MIB,
+            efi_mib=64,
+            uefi=False,
+        )
+        disk.build(plan, target)
     shutil.rmtree(tree, ignore_errors=True)
     print(f"[{time.monotonic() - started:5.0f} s] disk, {target.stat().st_size >> 20} MiB", flush=True)
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from appliance.image import disk
+from appliance.image import disk, plain_kernel
 from appliance.image.turns import turn
 from kmgr.errors import KmgrError, Unavailable
 
@@ -35,7 +35,7 @@ ARGUMENTS = (
     "cryptomgr.notests tsc=reliable no_timer_check"
 )
 DATA_MIB = 32
-EFI_MIB = 48
+EFI_MIB = 64
 
 
 def main() -> int:
@@ -70,8 +70,9 @@ def cached() -> Path:
 def ingredients() -> str:
     """Return a short hash of everything the image is made from (the packages' versions excepted)."""
     digest = hashlib.sha256(repr((KERNEL, MODULES, ARGUMENTS, DATA_MIB, EFI_MIB)).encode())
-    digest.update(Path(__file__).read_bytes())
-    for name in ("tiny-init", "guest-dhcp", "guest-shutdown"):
+    for file in (__file__, plain_kernel.__file__):
+        digest.update(Path(file).read_bytes())
+    for name in ("tiny-init", "guest-dhcp", "guest-shutdown", "plain-kernel.s"):
         digest.update((FILES / name).read_bytes())
     return digest.hexdigest()[:12]
 
@@ -112,11 +113,12 @@ def build(target: Path, work: Path) -> None:
     disk.build(
         disk.Disk(
             tree=data,
-            kernel=disk.newest(kernel, "boot/vmlinuz-*"),
+            kernel=plain_kernel.plain(disk.newest(kernel, "boot/vmlinuz-*"), work / "linux", work),
             initrd=work / "initrd",
             arguments=ARGUMENTS,
             root_mib=DATA_MIB,
             efi_mib=EFI_MIB,
+            uefi=False,
         ),
         target,
     )
