@@ -45,6 +45,18 @@ end;
 create trigger if not exists desktop_gone after delete on desktops begin
     delete from stages where desktop = old.id;
 end;
+create table if not exists losses (
+    user text not null, template text not null, desktop text not null, server text not null, at integer not null,
+    primary key (user, template)
+);
+create trigger if not exists desktop_lost after update of state on desktops
+when new.state = 'retired' and old.state = 'in_use' and old.kind = 'pooled' and old.purpose = 'use'
+  and old.user is not null begin
+    delete from losses where user = old.user and template = old.template;
+    insert into losses (user, template, desktop, server, at)
+    select old.user, old.template, old.name, s.id, s.changed_at from servers s
+    where s.id = old.server and s.state = 'lost';
+end;
 create table if not exists copies (
     desktop text not null, server text not null, generation integer not null, state text not null, as_of integer,
     bytes integer not null, changed_at integer not null, primary key (desktop, server, generation)

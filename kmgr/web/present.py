@@ -152,12 +152,14 @@ def desktop_of(services: Services, session: Session, desktop_id: str) -> Item:
         template_names = {one.id: one.name for one in template_queries.templates(db)}
         sight = present_copies.look(services, db)
         made_from = template_queries.template(db, found.template)
+        mine = found.user == session.person.name and not found.personal
+        lost = present_copies.lost_by(db, session.person.name, sight).get(found.template) if mine else None
     vitals = services.board.all().get(found.server)
     told = "" if vitals is None else str(vitals.extra.get("waiting", {}).get(found.id, ""))
     waiting = services.waiting(found.id) if found.server == services.own.server else told
     shown = _desktop(found, template_names, sight)
     later = list(pending(found, made_from)) if made_from is not None else []
-    return {**shown, "waiting": waiting, "superseded": sight.superseded(found), "pending": later}
+    return {**shown, "waiting": waiting, "superseded": sight.superseded(found), "pending": later, "lost": lost}
 
 
 def offers(services: Services, session: Session) -> list[Item]:
@@ -165,12 +167,13 @@ def offers(services: Services, session: Session) -> list[Item]:
     with services.grid.view() as db:
         sight = present_copies.look(services, db)
         endings = present_versions.endings(db)
+        lost = present_copies.lost_by(db, session.person.name, sight)
 
     def shown(one: Offer) -> Item:
         names = {one.template.id: one.template.name}
         ending = "" if one.desktop is None else endings.get((one.desktop.template, one.desktop.version), "")
         own = _desktop(one.desktop, names, sight) if one.desktop else None
-        return {**records.offer(one, desktop=own), "ending": ending}
+        return {**records.offer(one, desktop=own), "ending": ending, "lost": lost.get(one.template.id)}
 
     return [shown(one) for one in services.broker.offers(session.person)]
 

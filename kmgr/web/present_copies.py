@@ -11,8 +11,9 @@ from sqlite_utils import Database
 
 from kmgr.grid.model import RUNNING, Vitals
 from kmgr.grid.queries import servers, settings
-from kmgr.ids import DesktopId, ServerId
+from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId
 from kmgr.provision.copy_commands import loss
+from kmgr.provision.losses import Loss, losses
 from kmgr.provision.model import Copy, CopyState, Desktop, TakeOver
 from kmgr.provision.queries import copies, take_overs, tenures
 from kmgr.provision.rhythm import alarming
@@ -24,6 +25,10 @@ _LIVE = (CopyState.WANTED, CopyState.READY)
 _HELD = (
     "when the grid lost {0}, it had the right to go on without the others; once you say that it is switched off "
     "(here, or by kmgr off {0}), the desktop starts from this copy"
+)
+_GONE = (
+    "What you had open there, and what you had saved only on that desktop, is gone; what is on a network drive is "
+    "there. You get a new desktop."
 )
 # For how long a person is told what the last start from a copy cost them.
 TOLD_MS = 86_400_000
@@ -97,6 +102,18 @@ class Sight:
             "text": f"server {self._name(last.source)} was lost: {loss(last.as_of, last.heard_at)}.",
         }
 
+    def lost(self, one: Loss) -> Item | None:
+        """Say what a user lost with a server and its pooled desktop; None if that is long ago."""
+        if self.now_ms - one.at > TOLD_MS:
+            return None
+        name = self._name(one.server)
+        return {
+            "at": one.at,
+            "desktop": one.desktop,
+            "server_name": name,
+            "text": f"{one.desktop}, the desktop that you had, was lost with server {name}. {_GONE}",
+        }
+
     def _unprotected(self, live: Iterable[Copy], cause: str) -> Item:
         coming = next(iter(live), None)
         if coming is None:
@@ -114,6 +131,12 @@ class Sight:
 
     def _name(self, server: ServerId) -> str:
         return self.names.get(server, server)
+
+
+def lost_by(db: Database, user: AccountName, sight: Sight) -> Mapping[TemplateId, Item]:
+    """Return what a user lost of late with a server, by template."""
+    told = {one.template: sight.lost(one) for one in losses(db, user)}
+    return {template: item for template, item in told.items() if item is not None}
 
 
 def look(services: Services, db: Database) -> Sight:
