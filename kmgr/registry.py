@@ -10,6 +10,7 @@ import kmgr.provision.attendance_commands
 import kmgr.provision.capture_commands
 import kmgr.provision.commands
 import kmgr.provision.copy_commands
+import kmgr.provision.drain_commands
 import kmgr.provision.island
 import kmgr.provision.move_commands
 import kmgr.provision.put_back_commands
@@ -49,6 +50,7 @@ APPLIERS: Mapping[str, Applier] = {
     **kmgr.provision.tenure_commands.APPLIERS,
     **kmgr.provision.version_commands.APPLIERS,
     **kmgr.provision.move_commands.APPLIERS,
+    **kmgr.provision.drain_commands.APPLIERS,
     **kmgr.users.commands.APPLIERS,
     SETTLE: settling(ISLAND),
 }

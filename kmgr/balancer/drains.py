@@ -1,6 +1,6 @@
 """How far a drain is: what is left on the server, what moves now, who is waited for and why. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kmgr.balancer.model import View
@@ -32,6 +32,7 @@ class Moves:
 class Progress:
     """`left` desktops are still there, `moving` are on their way; `others` are used by nobody and are being removed.
 
+    `people` are the users whose desktops are there.
     `remaining_s` is reckoned from the moves that go on; None: nothing tells yet, or
     it depends on people (`waiting`).
     """
@@ -41,6 +42,7 @@ class Progress:
     waiting: tuple[Waits, ...]
     others: int
     remaining_s: int | None
+    people: int = 0
 
 
 def progress(view: View, server: ServerId, *, percents: Mapping[DesktopId, int], now_ms: int) -> Progress:
@@ -48,16 +50,9 @@ def progress(view: View, server: ServerId, *, percents: Mapping[DesktopId, int],
     here = sorted((d for d in view.desktops if d.server == server), key=lambda d: (d.name, d.id))
     used = [d for d in here if d.state is DesktopState.IN_USE]
     moving = tuple(Moves(d.id, d.name, percents.get(d.id, 0)) for d in used if d.moving_to is not None)
-    spaces = [room for room in rooms(view) if room.server != server]
-    waiting, next_ones = [], 0
-    for desktop in used:
-        if desktop.moving_to is not None:
-            continue
-        why = _why(desktop, view, {room.name: refused(desktop, room, view) for room in spaces})
-        if why:
-            waiting.append(Waits(desktop.id, desktop.name, why))
-        else:
-            next_ones += 1
+    staying = tuple(stays(view, server))
+    waiting = [one for one in staying if one.why]
+    next_ones = len(staying) - len(waiting)
     waiting += [
         Waits(d.id, d.name, f"it is broken ({d.step}): try it again or delete it")
         for d in here
@@ -65,7 +60,17 @@ def progress(view: View, server: ServerId, *, percents: Mapping[DesktopId, int],
     ]
     each_s = _each_s(view, moving, now_ms)
     remaining = None if waiting or each_s is None else _remaining_s(moving, each_s, next_ones)
-    return Progress(len(here), moving, tuple(waiting), len(here) - len(used), 0 if not used else remaining)
+    people = len({d.user for d in used})
+    return Progress(len(here), moving, tuple(waiting), len(here) - len(used), 0 if not used else remaining, people)
+
+
+def stays(view: View, server: ServerId) -> Iterator[Waits]:
+    """Yield the desktops in use there that are not on their way, with why they cannot be (empty: they are next)."""
+    spaces = [room for room in rooms(view) if room.server != server]
+    for desktop in sorted((d for d in view.desktops if d.server == server), key=lambda d: (d.name, d.id)):
+        if desktop.state is DesktopState.IN_USE and desktop.moving_to is None:
+            why = _why(desktop, view, {room.name: refused(desktop, room, view) for room in spaces})
+            yield Waits(desktop.id, desktop.name, why)
 
 
 def _why(desktop: Desktop, view: View, refusals: Mapping[str, str]) -> str:

@@ -15,6 +15,7 @@ from kmgr.grid.outcomes import applied
 from kmgr.grid.port import Grid, VitalsBoard
 from kmgr.grid.queries import servers
 from kmgr.ids import ServerId
+from kmgr.provision.drain_commands import MOST_MINUTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +36,21 @@ def weigh(grid: Grid, board: VitalsBoard, action: Maintenance, *, clock: Clock) 
 
 
 async def carry_out(
-    grid: Grid, board: VitalsBoard, action: Maintenance, *, by: str, force: bool = False, clock: Clock
+    grid: Grid,
+    board: VitalsBoard,
+    action: Maintenance,
+    *,
+    by: str,
+    force: bool = False,
+    notice_minutes: int = 0,
+    clock: Clock,
 ) -> None:
-    """Drain or remove a server; raise `Refused` with the reasons if there are any and they are not overridden."""
+    """Drain or remove a server; raise `Refused` with the reasons if there are any and they are not overridden.
+
+    With a notice, desktops that cannot be moved from a draining server end after so many minutes.
+    """
+    if not 0 <= notice_minutes <= MOST_MINUTES:
+        raise Refused(f"A notice is given in whole minutes, at most {MOST_MINUTES} (a week); 0: nobody has to leave.")
     weighed = weigh(grid, board, action, clock=clock)
     if weighed.reasons and not force:
         raise Refused(
@@ -50,6 +63,8 @@ async def carry_out(
         body["although"] = [reason.removeprefix("Afterwards: ").rstrip(".") for reason in weighed.reasons]
     type_ = {Drain: "server.drain", Remove: "server.remove"}[type(action)]
     applied(await grid.propose(type_, body, by=by))
+    if notice_minutes:
+        applied(await grid.propose("drain.notice", {"server": action.server, "minutes": notice_minutes}, by=by))
 
 
 def by_name(grid: Grid, wanted: str, *, removed: bool = False) -> ServerId:

@@ -13,11 +13,26 @@ ForceOption = Annotated[
     bool, typer.Option("--force", help="Do it although the grid would be weaker; the history says so.")
 ]
 
+NoticeOption = Annotated[
+    int,
+    typer.Option(
+        "--notice",
+        min=0,
+        help="Minutes after which pooled desktops end that cannot be moved; their users are told. 0: they stay.",
+    ),
+]
 
-def drain(server: ServerArgument, data: DataOption = DEFAULT_DATA, force: ForceOption = False) -> None:
+
+def drain(
+    server: ServerArgument, data: DataOption = DEFAULT_DATA, force: ForceOption = False, notice: NoticeOption = 0
+) -> None:
     """Give a server no new desktops; refused with the reasons if the grid would be weaker than now."""
-    asyncio.run(ask(data, "drain", {"server": server, "force": force}))
-    print(f"{server} gets no new desktops from now on; the ones that people work on stay until they log out.")
+    asyncio.run(ask(data, "drain", {"server": server, "force": force, "notice_minutes": notice}))
+    print(f"{server} gets no new desktops from now on; the ones that people work on move while they run.")
+    if notice:
+        print(f"Who cannot be moved is told to leave; pooled desktops that are still there end after {notice} min.")
+    else:
+        print("What cannot be moved stays until its user logs out.")
 
 
 def undrain(server: ServerArgument, data: DataOption = DEFAULT_DATA) -> None:

@@ -7,6 +7,7 @@ from kmgr.balancer.maintenance import by_name, carry_out
 from kmgr.balancer.redundancy import Drain, Remove
 from kmgr.clock import Clock
 from kmgr.control import Operation
+from kmgr.errors import Refused
 from kmgr.grid.outcomes import applied
 from kmgr.grid.port import Grid, VitalsBoard
 
@@ -18,7 +19,11 @@ def operations(grid: Grid, board: VitalsBoard, *, clock: Clock) -> Mapping[str, 
 
     async def drain(body: Mapping[str, Any]) -> Mapping[str, Any]:
         action = Drain(by_name(grid, str(body.get("server", ""))))
-        await carry_out(grid, board, action, by=_BY, force=body.get("force") is True, clock=clock)
+        minutes = body.get("notice_minutes", 0)
+        if not isinstance(minutes, int) or isinstance(minutes, bool):
+            raise Refused("A notice is given in whole minutes.")
+        forced = body.get("force") is True
+        await carry_out(grid, board, action, by=_BY, force=forced, notice_minutes=minutes, clock=clock)
         return {}
 
     async def undrain(body: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from kmgr import __version__
 from kmgr.balancer.agent import Balancer
 from kmgr.balancer.canaries import Canaries
 from kmgr.balancer.collector import Collector
+from kmgr.balancer.farewell_agent import FarewellAgent
 from kmgr.clock import Clock
 from kmgr.config import Config
 from kmgr.control import ControlServer
@@ -204,6 +205,7 @@ class Member:
         keeping = Leadership(self._island, clock=self._clock)
         keeping.duty("balancer", Balancer(self._island, self._trunk.board, clock=self._clock).run)
         keeping.duty("canaries", Canaries(self._island, clock=self._clock).run)
+        keeping.duty("farewells", FarewellAgent(self._island, self._trunk.board, clock=self._clock).run)
         keeping.duty("collector", Collector(self._island, clock=self._clock).run)
         keeping.duty("sessions", self._sessions.housekeeping)
         keeping.duty("taking back", TakingBack(self._island, clock=self._clock).run)

@@ -19,8 +19,10 @@ from kmgr.errors import KmgrError, NotFound
 from kmgr.grid.envelope import Rejected
 from kmgr.grid.port import Grid, Requests
 from kmgr.ids import DesktopId, ServerId
+from kmgr.provision.drain_rows import farewell, leaving
 from kmgr.provision.idle import Idleness, Verdict, judge, unreported
 from kmgr.provision.model import Desktop, DesktopState, Purpose
+from kmgr.provision.notices import Notices
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.queries import desktops
 from kmgr.provision.rfb_input import InputReader
@@ -65,6 +67,7 @@ class Attendance:
         self._gone_at: dict[DesktopId, float] = {}
         self._closed: dict[DesktopId, tuple[float, int]] = {}
         self._telling: set[asyncio.Task[None]] = set()
+        self._notices = Notices()
 
     @contextmanager
     def open(self, desktop: DesktopId) -> Iterator[Viewer]:
@@ -123,6 +126,9 @@ class Attendance:
                 for d in here
                 if d.id in self._watched
             }
+            due = self._notices.due(here, leaving(db), lambda one: farewell(db, one), now_ms=self._clock.now_ms())
+            for desktop, text in due:
+                self._say(desktop, text)
         for desktop in here:
             if desktop.is_open and desktop.id not in self._watched:
                 self._gone_at.setdefault(desktop.id, now)
@@ -147,13 +153,14 @@ class Attendance:
             await self._end(desktop, seen, policy)
 
     def _warn(self, desktop: Desktop, verdict: Verdict, policy: Policy) -> None:
-        if self._tell is None:
-            return
         what = "given back" if policy.idle_then is IdleThen.LOG_OUT and not desktop.personal else "closed"
         text = (
             f"Nobody has done anything here for a while: this desktop is {what} in {round(verdict.left_s)} seconds."
         )
-        task = asyncio.ensure_future(self._told(desktop, f"{text} Press a key or move the pointer to go on."))
+        self._say(desktop, f"{text} Press a key or move the pointer to go on.")
+
+    def _say(self, desktop: Desktop, text: str) -> None:
+        task = asyncio.ensure_future(self._told(desktop, text))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
 

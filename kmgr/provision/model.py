@@ -91,6 +91,16 @@ class Desktop:
 
 
 @dataclass(frozen=True, slots=True)
+class Leaving:
+    """A desktop that cannot be moved from its draining server: `until` then (ms since 1970) its user works on."""
+
+    desktop: DesktopId
+    generation: int
+    server: ServerId
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
 class Stage:
     """A part of a desktop's life: since `at` it was in a state, on a server, somebody's.
 

@@ -57,6 +57,21 @@ when new.state = 'retired' and old.state = 'in_use' and old.kind = 'pooled' and 
     select old.user, old.template, old.name, s.id, s.changed_at from servers s
     where s.id = old.server and s.state = 'lost';
 end;
+create table if not exists drain_notices (server text primary key, until integer not null, minutes integer not null);
+create table if not exists leaving (
+    desktop text primary key, generation integer not null, server text not null, until integer not null
+);
+create trigger if not exists drain_over after update on servers when new.draining = 0 or new.state = 'removed' begin
+    delete from drain_notices where server = new.id;
+    delete from leaving where server = new.id;
+end;
+create trigger if not exists leaving_over after update on desktops
+when new.state <> old.state or new.generation <> old.generation or new.server <> old.server begin
+    delete from leaving where desktop = new.id;
+end;
+create trigger if not exists leaving_gone after delete on desktops begin
+    delete from leaving where desktop = old.id;
+end;
 create table if not exists copies (
     desktop text not null, server text not null, generation integer not null, state text not null, as_of integer,
     bytes integer not null, changed_at integer not null, primary key (desktop, server, generation)

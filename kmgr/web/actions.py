@@ -220,9 +220,9 @@ async def try_directory(services: Services, directory: str, values: Values, user
 # ── servers, settings ──
 
 
-async def drain(services: Services, by: str, server: str, *, force: bool = False) -> Item:
+async def drain(services: Services, by: str, server: str, *, force: bool = False, notice_minutes: int = 0) -> Item:
     """Give a server no new desktops from now on; refused with the reasons if that is unwise, unless forced."""
-    await _maintain(services, by, Drain(ServerId(server)), force=force)
+    await _maintain(services, by, Drain(ServerId(server)), force=force, notice_minutes=notice_minutes)
     return _server(services, server)
 
 
@@ -356,8 +356,12 @@ async def _change(services: Services, by: str, type: str, body: Values) -> Value
     return applied(await services.grid.propose(type, body, by=by))
 
 
-async def _maintain(services: Services, by: str, action: Maintenance, *, force: bool) -> None:
-    await carry_out(services.grid, services.board, action, by=by, force=force, clock=services.clock)
+async def _maintain(
+    services: Services, by: str, action: Maintenance, *, force: bool, notice_minutes: int = 0
+) -> None:
+    await carry_out(
+        services.grid, services.board, action, by=by, force=force, notice_minutes=notice_minutes, clock=services.clock
+    )
 
 
 def _image_version(services: Services, wanted: str, version: str | int | None) -> tuple[Image, VersionId]:

@@ -19,6 +19,7 @@ from kmgr.errors import NotFound
 from kmgr.grid.island_rules import limits
 from kmgr.grid.model import Server, ServerState
 from kmgr.ids import DesktopId, TemplateId
+from kmgr.provision.drain_rows import farewell, leaving, notices
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.outfit import pending
 from kmgr.settings import SETTINGS
@@ -71,8 +72,10 @@ def servers(services: Services) -> list[Item]:
         found = grid_queries.servers(db)
         counts = Counter(d.server for d in provision_queries.desktops(db) if d.state is not DesktopState.RETIRED)
         heard, now, log = services.board.all(), services.clock.monotonic(), services.grid.status()
+        until = notices(db)
         drains = {
-            one.id: records.drain(drain_progress(db, heard, now, one.id, now_ms=services.clock.now_ms()))
+            one.id: {"until": until.get(one.id)}
+            | records.drain(drain_progress(db, heard, now, one.id, now_ms=services.clock.now_ms()))
             for one in found
             if one.state is ServerState.DRAINING
         }
@@ -167,11 +170,14 @@ def offers(services: Services, session: Session) -> list[Item]:
     with services.grid.view() as db:
         sight = present_copies.look(services, db)
         endings = present_versions.endings(db)
+        farewells = {one.desktop: farewell(db, one) for one in leaving(db).values()}
         lost = present_copies.lost_by(db, session.person.name, sight)
 
     def shown(one: Offer) -> Item:
         names = {one.template.id: one.template.name}
         ending = "" if one.desktop is None else endings.get((one.desktop.template, one.desktop.version), "")
+        if one.desktop is not None:
+            ending = farewells.get(one.desktop.id, ending)
         own = _desktop(one.desktop, names, sight) if one.desktop else None
         return {**records.offer(one, desktop=own), "ending": ending, "lost": lost.get(one.template.id)}
 

@@ -78,6 +78,7 @@ def drain(told: Progress) -> Item:
         "moving": [{"desktop": one.desktop, "name": one.name, "percent": one.percent} for one in told.moving],
         "waiting": [{"desktop": one.desktop, "name": one.name, "why": one.why} for one in told.waiting],
         "others": told.others,
+        "people": told.people,
         "remaining_s": told.remaining_s,
     }
 

@@ -17,6 +17,7 @@ from kmgr.provision import (
     attendance_commands,
     capture_commands,
     copy_commands,
+    drain_commands,
     move_commands,
     tenure_commands,
 )
@@ -47,6 +48,7 @@ APPLIERS = {
     **capture_commands.APPLIERS,
     **copy_commands.APPLIERS,
     **move_commands.APPLIERS,
+    **drain_commands.APPLIERS,
     **attendance_commands.APPLIERS,
     **tenure_commands.APPLIERS,
 }

@@ -124,7 +124,8 @@ class FakeServer:
 
     def play(self, count: int, *, within: Bounds, fixed: int = 0) -> float:
         """Return after how many seconds `count` desktops are ready: paced, or so many at a time."""
-        now, left, going, boots = 1000.0, count, [], Boots([Boot("office", 0.0, self.boot_s)])
+        now, left, boots = 1000.0, count, Boots([Boot("office", 0.0, self.boot_s)])
+        going: list[list[float]] = []
         pace, step, looked, pressure = Pace(within.usual), 0.25, now, CALM
         while left or going:
             while left and len(going) < (fixed or pace.limit):

@@ -16,6 +16,7 @@ from kmgr.grid.local import LocalGrid, LocalLog
 from kmgr.grid.queries import events, server
 from kmgr.grid.vitals import Board
 from kmgr.ids import CommandId, ServerId
+from kmgr.provision.drain_rows import notices
 from kmgr.registry import APPLIERS, SCHEMAS
 
 A, B, C = IDS = [ServerId(f"srv-{letter}") for letter in "abc"]
@@ -100,3 +101,27 @@ async def test_the_terminal_may_do_the_same(grid: Racing) -> None:
         await door["remove"]({"server": "b"})
     await door["remove"]({"server": "b", "force": True})
     assert "although" in last(grid, B)
+
+
+async def test_a_notice_is_given_with_the_drain_and_goes_with_it(grid: Racing) -> None:
+    board, clock = Board(), ManualClock()
+    with pytest.raises(Refused, match="whole minutes"):
+        await carry_out(grid, board, Drain(B), by="anna", force=True, notice_minutes=-1, clock=clock)
+    assert state_of(grid, B) == "up", "what is refused leaves nothing half done"
+    door = operations(grid, board, clock=clock)
+    with pytest.raises(Refused, match="whole minutes"):
+        await door["drain"]({"server": "b", "force": True, "notice_minutes": "5"})
+    await door["drain"]({"server": "b", "force": True, "notice_minutes": 30})
+    with grid.view() as db:
+        assert set(notices(db)) == {B}
+    assert last(grid, B) == "whoever works on b and cannot be moved is told to leave within 30 min"
+    await door["undrain"]({"server": "b"})
+    with grid.view() as db:
+        assert notices(db) == {}
+
+
+def state_of(grid: Racing, which: ServerId) -> str:
+    with grid.view() as db:
+        found = server(db, which)
+    assert found is not None
+    return str(found.state)

@@ -7,6 +7,7 @@ import pytest
 
 from kmgr.clock import ManualClock
 from kmgr.errors import Unavailable
+from kmgr.ids import DesktopId
 from kmgr.provision.model import DesktopState
 from kmgr.provision.pressure import Meter
 from kmgr.provision.storm import Pressure, bounds_of
@@ -151,8 +152,8 @@ class Stormy(Desk):
         self.watch: StormWatch = StormWatch(bounds_of(2), lambda: self.pressure, clock=self.clock, blocking=at_once)
         self.agent = self.restarted()
 
-    def waiting(self) -> str:
-        return min(name for name, state in self.states().items() if state == "placed")
+    def waiting(self) -> DesktopId:
+        return min(DesktopId(name) for name, state in self.states().items() if state == "placed")
 
 
 def _readable(path: Path) -> bool:

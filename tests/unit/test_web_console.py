@@ -85,6 +85,27 @@ async def test_servers_drain_return_and_go(lab: WebLab, site: Site) -> None:
     assert sorted(states()) == ["a", "b"]
 
 
+async def test_a_drain_with_a_notice_shows_who_is_there_and_how_long(lab: WebLab, site: Site) -> None:
+    office = lab.office
+    desktop = await office.standby(server=SERVERS[1])
+    await office.do("desktop.claim", user=USER, template="tpl-office")
+    dialog = (await site.page("/console/servers/srv-b/drain", who=ADMIN)).text
+    assert 'name="notice_minutes"' in dialog and 'value="0"' in dialog
+    told = await refused(site, "/servers/srv-b/drain", notice_minutes="soon")
+    assert "The notice must be a whole number from 0 to 10080" in told.text
+    assert present.servers(lab.services())[1]["drain"] is None
+    await act(site, "/servers/srv-b/drain", notice_minutes="30")
+    drain = present.servers(lab.services())[1]["drain"]
+    assert (drain["people"], drain["until"]) == (1, office.clock.now_ms() + 30 * 60_000)
+    page = (await site.page("/console/servers", who=ADMIN)).text
+    assert "1 person still works there." in page and "in 30 min; their users are told." in page
+    assert "taken out of service" not in (await site.page("/", who=USER)).text
+    await office.do("drain.tell", desktop=desktop, generation=1, server=SERVERS[1])
+    assert "The server of this desktop is taken out of service" in (await site.page("/", who=USER)).text
+    await act(site, "/servers/srv-b/undrain")
+    assert "taken out of service" not in (await site.page("/", who=USER)).text
+
+
 async def settings_form(site: Site, **changed: str) -> dict[str, str]:
     """Return the form of the settings as it is sent after somebody typed into it."""
     page = parse((await site.page("/console/settings/edit", who=ADMIN, **HTMX)).text)

@@ -4,6 +4,7 @@ import asyncio
 
 from aiohttp import web
 
+from kmgr.provision.drain_commands import MOST_MINUTES
 from kmgr.web import actions, present
 from kmgr.web.api.fields import flag, whole
 from kmgr.web.api.shapes import page, ref
@@ -22,7 +23,8 @@ async def invite(call: Call) -> web.Response:
 
 async def drain(call: Call) -> web.Response:
     """Give a server no new desktops."""
-    return answer(await actions.drain(call.services, call.by, call.part("id"), force=call.body.get("force", False)))
+    given = {"force": call.body.get("force", False), "notice_minutes": call.body.get("notice_minutes", 0)}
+    return answer(await actions.drain(call.services, call.by, call.part("id"), **given))
 
 
 async def undrain(call: Call) -> web.Response:
@@ -43,6 +45,7 @@ async def remove(call: Call) -> web.Response:
 
 
 _FORCE = "do it although the grid would be weaker: without it that is refused with the reasons (code `unsafe`)"
+_NOTICE = "minutes after which desktops that cannot be moved end; their users are told. 0: they stay"
 
 ROUTES = (
     Route(
@@ -55,7 +58,7 @@ ROUTES = (
     ),
     Route(
         "POST", "/servers/{id}/drain", drain, Access.ADMIN, "Give a server no new desktops",
-        {200: ref("Server")}, body={"force": flag(_FORCE)},
+        {200: ref("Server")}, body={"force": flag(_FORCE), "notice_minutes": whole(_NOTICE, 0, MOST_MINUTES)},
     ),
     Route(
         "POST", "/servers/{id}/undrain", undrain, Access.ADMIN, "Let a server have new desktops again",

@@ -113,7 +113,8 @@ COMPONENTS: Mapping[str, Schema] = {
             "drain": maybe(
                 record(
                     {
-                        "left": WHOLE, "others": WHOLE, "remaining_s": maybe(WHOLE),
+                        "left": WHOLE, "others": WHOLE, "people": WHOLE, "remaining_s": maybe(WHOLE),
+                        "until": maybe(STAMP),
                         "moving": many(record({"desktop": TEXT, "name": TEXT, "percent": WHOLE})),
                         "waiting": many(record({"desktop": TEXT, "name": TEXT, "why": TEXT})),
                     }

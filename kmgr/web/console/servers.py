@@ -8,6 +8,7 @@ from kmgr.balancer.redundancy import Drain, Remove
 from kmgr.errors import NotFound
 from kmgr.grid.queries import server
 from kmgr.ids import ServerId
+from kmgr.provision.drain_commands import MOST_MINUTES
 from kmgr.web import actions, auth, html_env, present
 from kmgr.web.forms import read_form
 from kmgr.web.services import SERVICES
@@ -50,7 +51,12 @@ async def ask(request: web.Request) -> web.Response:
 async def drain(request: web.Request) -> web.Response:
     """Give a server no new desktops."""
     by, server = auth.require_admin(request).person.name, _server(request)
-    await actions.drain(request.app[SERVICES], by, server["id"], force=await _forced(request))
+    form = await read_form(request)
+    given = form.text("notice_minutes")
+    minutes = form.number("notice_minutes", "The notice", least=0, most=MOST_MINUTES) if given else 0
+    form.check()
+    forced = form.ticked("force")
+    await actions.drain(request.app[SERVICES], by, server["id"], force=forced, notice_minutes=minutes)
     return html_env.done(request, f"{server['name']} gets no new desktops from now on.", to=_PAGE)
 
 

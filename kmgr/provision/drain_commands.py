@@ -1,0 +1,110 @@
+"""Replicated changes about the notice that people on a draining server get: one applier per command.
+
+Rule 1: a server drains first; the notice says in how many minutes what cannot move ends. Undrained, or removed, it
+is gone by itself, and nobody has to leave any more (triggers of the schema).
+Rule 2: a desktop has to leave from the moment the log says so (`drain.tell`), and ends (`drain.end`) at the
+moment that was told with it, never before, whoever leads by then. Nobody is told later than some minutes before.
+Rule 3: whoever has logged out, moved on or come to another life of the desktop meanwhile is not concerned.
+Rule 4: only pooled desktops end: they are made anew elsewhere. A personal one is moved, or stays.
+"""
+
+from collections.abc import Mapping
+
+from sqlite_utils import Database
+
+from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
+from kmgr.grid.fsm import Applier
+from kmgr.grid.history import note
+from kmgr.grid.model import ServerState
+from kmgr.grid.rows import Row, one, scalar
+from kmgr.provision.commands import owned
+from kmgr.provision.lifecycle import Event, after
+from kmgr.provision.model import DesktopState as S
+from kmgr.provision.model import Purpose
+
+# A week: longer notices are forgotten by all who read them.
+MOST_MINUTES = 7 * 24 * 60
+# Who is told late has so long all the same, or half of the notice if that is shorter.
+_LEAST_MS = 5 * 60_000
+
+
+def notice(db: Database, command: Command) -> Outcome:
+    """Say in how many minutes desktops of a draining server end that cannot move. body: server, minutes."""
+    minutes = command.body["minutes"]
+    if not isinstance(minutes, int) or isinstance(minutes, bool) or not 1 <= minutes <= MOST_MINUTES:
+        return Rejected("refused", f"a notice is given in whole minutes, from 1 to {MOST_MINUTES} (a week)")
+    server = one(db, "select * from servers where id = ?", [command.body["server"]])
+    if server is None or server["state"] == ServerState.REMOVED:
+        return Rejected("not_found", f"no server {command.body['server']} in this grid")
+    if not server["draining"]:
+        return Rejected("conflict", f"{server['name']} does not drain (any more): nobody has to leave it")
+    until = command.at + minutes * 60_000
+    db.execute(
+        "insert into drain_notices (server, until, minutes) values (?, ?, ?)"
+        " on conflict (server) do update set until = excluded.until, minutes = excluded.minutes",
+        [server["id"], until, minutes],
+    )
+    # Who was told already is told the new time.
+    db.execute("update leaving set until = ? where server = ?", [until, server["id"]])
+    text = f"whoever works on {server['name']} and cannot be moved is told to leave within {minutes} min"
+    note(db, command, "server", server["id"], text)
+    return Applied({"until": until})
+
+
+def tell(db: Database, command: Command) -> Outcome:
+    """Let a desktop have to leave: it cannot be moved while it runs. body: desktop, generation, server."""
+    row = _used(db, command)
+    if isinstance(row, Rejected):
+        return row
+    server = one(db, "select * from servers where id = ?", [row["server"]])
+    told = one(db, "select * from drain_notices where server = ?", [row["server"]])
+    if server is None or not server["draining"] or told is None:
+        return Rejected("conflict", f"the server of desktop {row['name']} does not drain with a notice (any more)")
+    if one(db, "select * from leaving where desktop = ?", [row["id"]]) is not None:
+        return Applied()
+    until = max(told["until"], command.at + min(_LEAST_MS, told["minutes"] * 30_000))
+    db.execute(
+        "insert into leaving (desktop, generation, server, until) values (?, ?, ?, ?)",
+        [row["id"], row["generation"], row["server"], until],
+    )
+    text = f"{row['user']} is told that desktop {row['name']} ends: {server['name']} drains and it cannot be moved"
+    note(db, command, "desktop", row["id"], text)
+    return Applied({"until": until})
+
+
+def end(db: Database, command: Command) -> Outcome:
+    """End a desktop whose time is over. body: desktop, generation, server, until (what was believed)."""
+    row = _used(db, command)
+    if isinstance(row, Rejected):
+        return row
+    told = one(db, "select * from leaving where desktop = ?", [row["id"]])
+    if told is None or told["until"] != command.body["until"]:
+        return Rejected("conflict", f"desktop {row['name']} does not have to leave (then) any more")
+    if command.at < told["until"]:
+        return Rejected("conflict", f"the time that {row['user']} was given for desktop {row['name']} is not over")
+    db.execute(
+        "update desktops set state = ?, changed_at = ? where id = ?",
+        [after(S.IN_USE, Event.RETIRED), command.at, row["id"]],
+    )
+    name = scalar(db, "select name from servers where id = ?", [row["server"]], default=row["server"])
+    text = f"desktop {row['name']} of {row['user']} is ended: {name} drains and the time of its notice is over"
+    note(db, command, "desktop", row["id"], text)
+    return Applied()
+
+
+def _used(db: Database, command: Command) -> Row | Rejected:
+    """Return a pooled desktop in use, where and in the life that was believed, that is not on its way."""
+    body = command.body
+    row = one(db, "select * from desktops where id = ?", [body["desktop"]])
+    if row is None:
+        return Rejected("not_found", f"there is no desktop {body['desktop']}")
+    if (row["generation"], row["server"], row["state"]) != (body["generation"], body["server"], S.IN_USE):
+        return Rejected("conflict", f"desktop {row['name']} has another life by now")
+    if row["moving_to"] is not None:
+        return Rejected("conflict", f"desktop {row['name']} moves to another server at this moment")
+    if owned(row) or row["purpose"] != Purpose.USE:
+        return Rejected("refused", f"desktop {row['name']} is not ended by a notice: it is moved, or stays")
+    return row
+
+
+APPLIERS: Mapping[str, Applier] = {"drain.notice": notice, "drain.tell": tell, "drain.end": end}
