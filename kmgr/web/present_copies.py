@@ -111,7 +111,7 @@ class Sight:
             "at": one.at,
             "desktop": one.desktop,
             "server_name": name,
-            "text": f"{one.desktop}, the desktop that you had, was lost with server {name}. {_GONE}",
+            "text": f"Your desktop {one.desktop} was lost with server {name}. {_GONE}",
         }
 
     def _unprotected(self, live: Iterable[Copy], cause: str) -> Item:
