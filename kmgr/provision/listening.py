@@ -19,6 +19,8 @@ AGAIN_S = 5.0
 # Between two looks that events ask for: one that a full disk halts at every step would ask for them on end.
 GAP_S = 1.0
 WINDOW_S = 300.0
+# SeaBIOS that finds itself reset resets the machine once or twice more, 0.04-0.1 s later (measured with QEMU 7.2).
+FIRMWARE_S = 1.0
 # An update may well ask for two or three.
 MOST_REBOOTS = 6
 # So often an agent comes and goes within that time only if something else writes to its channel.
@@ -100,7 +102,8 @@ class Listening:
             self.flows = True
             logger.info("events of the hypervisor flow")
         elif happening.what in self._counted and happening.desktop is not None:
-            times = self._counted[happening.what].setdefault(happening.desktop, [])
-            times.append(self._clock.monotonic())
-            del times[:-_MOST_COUNTED]
+            times, now = self._counted[happening.what].setdefault(happening.desktop, []), self._clock.monotonic()
+            if happening.what is not What.REBOOTED or not times or now - times[-1] >= FIRMWARE_S:
+                times.append(now)
+                del times[:-_MOST_COUNTED]
         self._woken.set()

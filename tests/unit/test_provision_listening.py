@@ -132,6 +132,15 @@ async def test_a_standby_that_reboots_again_and_again_is_broken_and_halted(ear: 
     assert ear.desk.agent.problems() == (), "and is no sign of a full disk"
 
 
+async def test_what_the_firmware_resets_once_more_is_no_further_reboot(ear: Listening) -> None:
+    await standby(ear)
+    for _ in range(MOST_REBOOTS - 1):
+        for _ in range(3):
+            ear.events.tell(What.REBOOTED, D1)
+        await ear.pass_time(2)
+    assert ear.desk.one(D1).state is S.READY
+
+
 async def test_one_that_reboots_instead_of_answering_is_not_waited_for(ear: Listening) -> None:
     done(await ear.desk.do("setting.set", name="build_timeout_s", value=3_600))
     ear.desk.hypervisor.fail["boot"] = "never"
