@@ -6,12 +6,12 @@ PY := .venv/bin/python
 # Namespaces, libvirt and Debian trees need root.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 FAST := tests/unit tests/property tests/simulation
-ALL := $(FAST) tests/contract tests/integration tests/faults tests/browser
+REAL := tests/contract tests/integration tests/faults tests/browser
 SERVER ?=
-# Fast tests run side by side, one lane more than processors; all tests do if LANES says so. Their order matters there:
-# real daemons and browsers leave threads and loops behind that property tests and async tests trip over.
-FAST_LANES := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 6 ? n : 6)))
-SIDE_BY_SIDE := --no-loadscope-reorder
+# Tests run side by side, one lane more than processors (tests/conftest.py deals them out). The fast ones have processes
+# of their own: real daemons and browsers leave threads and loops behind that property tests and async tests trip over.
+LANES := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 6 ? n : 6)))
+PYTEST := $(PY) -m pytest -q -n $(LANES) --no-loadscope-reorder
 
 .PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid bench-images bench-desktops school-day kills simulate simulate-mutants faults faults-daemon faults-plain failover appliance appliance-test lock clean
 
@@ -29,11 +29,11 @@ check: setup ## format, lint, types, import contracts, sizes, fast tests
 	.venv/bin/ruff check .
 	.venv/bin/mypy -p kmgr -p appliance
 	.venv/bin/lint-imports
-	$(PY) -m pytest -q -n $(FAST_LANES) $(SIDE_BY_SIDE) $(FAST)
+	$(PYTEST) $(FAST)
 
 test: setup ## every test, with real QEMU, libvirt, slapd and a browser
-	$(SUDO) $(PY) -m pytest -q $(if $(LANES),-n $(LANES) $(SIDE_BY_SIDE)) --durations=15 \
-	    $(foreach kind,$(ALL),$(wildcard $(kind)))
+	$(SUDO) $(PYTEST) $(FAST)
+	$(SUDO) $(PYTEST) --durations=15 $(REAL)
 
 demo: setup-demo ## a grid of three servers on this machine, until Ctrl-C
 	@exec $(SUDO) $(PY) -m appliance.demo run

