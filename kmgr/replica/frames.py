@@ -1,12 +1,13 @@
 """What is said on a stream of blocks, and the receiver's end of it.
 
 The receiver sends questions of 8 bytes: u32 piece, u16 the wanted blocks of it (bit k: its block k), u8 flags
-(1: insist), u8 zero. Its first words are `HELLO`. The source sends frames: u8 kind, three zeros, u32 piece,
-u32 length, and that many bytes:
+(1: insist, 2: it may come compressed), u8 zero. Its first words are `HELLO`. The source sends frames: u8 kind, three
+zeros, u32 piece, u32 length, and that many bytes:
 
 * HAVE: the set of pieces it has now, little-endian; without bytes: all of them.
 * NEWS: pieces that it got since, each u32. GIVEN: pieces that it gave to other receivers, each u32.
-* BLOCKS: the wanted blocks of a piece, one after the other.
+* BLOCKS: the wanted blocks of a piece, one after the other. SQUEEZED: the same as one frame of zstd; the question
+  says how long it is when expanded, and their hashes are those of the expanded blocks.
 * LACKING: it doesn't have that piece. DECLINED: it gave it to another receiver and wants to give others first.
 
 Questions are answered in their order; HAVE, NEWS and GIVEN come between. Numbers are big-endian.
@@ -26,12 +27,14 @@ from typing import cast
 
 from kmgr.errors import Unavailable
 from kmgr.grid.port import Stream
+from kmgr.replica import zstd
 from kmgr.replica.fetch import Ask, pieces_of
 
 HEAD = struct.Struct(">B3xII")
 QUESTION = struct.Struct(">IHBx")
 HELLO = QUESTION.pack(0xFFFFFFFF, 0, 0)
 INSIST = 1
+SQUEEZE = 2
 _NUMBER = struct.Struct(">I")
 # What one source may have sent ahead of what this server could write: its questions limit it, this is for liars.
 _MOST_QUEUED = 16 << 20
@@ -51,6 +54,10 @@ class Kind(IntEnum):
     BLOCKS = 3
     LACKING = 4
     DECLINED = 5
+    SQUEEZED = 6
+
+
+_PIECES = (Kind.BLOCKS, Kind.SQUEEZED)
 
 
 class Buffers:
@@ -103,6 +110,7 @@ class Inlet(asyncio.BufferedProtocol):
             Kind.BLOCKS: buffers.size,
             Kind.LACKING: 0,
             Kind.DECLINED: 0,
+            Kind.SQUEEZED: buffers.size,
         }
         self._head = memoryview(bytearray(HEAD.size))
         self._target = self._head
@@ -121,7 +129,8 @@ class Inlet(asyncio.BufferedProtocol):
     def ask(self, ask: Ask, wanted: int) -> None:
         """Ask for some blocks of a piece."""
         if not self._transport.is_closing():
-            self._transport.write(QUESTION.pack(ask.piece, wanted, INSIST * ask.insist))
+            flags = INSIST * ask.insist | SQUEEZE * zstd.available()
+            self._transport.write(QUESTION.pack(ask.piece, wanted, flags))
 
     async def next(self) -> Frame:
         """Return the next frame; raise `Unavailable` if the stream ended."""
@@ -141,7 +150,7 @@ class Inlet(asyncio.BufferedProtocol):
 
     def done_with(self, frame: Frame) -> None:
         """Hand back the buffer of a frame: the next one may land in it."""
-        if frame.kind is Kind.BLOCKS:
+        if frame.kind in _PIECES:
             self._buffers.give_back(frame.data.obj)
 
     def close(self, why: str) -> None:
@@ -194,7 +203,7 @@ class Inlet(asyncio.BufferedProtocol):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
     def _room(self, length: int) -> memoryview:
-        if self._kind is Kind.BLOCKS:
+        if self._kind in _PIECES:
             return memoryview(self._buffers.take())[:length]
         return memoryview(bytearray(length))
 

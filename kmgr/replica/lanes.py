@@ -17,7 +17,7 @@ from kmgr.clock import Clock
 from kmgr.errors import NotFound, Refused, Unavailable
 from kmgr.grid.port import Requests
 from kmgr.ids import ServerId, VersionId
-from kmgr.replica import choose, frames, transfer
+from kmgr.replica import choose, frames, transfer, zstd
 from kmgr.replica import manifest as m
 from kmgr.replica.background import background
 from kmgr.replica.budget import Budget
@@ -72,7 +72,7 @@ class Lanes:
         pace: Pace,
         budget: Budget,
     ) -> None:
-        self.received = self.twice = 0
+        self.received = self.twice = self._kept = 0
         self._version = version
         self._part = part
         self._requests = requests
@@ -242,20 +242,36 @@ class Lanes:
                 await self._keep_blocks(server, piece, wanted, frame)
 
     async def _keep_blocks(self, server: ServerId, piece: int, wanted: int, frame: Frame) -> None:
-        part = self._part
-        self.received += len(frame.data)
+        part, data = self._part, frame.data
+        self.received += len(data)
         if not part.missing(piece):
-            self.twice += len(frame.data)
+            self.twice += len(data)
             self._fetch.arrived(server, piece)
             return
-        await background(part.write, piece, wanted, frame.data)
+        if frame.kind is Kind.SQUEEZED:
+            data = await background(self._expanded, piece, wanted, data)
+            # What did not have to come may come of something else.
+            self._budget.spend(len(frame.data) - len(data), now=self._clock.monotonic())
+        await background(part.write, piece, wanted, data)
+        self._kept += len(data)
+        if frame.kind is Kind.SQUEEZED:
+            self._buffers.give_back(data.obj)
         part.here(piece, wanted)
         self._fetch.arrived(server, piece)
         self._tries[server] = 0
-        self._rate.note(self.received - self.twice, now=self._clock.monotonic())
+        self._rate.note(self._kept, now=self._clock.monotonic())
         self._unsynced += 1
         if self._unsynced >= self._pace.flush_pieces and self._flushing is None:
             self._flushing = asyncio.create_task(self._flush())
+
+    def _expanded(self, piece: int, wanted: int, data: memoryview) -> memoryview:
+        length = sum(length for _, length in self._part.manifest.stretches(piece, wanted))
+        room = memoryview(self._buffers.take())[:length]
+        try:
+            zstd.expand(data, room)
+        except ValueError as error:
+            raise WrongBytes(f"piece {piece} of version {self._version.id}: {error}") from error
+        return room
 
     async def _flush(self) -> None:
         count = self._unsynced

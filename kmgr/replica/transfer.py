@@ -5,8 +5,9 @@
 
 A source serves what it is still copying as well, and tells at once what it got. Of what it has all of, it gives
 each piece to one receiver before any to two (`deal`). It serves a bounded number at a time: the others will have
-it from those. Nothing a source says is believed: a manifest must have the hash in the log, blocks theirs in the
-manifest. Runs in the daemon's loop; files are touched in threads.
+it from those. On a slow link pieces go compressed if that pays (`squeeze`). Nothing a source says is believed: a
+manifest must have the hash in the log, blocks theirs in the manifest. Runs in the daemon's loop; files are touched
+in threads.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from kmgr.clock import Clock
 from kmgr.errors import Refused, Unavailable
 from kmgr.grid.port import Accept, Requests, Stream
 from kmgr.ids import ServerId, VersionId
-from kmgr.replica import frames
+from kmgr.replica import frames, zstd
 from kmgr.replica import manifest as m
 from kmgr.replica.background import background
 from kmgr.replica.budget import Budget
@@ -32,6 +33,7 @@ from kmgr.replica.frames import Buffers, Inlet, Kind
 from kmgr.replica.images import Images
 from kmgr.replica.model import Version
 from kmgr.replica.part import Part, Whole
+from kmgr.replica.squeeze import Link, Squeeze
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,8 @@ class Source:
         self._deals: dict[VersionId, Deal] = {}
         self._servings: dict[VersionId, list[_Serving]] = {}
         self._sent: dict[VersionId, int] = {}
+        self._link = Link()
+        self._squeezes: dict[VersionId, Squeeze] = {}
         requests.serve("manifest", self._manifest)
         requests.serve_stream("blocks", self._blocks)
 
@@ -239,7 +243,22 @@ class _Serving:
                 logger.warning("an image's file is shorter than it should be", extra={"version": self._version})
             self._say(Kind.LACKING, piece=piece)
             return
-        await self._send(stream, piece, data)
+        squeezed = await self._squeezed(data) if flags & frames.SQUEEZE else None
+        if squeezed is None:
+            await self._send(stream, Kind.BLOCKS, piece, data)
+        else:
+            await self._send(stream, Kind.SQUEEZED, piece, squeezed)
+
+    async def _squeezed(self, data: bytes) -> bytes | None:
+        """Return a piece compressed, or nothing where that does not pay."""
+        source = self._source
+        squeeze = source._squeezes.setdefault(self._version, Squeeze())
+        if source._clock is None or not zstd.available() or not squeeze.tries(source._link.rate):
+            return None
+        began = source._clock.monotonic()
+        squeezed = await background(zstd.compress, data)
+        shrank = squeeze.learn(len(data), len(squeezed), source._clock.monotonic() - began)
+        return squeezed if shrank else None
 
     async def _read(self, piece: int, wanted: int) -> bytes:
         if self._part is not None:
@@ -252,19 +271,32 @@ class _Serving:
         assert self._whole is not None  # noqa: S101 - there is always one of the two
         return await background(self._whole.read, piece, wanted)
 
-    async def _send(self, stream: Stream, piece: int, data: bytes) -> None:
-        self._small.append(frames.HEAD.pack(Kind.BLOCKS, piece, len(data)))
+    async def _send(self, stream: Stream, kind: Kind, piece: int, data: bytes) -> None:
+        self._small.append(frames.HEAD.pack(kind, piece, len(data)))
         view = memoryview(data)
         source = self._source
         for at in range(0, len(data), _SLICE):
             part = view[at : at + _SLICE]
-            if source._clock is not None:
-                wait_s = source._budget.spend(len(part), now=source._clock.monotonic())
-                if wait_s:
-                    await source._clock.sleep(wait_s)
+            if source._clock is None:
+                self._write(stream, part)
+                await stream.writer.drain()
+            else:
+                await self._timed(stream, part, source._clock)
+            source._sent[self._version] = source._sent.get(self._version, 0) + len(part)
+
+    async def _timed(self, stream: Stream, part: memoryview, clock: Clock) -> None:
+        """Send a part when the budget allows it, and note how long the link took."""
+        link, taken = self._source._link, 0
+        link.waits(now=clock.monotonic())
+        try:
+            wait_s = self._source._budget.spend(len(part), now=clock.monotonic())
+            if wait_s:
+                await clock.sleep(wait_s)
             self._write(stream, part)
             await stream.writer.drain()
-            source._sent[self._version] = source._sent.get(self._version, 0) + len(part)
+            taken = len(part)
+        finally:
+            link.took(taken, now=clock.monotonic())
 
 
 def _keep_short(stream: Stream) -> None:

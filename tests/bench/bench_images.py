@@ -4,7 +4,7 @@ Network namespaces with links of a known rate; kmgr's own engine, a process for 
 no disk is measured. The floor is a bare TCP stream through the same link in the same run. rsync and scp copy to one
 receiver after the other, libtorrent to all at once.
 
-Parts: `slow` (200 Mbit/s), `fast` (1 Gbit/s), `delta`, `kill`, `codec`.
+Parts: `slow` (200 Mbit/s), `fast` (1 Gbit/s), `delta`, `kill`, `squeezed`, `codec`.
 """
 
 import argparse
@@ -123,6 +123,7 @@ PARTS: Mapping[str, Callable[[Path, bool], list[Figure]]] = {
     "fast": fast,
     "delta": lambda folder, _: image_parts.delta(folder),
     "kill": lambda folder, _: image_parts.kill(folder),
+    "squeezed": image_parts.squeezed,
     "codec": lambda folder, _: image_parts.codec(folder),
 }
 

@@ -19,6 +19,8 @@ from tests.lab.loop_disk import loop_disk, used_bytes
 
 V1, V2 = VersionId("ver-1"), VersionId("ver-2")
 DELTA_MIB, KILL_MIB = 256, 256
+# Mbit/s and MiB.
+SQUEEZED = ((50, 64), (100, 128), (200, 128), (1000, 256))
 CHANGED = 0.05
 PLACE_BYTES = 64 * 1024
 BACK_S = 2.0
@@ -152,6 +154,31 @@ def _share(grid: ImageGrid) -> float:
     return float(sum(here for here, _ in told) / max(1, sum(of for _, of in told)))
 
 
+def squeezed(folder: Path, short: bool) -> list[Figure]:
+    """A disk of programs beside one of random bytes: over slow links, and over one on which nothing is compressed."""
+    found = []
+    for mbit, mib in SQUEEZED:
+        for count in (1,) if short else (1, 3):
+            with Links(count + 1, mbit=mbit) as links:
+                for what, make in (("random", picture), ("programs", _guest_like)):
+                    make(folder / "disk", mib * MIB)
+                    floor = image_peers.floor(image_peers.Room(links, folder, folder / "disk")).last
+                    receivers = range(1, count + 1)
+                    with distributing(links, folder / "grid", folder / "disk", receivers) as grid:
+                        taken = grid.copy(receivers)
+                        assert all(grid.same(place, V1) for place in receivers)
+                    name = f"{what}, 1 → {count}, {mbit} Mbit/s, {mib} MiB"
+                    carried = sum(taken.received[1:]) / count / (mib * MIB)
+                    ratio = round(taken.last / floor, 3)
+                    found += [
+                        Figure(name, round(taken.last, 2), "s", 1, floor=round(floor, 2), ratio=ratio),
+                        Figure(f"{name}: on the wire", round(carried, 3), "images", 1),
+                        Figure(f"{name}: CPU-s per GB", round(taken.cpu_s / (count * mib * MIB / 1e9), 2), "s", 1),
+                        Figure(f"{name}: used by others", round(100 * taken.busy), "%", 1),
+                    ]
+    return found
+
+
 def codec(folder: Path) -> list[Figure]:
     """Hashes, compression and encryption on this machine, in MB per processor second of one core."""
     sample = folder / "sample"
@@ -174,12 +201,18 @@ def _children_s() -> float:
 
 def _guest_like(file: Path, size: int) -> None:
     """Put together what fills the disk of a guest: programs and libraries of this machine."""
-    found = sorted(path for path in Path("/usr/bin").iterdir() if path.is_file() and not path.is_symlink())
+    found = [
+        path
+        for folder in ("/usr/bin", "/usr/lib/x86_64-linux-gnu")
+        for path in sorted(Path(folder).iterdir())
+        if path.is_file() and not path.is_symlink()
+    ]
     with file.open("wb") as out:
         for path in found:
             out.write(path.read_bytes()[: 2 * MIB])
             if out.tell() >= size:
                 break
+        assert out.tell() >= size, "this machine has too few programs"
         out.truncate(size)
 
 
