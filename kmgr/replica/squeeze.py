@@ -10,7 +10,7 @@ Pure: the time is an argument.
 """
 
 # A link that takes more than this is quicker than any gain.
-MOST_BYTES_S = 75_000_000
+MOST_BYTES_S = 40_000_000
 AGAIN = 64
 WORTH = 2.0
 # Expanding costs the receiver about a third of what compressing costs here.

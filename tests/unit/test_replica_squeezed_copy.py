@@ -17,7 +17,7 @@ def sites(tmp_path: Path) -> Iterator[list[Site]]:
     yield from three_sites(tmp_path)
 
 
-async def test_over_a_slow_link_a_version_goes_compressed_also_from_hand_to_hand(
+async def test_over_a_slow_link_pieces_go_compressed_and_every_file_is_the_same(
     sites: list[Site], tmp_path: Path
 ) -> None:
     file = tmp_path / "disk"
@@ -26,19 +26,23 @@ async def test_over_a_slow_link_a_version_goes_compressed_also_from_hand_to_hand
     )
     await sites[0].add_version(file)
     await sites[0].do("setting.set", name="image_mbit_s", value=80)
-    sent: list[int] = []
+    heads: list[bytes] = []
 
-    def counted(data: bytes) -> bytes:
-        sent.append(len(data))
+    def noted(data: bytes) -> bytes:
+        if len(data) == HEAD.size:
+            heads.append(bytes(data))
         return data
 
     for site in sites:
-        spoil(site, counted)
+        spoil(site, noted)
     said = await asyncio.gather(*(site.agent.run_once() for site in sites))
     assert ["copied" in text for text in said] == [False, True, True]
     for site in sites[1:]:
         assert filecmp.cmp(sites[0].raw, site.raw, shallow=False)
-    assert sum(sent) < 0.8 * 2 * 16 * MIB
+    # How many is for the machine to say: where it is busy, compressing costs more than it saves.
+    squeezed = [HEAD.unpack(head)[2] for head in heads if head[0] == Kind.SQUEEZED]
+    assert squeezed
+    assert max(squeezed) < MIB // 2
 
 
 @pytest.mark.parametrize("lie", ["a bomb", "not zstd", "other blocks", "nothing"])
@@ -48,7 +52,7 @@ async def test_compressed_lies_are_never_kept_and_their_sender_is_named(
     await sites[0].add_version(disk(tmp_path / "disk", size=64 * MIB, used=24 * MIB))
     await sites[1].agent.run_once()
     sent = {
-        "a bomb": zstd.compress(bytes(256 * MIB)), "not zstd": b"X" * 70_000,
+        "a bomb": zstd.compress(bytes(64 * MIB)), "not zstd": b"X" * 70_000,
         "other blocks": zstd.compress((b"other words " * MIB)[:MIB]), "nothing": b"",
     }[lie]  # fmt: skip
     lied = asyncio.Event()
