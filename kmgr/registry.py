@@ -18,6 +18,7 @@ import kmgr.provision.tenure_commands
 import kmgr.provision.version_commands
 import kmgr.replica.commands
 import kmgr.templates.commands
+import kmgr.templates.install_commands
 import kmgr.templates.version_commands
 import kmgr.users.commands
 import kmgr.users.island
@@ -41,6 +42,7 @@ APPLIERS: Mapping[str, Applier] = {
     **kmgr.replica.commands.APPLIERS,
     **kmgr.templates.commands.APPLIERS,
     **kmgr.templates.version_commands.APPLIERS,
+    **kmgr.templates.install_commands.APPLIERS,
     **kmgr.provision.commands.APPLIERS,
     **kmgr.provision.ask_commands.APPLIERS,
     **kmgr.provision.capture_commands.APPLIERS,

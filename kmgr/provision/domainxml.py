@@ -151,8 +151,12 @@ def _devices(devices: ET.Element, spec: DomainSpec) -> None:
     ET.SubElement(disk, "driver", name="qemu", type="qcow2", discard="unmap")
     ET.SubElement(disk, "source", file=spec.disk)
     ET.SubElement(disk, "target", dev="vda", bus="virtio")
+    if spec.installer:
+        # The disk first: once something is installed on it, it boots, whatever lies in the drive.
+        ET.SubElement(disk, "boot", order="1")
+        _cdrom(devices, spec.installer, "sdb", boot="2")
     if spec.seed:
-        _seed(devices, spec.seed)
+        _cdrom(devices, spec.seed, "sda")
     _network(devices, spec)
     ET.SubElement(devices, "controller", type="usb", model="qemu-xhci")
     ET.SubElement(devices, "input", type="tablet", bus="usb")
@@ -174,12 +178,14 @@ def _devices(devices: ET.Element, spec: DomainSpec) -> None:
     ET.SubElement(devices, "memballoon", model="virtio")
 
 
-def _seed(devices: ET.Element, path: str) -> None:
+def _cdrom(devices: ET.Element, path: str, device: str, *, boot: str = "") -> None:
     disk = ET.SubElement(devices, "disk", type="file", device="cdrom")
     ET.SubElement(disk, "driver", name="qemu", type="raw")
     ET.SubElement(disk, "source", file=path)
-    ET.SubElement(disk, "target", dev="sda", bus="sata")
+    ET.SubElement(disk, "target", dev=device, bus="sata")
     ET.SubElement(disk, "readonly")
+    if boot:
+        ET.SubElement(disk, "boot", order=boot)
 
 
 def _clipboard(devices: ET.Element) -> None:

@@ -30,7 +30,8 @@ class DomainSpec:
 
     A `personal` one is marked as such: it runs only under a lease, whoever looks at it. `ram` is the file that a
     builder's memory lies in, so that the desktops restored from it share that (empty: memory of its own). `seed` is a
-    disk for the first boot of the guest, read-only (empty: none).
+    disk for the first boot of the guest, read-only (empty: none). `installer` is an ISO that it boots from as long as
+    its disk does not boot (empty: none).
     """
 
     desktop: DesktopId
@@ -49,6 +50,7 @@ class DomainSpec:
     ram: str = ""
     seed: str = ""
     devices: Devices = NO_DEVICES
+    installer: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from sqlite_utils import Database
 from kmgr.grid.rows import rows
 from kmgr.ids import ServerId, VersionId
 from kmgr.replica.model import Uses
+from kmgr.templates.install_queries import installs
 from kmgr.templates.queries import templates
 from kmgr.templates.version_queries import canaries, tags
 
@@ -32,6 +33,8 @@ def uses(db: Database) -> Uses:
     for template_id, tagged in tags(db).items():
         for tag, version in tagged.items():
             others.setdefault(version, []).append(f"the tag {tag} of {names.get(template_id, template_id)}")
+    for template_id, iso in installs(db).items():
+        others.setdefault(iso, []).append(f"the installation of {names.get(template_id, template_id)}")
     return Uses(
         {version: tuple(names) for version, names in published.items()},
         desktops,

@@ -22,7 +22,7 @@ from kmgr.provision.arriving import Making
 from kmgr.provision.causes import counts, recognise
 from kmgr.provision.hypervisor import DomainSpec, DomainState, Hypervisor
 from kmgr.provision.lease import MARGIN_S, Lease
-from kmgr.provision.model import Desktop, DesktopState, Origin
+from kmgr.provision.model import Desktop, DesktopState, Origin, Purpose
 from kmgr.provision.outfit import pending
 from kmgr.provision.personal_disks import PersonalDisks
 from kmgr.provision.queries import desktop as find_desktop
@@ -30,6 +30,8 @@ from kmgr.provision.storm_watch import StormWatch
 from kmgr.provision.timely import Blocking
 from kmgr.provision.warm import Key
 from kmgr.provision.warming import Order, Warming, set_clock
+from kmgr.replica.images import version_path
+from kmgr.templates.install_queries import installs
 from kmgr.templates.policy import USUAL, Seed
 from kmgr.templates.queries import template
 
@@ -110,8 +112,10 @@ class Work:
             return
         started = self._clock.monotonic()
         try:
+            await _step("installer", self._installer_there(desktop))
             origin = await self._make(desktop)
-            if not await self._guest(desktop, started):
+            # An installer has no guest agent: whoever asked for it looks at its screen.
+            if self._installer(desktop) is None and not await self._guest(desktop, started):
                 return
         except (Refused, OSError) as error:
             await self.fail(desktop, getattr(error, "step", "building"), _words(error))
@@ -262,6 +266,16 @@ class Work:
         self._check_lease(desktop)
         await self._hypervisor.start(desktop.id)
 
+    def _installer(self, desktop: Desktop) -> VersionId | None:
+        """Return the version of the ISO that a desktop is installed from, None if it is not."""
+        with self._grid.view() as db:
+            return installs(db).get(desktop.template) if desktop.purpose is Purpose.EDIT else None
+
+    async def _installer_there(self, desktop: Desktop) -> None:
+        iso = self._installer(desktop)
+        if iso is not None and await self._blocking(lambda: self._shape.backing(iso)) is None:
+            raise Refused("the ISO that it is installed from is not on this server: wait until it is, and try again")
+
     def _check_lease(self, desktop: Desktop) -> None:
         """Raise `Unavailable` unless this server may run it, and for long enough to have it started."""
         if not desktop.personal:
@@ -340,6 +354,7 @@ class Work:
     def _spec(self, desktop: Desktop) -> DomainSpec:
         with self._grid.view() as db:
             made_from = template(db, desktop.template)
+        installer = self._installer(desktop)
         policy = made_from.policy if made_from is not None else USUAL
         return DomainSpec(
             desktop=desktop.id,
@@ -357,6 +372,7 @@ class Work:
             personal=desktop.personal,
             seed=str(self._seed(desktop.id)) if policy.seed is not Seed.NONE else "",
             devices=policy.devices,
+            installer="" if installer is None else str(version_path(self._shape.data_dir, installer)),
         )
 
     def _disk(self, desktop: DesktopId) -> Path:

@@ -12,6 +12,7 @@ from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.rows import one, rows
 from kmgr.replica.commands import forget_version
+from kmgr.templates.install_queries import installs
 from kmgr.templates.model import Kind, Refresh, name_problem
 from kmgr.templates.policy import USUAL, Policy, as_values, from_json, policy_of, to_json
 from kmgr.templates.version_commands import expired, first_version, template_row, version_problem
@@ -88,6 +89,8 @@ def update_template(db: Database, command: Command) -> Outcome:
     policy = _changed_policy(former, changes)
     if isinstance(policy, Rejected):
         return policy
+    if merged["enabled"] and not row["enabled"] and row["id"] in installs(db):
+        return Rejected("refused", f"{row['name']} is still being installed: publish a version of its desktop first")
     merged["refresh"] = policy.refresh
     told = _policy_changes(former, policy)
     if policy != former:

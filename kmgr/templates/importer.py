@@ -13,9 +13,10 @@ what was found in the file. Runs in the daemon's loop; files are touched in thre
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from kmgr.clock import Clock
@@ -24,12 +25,14 @@ from kmgr.errors import NotFound, Refused, Unavailable
 from kmgr.grid.port import Grid
 from kmgr.ids import VersionId
 from kmgr.replica import manifest as m
-from kmgr.replica.images import Images, growing
+from kmgr.replica.images import Images, growing, scan
 from kmgr.replica.model import name_problem
 from kmgr.templates import qemu_img
+from kmgr.templates.absorb import fresh
 from kmgr.templates.jobs import ImportProgress, Imports, Job, OnProgress
+from kmgr.templates.model import ImageKind
 from kmgr.templates.publishing import ImportResult, Publisher
-from kmgr.templates.signatures import HEAD_BYTES, recognise
+from kmgr.templates.signatures import HEAD_BYTES, ISO, recognise
 from kmgr.templates.sink import Sink
 from kmgr.templates.unpack import Make, Unpacker
 
@@ -110,19 +113,41 @@ class Importer:
         with self._job(image_name, by, None, id=id, source=shown) as job:
             return await self._import(path, job, notes=notes, shown=shown, ours=True)
 
+    async def import_blank(self, size_bytes: int, *, image_name: str, by: str) -> ImportResult:
+        """Make an empty disk of that size; it takes no room."""
+        _need_sense(size_bytes, whole=self._images.room().total_bytes)
+
+        def make(raw: Path, on_bytes: Callable[[int], None], stop: Callable[[], bool]) -> m.Manifest:
+            fresh(raw, size_bytes)
+            return scan(raw, on_bytes=on_bytes, stop=stop)
+
+        made = partial(self.import_made, VersionId(new_id("ver")), make, size_bytes=size_bytes, kind=ImageKind.BLANK)
+        return await made(image_name=image_name, notes="", by=by, source="an empty disk")
+
     async def import_made(
-        self, version: VersionId, make: Make, *, size_bytes: int, image_name: str, notes: str, by: str, source: str
+        self,
+        version: VersionId,
+        make: Make,
+        *,
+        size_bytes: int,
+        image_name: str,
+        notes: str,
+        by: str,
+        source: str,
+        kind: ImageKind = ImageKind.DISK,
     ) -> ImportResult:
         """Import what `make` fills a raw file of ours with; the version has an id that was chosen beforehand."""
         with self._job(image_name, by, None, source=source) as job:
             async with self._turn:
                 raw = self._images.tmp / f"import-{version}.raw"
-                self._need(size_bytes, "the image")
+                if kind is not ImageKind.BLANK:
+                    self._need(size_bytes, "the image")
                 try:
                     manifest = await Unpacker(self._images, job).made(make, raw, size=size_bytes)
                     job.tell("publishing", 98)
                     self._images.claimed.add(version)
-                    return await self._publisher.publish(version, raw, manifest, job=job.progress, notes=notes)
+                    publish = partial(self._publisher.publish, job=job.progress, notes=notes, kind=kind)
+                    return await publish(version, raw, manifest)
                 finally:
                     self._images.claimed.discard(version)
                     await asyncio.to_thread(raw.unlink, missing_ok=True)
@@ -162,16 +187,18 @@ class Importer:
         try:
             job.tell("checking", job.progress.percent)
             disk = await self._inspect(path, ours=ours)
-            if disk.format != "raw":
+            kind = ImageKind.ISO if disk.format == ISO else ImageKind.DISK
+            as_it_is = disk.format in ("raw", ISO)
+            if not as_it_is:
                 self._need(disk.data_bytes, "the image")
             unpacker = Unpacker(self._images, job)
-            if disk.format == "raw":
+            if as_it_is:
                 manifest = await unpacker.absorbed(path, raw, size=disk.virtual_bytes, ours=ours)
             else:
                 manifest = await unpacker.converted(path, raw, disk=disk)
             job.tell("publishing", 98)
             self._images.claimed.add(version)
-            return await self._publisher.publish(version, raw, manifest, job=job.progress, notes=notes)
+            return await self._publisher.publish(version, raw, manifest, job=job.progress, notes=notes, kind=kind)
         except Refused as error:
             if type(error) is Refused:
                 raise Refused(f"{shown} cannot be imported: {error.message}", code=error.code) from error
@@ -189,12 +216,13 @@ class Importer:
         def judge(virtual_bytes: int) -> None:
             _need_sense(virtual_bytes, whole=self._images.room().total_bytes)
 
-        if finding.format != "raw":
+        if finding.format not in ("raw", ISO):
             return await qemu_img.inspect(path, format=finding.format, size=size, judge=judge)
-        disk = qemu_img.Disk("raw", size, min(size, used))
+        disk = qemu_img.Disk(finding.format, size, min(size, used))
         if not ours:
             self._need(disk.data_bytes, "the image")
-        judge(size)
+        if finding.format != ISO:
+            judge(size)
         return disk
 
     def _need(self, size_bytes: int, what: str) -> None:

@@ -21,6 +21,14 @@ class Kind(StrEnum):
     PERSONAL = "personal"
 
 
+class ImageKind(StrEnum):
+    """What the versions of an image are."""
+
+    DISK = "disk"  # golden images: what desktops are made from
+    ISO = "iso"  # installers: what an administrator's desktop boots from beside an empty disk
+    BLANK = "blank"  # empty disks: what an installation begins with
+
+
 @dataclass(frozen=True, slots=True)
 class Template:
     """Golden image version + shape + policy + how many.

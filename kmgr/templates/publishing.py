@@ -20,7 +20,9 @@ from kmgr.ids import CommandId, ImageId, VersionId
 from kmgr.replica import manifest as m
 from kmgr.replica import queries
 from kmgr.replica.images import Images
+from kmgr.templates.install_queries import kind_of
 from kmgr.templates.jobs import ImportProgress
+from kmgr.templates.model import ImageKind
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +50,22 @@ class Publisher:
         self._clock = clock
 
     async def publish(
-        self, version: VersionId, raw: Path, manifest: m.Manifest, *, job: ImportProgress, notes: str
+        self,
+        version: VersionId,
+        raw: Path,
+        manifest: m.Manifest,
+        *,
+        job: ImportProgress,
+        notes: str,
+        kind: ImageKind = ImageKind.DISK,
     ) -> ImportResult:
+        """Give the file its name and tell the log of it: a version of the job's image, which is of that kind."""
         data = m.encode(manifest)
         await asyncio.to_thread(self._images.adopt, version, raw, data)
         by = job.by
         keep = False
         try:
-            image = await self._image(job.image_name, by=by)
+            image = await self._image(job.image_name, kind, by=by)
             body = {
                 "version": version,
                 "image": image,
@@ -78,8 +88,16 @@ class Publisher:
         logger.info("image imported", extra={"image": job.image_name, "number": number, "version": version})
         return ImportResult(image, version, number, manifest.size_bytes, manifest.used_bytes)
 
-    async def _image(self, name: str, *, by: str) -> ImageId:
-        """Return the image of that name, made now if there is none."""
+    async def _image(self, name: str, kind: ImageKind, *, by: str) -> ImageId:
+        """Return the image of that name and kind, made now if there is none."""
+        image = await self._named(name, by=by)
+        with self._grid.view() as db:
+            now = kind_of(db, image)
+        if now is not kind:
+            await self._insist("image.kind", {"image": image, "kind": kind}, by=by)
+        return image
+
+    async def _named(self, name: str, *, by: str) -> ImageId:
         with self._grid.view() as db:
             known = queries.image_by_name(db, name)
         if known is not None:

@@ -28,13 +28,18 @@ _VMDK_KINDS = (b"monolithicSparse", b"streamOptimized")
 _VDI_MAGIC = b"\x7f\x10\xda\xbe"
 _VDI_KINDS = (1, 2)  # dynamic, fixed; the others are differences to another disk
 _VHDX_MAGIC = b"vhdxfile"
+# What a CD or DVD that boots is called here: no format of qemu-img's.
+ISO = "iso"
+_ISO_SECTOR = 2048
+_DESCRIPTORS = 16 * _ISO_SECTOR
+_LAST_DESCRIPTOR = 255
+_EL_TORITO = b"EL TORITO SPECIFICATION"
 
 # offset, bytes there, what it is: things that people try and that must be something else first.
 _OTHERS = (
     (0, b"COWD", "an old VMware disk (VMDK version 3)"),
     (0, b"# Disk DescriptorFile", "the description of a VMware disk (VMDK) whose data lie in other files"),
     (0, b"conectix", "an old Hyper-V disk (VHD)"),
-    (0x8001, b"CD001", "a CD or DVD (ISO 9660), not an installed disk"),
     (0, b"\x1f\x8b", "compressed with gzip"),
     (0, b"\xfd7zXZ\0", "compressed with xz"),
     (0, b"\x28\xb5\x2f\xfd", "compressed with zstd"),
@@ -77,12 +82,12 @@ def recognise(head: bytes, size: int) -> Finding:
     if head.startswith(_QCOW2_MAGIC):
         problem = _qcow2_problem(head, size)
         return Finding("", problem) if problem else Finding("qcow2", "a qcow2 image")
-    for mine in (_vmdk, _vdi, _vhdx):
+    for mine in (_vmdk, _vdi, _vhdx, _iso):
         if (found := mine(head, size)) is not None:
             return found
     for offset, mark, text in _OTHERS:
         if head[offset : offset + len(mark)] == mark:
-            advice = "" if "CD" in text or "PDF" in text else ". Make a qcow2 or raw image of it first"
+            advice = "" if "PDF" in text else ". Make a qcow2 or raw image of it first"
             return Finding("", f"it is {text}{advice}")
     for offset, mark, text in _DISKS:
         if head[offset : offset + len(mark)] == mark:
@@ -92,7 +97,8 @@ def recognise(head: bytes, size: int) -> Finding:
         return Finding("", "it is a text file")
     return Finding(
         "",
-        "it is neither qcow2, VMDK, VDI or VHDX nor a raw disk: it begins with no boot sector and no file system",
+        "it is neither qcow2, VMDK, VDI or VHDX nor an installer (ISO) nor a raw disk: it begins with no boot sector"
+        " and no file system",
     )
 
 
@@ -134,6 +140,23 @@ def _vdi(head: bytes, size: int) -> Finding | None:
 
 def _vhdx(head: bytes, _: int) -> Finding | None:
     return Finding("vhdx", "a Hyper-V disk (VHDX)") if head.startswith(_VHDX_MAGIC) else None
+
+
+def _iso(head: bytes, size: int) -> Finding | None:
+    """Find a CD or DVD; one that can be booted has a boot record among its descriptors (El Torito)."""
+    if head[_DESCRIPTORS : _DESCRIPTORS + 6] != b"\x01CD001":
+        return None
+    (sectors,) = struct.unpack_from("<I", head, _DESCRIPTORS + 80)
+    if size % SECTOR or sectors * _ISO_SECTOR > size:
+        return Finding(
+            "", f"it is a CD or DVD (ISO) that is cut off: {size} of {sectors * _ISO_SECTOR} bytes are here"
+        )
+    for at in range(_DESCRIPTORS, len(head) - _ISO_SECTOR + 1, _ISO_SECTOR):
+        if head[at + 1 : at + 6] != b"CD001" or head[at] == _LAST_DESCRIPTOR:
+            break
+        if head[at] == 0 and head[at + 7 : at + 7 + len(_EL_TORITO)] == _EL_TORITO:
+            return Finding(ISO, "an installer (ISO)")
+    return Finding("", "it is a CD or DVD (ISO) from which no computer boots: an installer does")
 
 
 def _raw_problem(size: int) -> str:

@@ -17,6 +17,8 @@ from kmgr.grid.rows import Row, one, scalar
 from kmgr.ids import VersionId
 from kmgr.replica.model import VersionState
 from kmgr.templates import canary
+from kmgr.templates.install_queries import installs, kind_of
+from kmgr.templates.model import ImageKind
 from kmgr.templates.queries import template_of_row
 from kmgr.templates.version_queries import template_versions
 from kmgr.templates.versions import OVER, Stand, before, tag_problem
@@ -43,7 +45,7 @@ def publish(db: Database, command: Command) -> Outcome:
         return Rejected("refused", f"new desktops of {row['name']} are made from that version already")
     if row["version"] == version and not row["broken_cause"] and not running:
         return Applied()
-    if isinstance(wanted, int):
+    if isinstance(wanted, int) and row["id"] not in installs(db):  # of the first version there is nobody to spare
         return _begin(db, command, row, version, size=wanted)
     _end_canary(db, row, running, because="another version was published meanwhile")
     record(db, command, row["id"], version, str(body.get("notes", "")))
@@ -264,6 +266,8 @@ def version_problem(db: Database, image: str, version: str) -> str:
         return f"the golden image has no version {version}: choose one of its versions"
     if row["state"] != VersionState.READY:
         return f"version {version} is {row['state']}: choose one that is ready"
+    if kind_of(db, image) is ImageKind.ISO:
+        return "an installer (ISO) is not a disk that desktops can have: install from it"
     return ""
 
 

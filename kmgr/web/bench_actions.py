@@ -16,7 +16,8 @@ from kmgr.grid.outcomes import applied
 from kmgr.ids import DesktopId, ServerId, TemplateId, VersionId
 from kmgr.provision.model import Purpose
 from kmgr.provision.queries import desktop as find_desktop
-from kmgr.templates.model import Template
+from kmgr.templates.install_queries import installs
+from kmgr.templates.model import ImageKind, Refresh, Template
 from kmgr.templates.policy import as_values
 from kmgr.web import actions, present, present_versions
 from kmgr.web.records import Item
@@ -24,6 +25,8 @@ from kmgr.web.services import Services
 
 Values = Mapping[str, Any]
 
+# What an installation may ask for; the server's own disk is looked at too.
+LARGEST_DISK_GIB = 16_384
 _HOW = ("canary", "canary_percent", "watch_s", "patience_s")
 
 
@@ -98,13 +101,58 @@ async def wizard(services: Services, by: str, values: Values, subject: tuple[str
     return present.template_of(services, made["id"])
 
 
+async def install(services: Services, by: str, image: str, values: Values, *, disk_gib: int) -> DesktopId:
+    """Begin a template with an empty disk and have a desktop of it boot from an ISO; returns that desktop's id.
+
+    `image` is the id of an image of ISOs, of which the newest version counts; `values` are the template's.
+    """
+    iso = present.image_of(services, image)
+    if iso["kind"] != ImageKind.ISO:
+        raise Refused(f"{iso['name']} is not an installer (ISO): make a template of it, no installation")
+    if not iso["versions"]:
+        raise Refused(f"no version of {iso['name']} is here (any more): import it again")
+    if not 1 <= disk_gib <= LARGEST_DISK_GIB:
+        raise Refused(f"a disk of {disk_gib} GiB cannot be made: 1 to {LARGEST_DISK_GIB}")
+    blank = await _blank(services, by, disk_gib)
+    version, template = blank["versions"][-1]["id"], new_id("tpl")
+    shape = {"notes": "", "refresh": Refresh.ON_LOGOUT, "standby": 0, "maximum": 1, **values}
+    body = {**shape, "template": template, "image": blank["id"], "version": version, "iso": iso["versions"][-1]["id"]}
+    applied(await services.grid.propose("template.install", body, by=by))
+    return await bench(services, by, template, version, Purpose.EDIT)
+
+
+async def install_wizard(
+    services: Services, by: str, values: Values, subject: tuple[str, str] | None, *, disk_gib: int
+) -> DesktopId:
+    """Begin a template that is installed from an ISO and give it to somebody, who sees it once it is published."""
+    shape = {name: value for name, value in values.items() if name != "image"}
+    desktop = await install(services, by, values["image"], shape, disk_gib=disk_gib)
+    if subject is not None:
+        await actions.assign(services, by, present.template_of(services, values["name"])["id"], *subject)
+    return desktop
+
+
+async def _blank(services: Services, by: str, disk_gib: int) -> Item:
+    """Return the image of empty disks of a size, made now if there is none."""
+    name = f"empty disk of {disk_gib} GiB"
+    made = [one for one in present.images(services) if one["name"] == name and one["versions"]]
+    if not made:
+        await services.importer.import_blank(disk_gib << 30, image_name=name, by=by)
+        made = [one for one in present.images(services) if one["name"] == name]
+    return made[0]
+
+
 def _server_for(services: Services, template: TemplateId, version: VersionId) -> ServerId:
     with services.grid.view() as db:
         view = look(db, services.board.all(), services.clock.monotonic())
         known = template_queries.template(db, template)
+        iso = installs(db).get(template)
     if known is None:
         raise NotFound(f"there is no template {template}")
     wanted: Template = replace(known, version=version)
+    if iso is not None:  # both are needed there: the empty disk, and what is installed on it
+        both = view.holders.get(version, frozenset()) & view.holders.get(iso, frozenset())
+        view = replace(view, holders={**view.holders, version: both})
     left = rooms(view)
     found = choose(wanted, left, view, holders_only=True)
     if found is None:
@@ -114,6 +162,8 @@ def _server_for(services: Services, template: TemplateId, version: VersionId) ->
 
 def _line_of(services: Services, template: Item) -> str:
     """Return the golden image that a template's next version is of: a derived one begins its own."""
+    if template["installing"]:
+        return str(template["name"])
     if not template["parent"]:
         return str(template["image_name"])
     parent = present.template_of(services, template["parent"])

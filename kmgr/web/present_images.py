@@ -15,6 +15,8 @@ from kmgr.ids import ImageId, ServerId, VersionId
 from kmgr.provision.uses import uses
 from kmgr.replica.collect import needed, reasons
 from kmgr.replica.model import Holding, Version
+from kmgr.templates.install_queries import kinds
+from kmgr.templates.model import ImageKind
 from kmgr.web import records
 from kmgr.web.records import Item
 from kmgr.web.services import Services
@@ -31,7 +33,7 @@ def images(services: Services) -> list[Item]:
         for holding in replica_queries.holdings(db):
             holders.setdefault(holding.version, []).append(holding)
         known = [one.id for one in grid_queries.servers(db)]
-        rules, used = grid_queries.settings(db), uses(db)
+        rules, used, of = grid_queries.settings(db), uses(db), kinds(db)
     stays = reasons(
         versions,
         used,
@@ -60,6 +62,7 @@ def images(services: Services) -> list[Item]:
         {
             **records.image(one, map(shown, sorted(by_image.get(one.id, ()), key=lambda v: v.number))),
             "copies": one.copies,
+            "kind": str(of.get(one.id, ImageKind.DISK)),
         }
         for one in found
     ]

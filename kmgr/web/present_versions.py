@@ -16,6 +16,7 @@ from kmgr.ids import TemplateId, VersionId
 from kmgr.provision.capture_queries import Capture, captures
 from kmgr.provision.model import DesktopState, Purpose
 from kmgr.replica.model import Version, VersionState
+from kmgr.templates.install_queries import installs
 from kmgr.templates.model import Kind as TemplateKind
 from kmgr.templates.model import Template
 from kmgr.templates.version_queries import canaries, tags, template_versions
@@ -96,6 +97,7 @@ def rollouts(db: Database) -> Mapping[TemplateId, Item]:
     for one in template_versions(db):
         noted.setdefault(one.template, []).append(one)
     states = _states(db) if going else {}
+    installing = installs(db)
     found: dict[TemplateId, Item] = {}
     for template in template_queries.templates(db):
         own = noted.get(template.id, [])
@@ -105,6 +107,7 @@ def rollouts(db: Database) -> Mapping[TemplateId, Item]:
             "canary": _canary(canary, own, states.get(template.id, {})) if canary else None,
             "before": former.number if former else None,
             "parent": template.parent,
+            "installing": installing.get(template.id),
         }
     return found
 

@@ -22,6 +22,7 @@ from kmgr.provision import (
     tenure_commands,
 )
 from kmgr.provision import commands as provision_commands
+from kmgr.provision import version_commands as provision_version_commands
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.fake import FakeHypervisor
 from kmgr.provision.happening import Events
@@ -33,6 +34,7 @@ from kmgr.provision.timely import at_once
 from kmgr.replica import commands as replica_commands
 from kmgr.replica.schema import SCHEMA as REPLICA_SCHEMA
 from kmgr.templates import commands as template_commands
+from kmgr.templates import install_commands
 from kmgr.templates import version_commands as template_version_commands
 from kmgr.templates.schema import SCHEMA as TEMPLATES_SCHEMA
 
@@ -43,6 +45,8 @@ APPLIERS = {
     **replica_commands.APPLIERS,
     **template_commands.APPLIERS,
     **template_version_commands.APPLIERS,
+    **install_commands.APPLIERS,
+    **provision_version_commands.APPLIERS,
     **provision_commands.APPLIERS,
     **ask_commands.APPLIERS,
     **capture_commands.APPLIERS,

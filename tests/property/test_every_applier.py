@@ -160,7 +160,9 @@ BODIES: Mapping[str, str] = {
     "version.collect": "version",
     "version.drop": "version server",
     "image.copies": "image copies",
+    "image.kind": "image kind",
     "template.create": f"template name notes image version {SHAPE} ?parent ?policy",
+    "template.install": f"template name notes image version iso {SHAPE} ?parent ?policy",
     "template.update": "template ?notes ?vcpus ?memory_mib ?standby ?maximum ?refresh ?enabled ?name ?policy",
     "template.publish": "template version ?notes ?canary ?canary_percent ?watch_s ?patience_s ?image",
     "template.canary_passed": "template version",
@@ -257,6 +259,13 @@ FITTING = {
     ("copy.dropped", "server"): "srv-gone",
     ("template.create", "template"): "tpl-new",
     ("template.create", "name"): "fresh",
+    ("template.install", "template"): "tpl-new",
+    ("template.install", "name"): "fresh",
+    ("template.install", "image"): "img-blank",
+    ("template.install", "version"): "ver-blank",
+    ("template.install", "iso"): "ver-iso",
+    ("image.kind", "image"): "img-2",
+    ("image.kind", "kind"): "iso",
     ("desktop.bench", "desktop"): "dsk-new",
     ("desktop.capture", "desktop"): "dsk-8",
     ("desktop.capture", "version"): "ver-new",
@@ -305,6 +314,10 @@ def grid() -> State:
     sizes = {"size_bytes": 1 << 20, "used_bytes": 4096, "block_bytes": 1 << 18, "notes": "", "server": "srv-a"}
     state.do("version.add", version="ver-1", image="img-1", manifest_hash=HASH, **sizes)
     state.do("version.add", version="ver-2", image="img-1", manifest_hash="b" * 64, **sizes)
+    for digit, kind in (("8", "iso"), ("9", "blank")):
+        state.do("image.create", image=f"img-{kind}", name=kind, notes="")
+        state.do("image.kind", image=f"img-{kind}", kind=kind)
+        state.do("version.add", version=f"ver-{kind}", image=f"img-{kind}", manifest_hash=digit * 64, **sizes)
     state.template("office", next_number=1)
     state.template("off", enabled=0)
     state.template("broken", broken_cause="it does not boot")

@@ -34,6 +34,7 @@ SPECS = {
     "kvm-bridge": replace(PLAIN, accelerator="kvm", network="bridge:br0"),
     "tcg-network": replace(PLAIN, network="network:default"),
     "seed-and-devices": replace(PLAIN, seed="/d/dsk.seed.iso", devices=Devices(clipboard=True, sound=True)),
+    "installer": replace(PLAIN, installer="/var/lib/kmgr/images/ver-4k2mzzzzzzzz.raw", seed="/d/dsk.seed.iso"),
     "awkward-names": replace(PLAIN, name='a"<b>&c', template="ö ' x", disk="/d/a & b.qcow2"),
 }
 

@@ -19,9 +19,12 @@ from kmgr.registry import APPLIERS, SCHEMAS
 from kmgr.replica import queries
 from kmgr.replica.images import Images, Room, room
 from kmgr.templates.importer import Importer, clean_tmp
+from kmgr.templates.install_queries import kind_of
 from kmgr.templates.jobs import ImportProgress
+from kmgr.templates.model import ImageKind
 from kmgr.templates.publishing import ImportResult
 from kmgr.templates.signatures import recognise
+from tests.lab import boot_iso
 
 A = ServerId("srv-a")
 MIB = 1 << 20
@@ -157,7 +160,8 @@ async def refusal(bench: Bench, path: Path, kind: type[KmgrError] = Refused) -> 
         ("nothing.raw", b"", "it is empty"),
         ("noise.raw", bytes(range(256)) * 8192, "nor a raw disk"),
         ("disk.gz", b"\x1f\x8b" + bytes(MIB), "compressed with gzip"),
-        ("disc.iso", bytes(0x8001) + b"CD001" + bytes(MIB), "a CD or DVD"),
+        ("disc.iso", boot_iso.image(bootable=False), "a CD or DVD (ISO) from which no computer boots"),
+        ("half.iso", boot_iso.image()[:40_960], "a CD or DVD (ISO) that is cut off: 40960 of 43008 bytes"),
         ("disk.vmdk", b"KDMV" + bytes(MIB), "VMware"),
         ("disk.vhd", b"conectix" + bytes(MIB), "old Hyper-V disk"),
         ("tiny.raw", bytes(510) + b"\x55\xaa", "too small"),
@@ -169,6 +173,41 @@ async def test_what_is_no_disk_is_called_by_its_name(bench: Bench, name: str, da
     path = bench.offers / name
     path.write_bytes(data)
     assert words in await refusal(bench, path)
+
+
+async def test_an_installer_is_taken_as_it_is_and_keeps_its_name_for_itself(bench: Bench) -> None:
+    path = bench.offers / "setup.iso"
+    path.write_bytes(boot_iso.image())
+    made = await bench.bring(path, "setup")
+    assert bench.images.path(made.version).read_bytes() == boot_iso.image()
+    with bench.grid.view() as db:
+        assert kind_of(db, made.image) is ImageKind.ISO
+    with pytest.raises(Conflict, match=r"is of installers \(ISO\), this is one of disks: choose another name"):
+        await bench.bring(bench.raw(), "setup")
+    disk = await bench.bring(bench.raw())
+    with pytest.raises(Conflict, match="is of disks, this is one of installers"):
+        await bench.bring(path)
+    with bench.grid.view() as db:
+        assert kind_of(db, disk.image) is ImageKind.DISK
+        assert len(queries.versions(db)) == 2
+
+
+async def test_an_installer_for_which_there_is_no_room_is_refused_and_nothing_is_left(bench: Bench) -> None:
+    path = bench.offers / "setup.iso"
+    path.write_bytes(boot_iso.image())
+    bench.room = Room(free_bytes=8192, total_bytes=8 * MIB)
+    assert "too small" in await refusal(bench, path, Unavailable)
+
+
+async def test_an_empty_disk_takes_no_room_but_is_not_larger_than_the_servers(bench: Bench) -> None:
+    size = 2 << 30
+    made = await bench.importer.import_blank(size, image_name="empty", by="anna")
+    raw = bench.images.path(made.version)
+    assert (raw.stat().st_size, raw.stat().st_blocks, made.used_bytes) == (size, 0, 0)
+    with bench.grid.view() as db:
+        assert kind_of(db, made.image) is ImageKind.BLANK
+    with pytest.raises(Refused, match="this server's own disk only"):
+        await bench.importer.import_blank(1 << 43, image_name="huge", by="anna")
 
 
 async def test_a_truncated_qcow2_is_refused(bench: Bench) -> None:

@@ -159,3 +159,71 @@ def test_derived_templates_follow_the_one_they_come_from() -> None:
     assert [(found["name"], found["depth"]) for found in in_tree(mixed)] == [
         ("b", 0), ("c", 0), ("a", 1), ("d", 2), ("e", 0),
     ]  # fmt: skip
+
+
+async def with_iso(lab: WebLab) -> None:
+    """Have an ISO here, and an empty disk of 8 GiB on server a, as an import there makes them."""
+    sizes = {"size_bytes": 1 << 20, "used_bytes": 0, "block_bytes": 1 << 16, "server": SERVERS[0], "notes": ""}
+    for digit, kind, name in (("e", "iso", "setup"), ("f", "blank", "empty disk of 8 GiB")):
+        await lab.office.do("image.create", image=f"img-{kind}", name=name, notes="")
+        await lab.office.do("image.kind", image=f"img-{kind}", kind=kind)
+        body = {"version": f"ver-{kind}", "image": f"img-{kind}", "manifest_hash": digit * 64, **sizes}
+        await lab.office.do("version.add", **body)
+
+
+INSTALL = {**CHOICES, "image": "img-iso", "disk_gib": "8"}
+
+
+async def test_the_same_choices_lead_from_an_iso_to_a_desktop_that_is_installed(lab: WebLab, site: Site) -> None:
+    await with_iso(lab)
+    page = (await site.page("/console/templates/wizard?image=img-iso&disk_gib=8", who=ADMIN)).text
+    assert "install from this ISO" in page
+    assert "empty disk of 8 GiB" not in page, "what an installation begins with is nothing to choose"
+    said = await site.submit("/console/templates/wizard", INSTALL, who=ADMIN)
+    (desktop,) = [one for one in (await good(site, "GET", "/desktops"))["items"] if one["template"] == "class"]
+    assert said.headers["Location"] == f"/console/desktops/{desktop['id']}"
+    assert (desktop["server"], desktop["user"]) == (SERVERS[0], ADMIN)
+    made = present.template_of(lab.services(), "class")
+    assert (made["installing"], made["enabled"], made["maximum"]) == ("ver-iso", False, 12)
+    assert made["assignments"] == [{"kind": "everyone", "subject": ""}]
+    assert (await good(site, "GET", "/offers", who=USER))["items"][0]["name"] != "class"
+
+    shown = (await site.page(f"/console/templates/{made['id']}", who=ADMIN)).text
+    assert "being installed from an ISO" in shown
+    assert "Go on installing" not in shown, "its desktop is there"
+    report = {"desktop": desktop["id"], "generation": 1, "server": desktop["server"]}
+    for what in ("building", "ready"):
+        await lab.office.do(f"desktop.{what}", **report)
+    capture = await good(site, "POST", f"/desktops/{desktop['id']}/version", {"publish": True})
+    assert capture["image"] == "class", "what is installed is an image of its own"
+    await site.ask("DELETE", f"/desktops/{desktop['id']}", who=ADMIN)
+    assert "Go on installing" in (await site.page(f"/console/templates/{made['id']}", who=ADMIN)).text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "words"),
+    [
+        ({"image": "img-1"}, 400, "is not an installer"),
+        ({"disk_gib": 0}, 400, "disk_gib"),
+        ({"disk_gib": 1 << 20}, 400, "disk_gib"),
+        ({"name": "office"}, 409, "already a template named office"),
+        ({"image": "img-none"}, 404, "no golden image"),
+    ],
+)
+async def test_what_cannot_be_installed_is_told(
+    lab: WebLab, site: Site, wrong: dict[str, Any], status: int, words: str
+) -> None:
+    await with_iso(lab)
+    body = {"name": "class", "vcpus": 1, "memory_mib": 512, "standby": 1, "maximum": 2, "disk_gib": 8, **wrong}
+    image = body.pop("image", "img-iso")
+    said, answer = await site.ask("POST", f"/images/{image}/install", body, who=ADMIN)
+    assert (said, words in str(answer)) == (status, True), answer
+
+
+async def test_where_the_iso_is_not_there_is_no_installation(lab: WebLab, site: Site) -> None:
+    await with_iso(lab)
+    await lab.office.do("server.drain", server=SERVERS[0])
+    await lab.office.do("version.here", version="ver-blank", server=SERVERS[1])
+    body = {"name": "class", "vcpus": 1, "memory_mib": 512, "standby": 1, "maximum": 2, "disk_gib": 8}
+    status, answer = await site.ask("POST", "/images/img-iso/install", body, who=ADMIN)
+    assert (status, answer["error"]["code"]) == (409, "no_room")

@@ -4,10 +4,11 @@ from aiohttp import web
 
 from kmgr.provision.model import Purpose
 from kmgr.web import bench_actions, present, present_versions
-from kmgr.web.api.fields import Field, Fields, Kind, choice, flag, text
+from kmgr.web.api.fields import Field, Fields, Kind, choice, flag, text, whole
 from kmgr.web.api.published import PUBLISH
 from kmgr.web.api.shapes import TEXT, page, record, ref
 from kmgr.web.api.table import PAGING, Access, Call, Route, answer, listed
+from kmgr.web.api.templates import CREATE
 
 _BENCH: Fields = {
     "version": Field(Kind.TEXT_OR_WHOLE, "a version's id, number or tag", required=True),
@@ -22,6 +23,12 @@ _CAPTURE: Fields = {
     **{name: PUBLISH[name] for name in ("canary", "canary_percent", "watch_s", "patience_s")},
     "template": text("the name of a template to make of it", most=40),
     "keep": flag("the desktop goes on afterwards; else it is removed"),
+}
+_INSTALL: Fields = {
+    **{name: field for name, field in CREATE.items() if name not in ("image", "version")},
+    "disk_gib": whole(
+        "the size of the empty disk that it is installed on", 1, bench_actions.LARGEST_DISK_GIB, required=True
+    ),
 }
 _DERIVE: Fields = {
     "name": text("the new template's name", required=True, most=40),
@@ -40,6 +47,14 @@ async def benches(call: Call) -> web.Response:
     """Return the desktops of a template that are edited or tested."""
     known = present.template_of(call.services, call.part("id"))
     return listed(call, present_versions.bench(call.services, known["id"]), lambda one: (one["name"], one["id"]))
+
+
+async def install(call: Call) -> web.Response:
+    """Begin a template that is installed from an ISO."""
+    values, image = dict(call.body), call.part("id")
+    disk_gib = values.pop("disk_gib")
+    made = await bench_actions.install(call.services, call.by, image, values, disk_gib=disk_gib)
+    return answer(present.desktop_of(call.services, call.session, made), 202)
 
 
 async def capture(call: Call) -> web.Response:
@@ -62,6 +77,11 @@ ROUTES = (
     Route(
         "GET", "/templates/{id}/bench", benches, Access.ADMIN, "The desktops that are edited or tested",
         {200: page("BenchDesktop")}, query=PAGING,
+    ),
+    Route(
+        "POST", "/images/{id}/install", install, Access.ADMIN,
+        "Begin a template with an empty disk and have your desktop of it boot from an ISO",
+        {202: ref("DesktopHere")}, body=_INSTALL,
     ),
     Route(
         "POST", "/desktops/{id}/version", capture, Access.ADMIN,

@@ -144,7 +144,7 @@ COMPONENTS: Mapping[str, Schema] = {
     "Image": record(
         {
             "id": TEXT, "name": TEXT, "notes": TEXT, "created_at": STAMP, "created_by": TEXT,
-            "versions": many(ref("Version")), "copies": WHOLE,
+            "versions": many(ref("Version")), "copies": WHOLE, "kind": one_of("disk", "iso", "blank"),
         }
     ),
     "Import": record(
@@ -165,6 +165,7 @@ COMPONENTS: Mapping[str, Schema] = {
             "ready": WHOLE, "building": WHOLE, "in_use": WHOLE, "broken": WHOLE,
             "assignments": many(ref("Assignment")), "created_at": STAMP, "changed_at": STAMP,
             "canary": maybe(ref("Canary")), "before": maybe(WHOLE), "parent": maybe(TEXT),
+            "installing": maybe(TEXT),
         }
     ),
     "Canary": record(

@@ -16,7 +16,7 @@ from kmgr.web.api.table import PAGING, Access, Call, Route, answer, listed, noth
 
 _REFRESH = choice("when a desktop is made anew", *Refresh)
 _SHAPE: Fields = {name: whole(f"how many {unit}", least, most) for name, (least, most, unit) in LIMITS.items()}
-_CREATE: Fields = {
+CREATE: Fields = {
     "name": text("a host name's stem: desktops are named after it", required=True, most=40),
     "notes": text("what people read about it"),
     "image": text("a golden image's id or name", required=True),
@@ -86,7 +86,7 @@ ROUTES = (
     ),
     Route(
         "POST", "/templates", create, Access.ADMIN, "Make a template",
-        {201: ref("Template")}, body=_CREATE,
+        {201: ref("Template")}, body=CREATE,
     ),
     Route(
         "PATCH", "/templates/{id}", change, Access.ADMIN, "Change a template",

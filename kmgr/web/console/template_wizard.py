@@ -10,15 +10,16 @@ from typing import Any
 from aiohttp import web
 
 from kmgr.templates.commands import LIMITS
-from kmgr.templates.model import Kind
+from kmgr.templates.model import ImageKind, Kind
 from kmgr.users.model import SubjectKind
-from kmgr.web import auth, bench_actions, forms, html_env, present
+from kmgr.web import auth, bench_actions, forms, html_env, present, records
 from kmgr.web.forms import Form
 from kmgr.web.services import SERVICES
 
 _PAGE = "/console/templates/wizard"
 # One in so many people finds a desktop ready at once, though all of them came in the same minute.
 _STANDBY_PART = 5
+_DISK_GIB = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,15 @@ async def disks(request: web.Request) -> web.Response:
 async def make(request: web.Request) -> web.Response:
     """Make the template, publish the disk and give it to its people."""
     by, services = auth.require_admin(request).person.name, request.app[SERVICES]
-    values, subject = forms.checked(await forms.read_form(request), _chosen)
+    values, subject, disk_gib = forms.checked(await forms.read_form(request), _chosen)
+    if present.image_of(services, values["image"])["kind"] == ImageKind.ISO:
+        desktop = await bench_actions.install_wizard(services, by, values, subject, disk_gib=disk_gib)
+        return html_env.go(request, f"/console/desktops/{desktop}")
     made = await bench_actions.wizard(services, by, values, subject)
     return html_env.go(request, f"/console/templates/{made['id']}")
 
 
-def _chosen(form: Form) -> tuple[Mapping[str, Any], tuple[str, str] | None]:
+def _chosen(form: Form) -> tuple[Mapping[str, Any], tuple[str, str] | None, int]:
     size = form.choice("size", "how large they are", [one.key for one in SIZES])
     most = LIMITS["maximum"][1]
     people = form.number("people", "how many people", least=1, most=most)
@@ -84,27 +88,35 @@ def _chosen(form: Form) -> tuple[Mapping[str, Any], tuple[str, str] | None]:
         "standby": max(1, -(-people // _STANDBY_PART)),
         "maximum": people,
     }
+    disk_gib = _DISK_GIB
+    if form.text("disk_gib"):
+        disk_gib = form.number("disk_gib", "the size of the empty disk", least=1, most=bench_actions.LARGEST_DISK_GIB)
     whom = form.choice("whom", "for whom", ["everyone", "group", "nobody"])
     match whom:
         case "everyone":
-            return values, (SubjectKind.EVERYONE, "")
+            return values, (SubjectKind.EVERYONE, ""), disk_gib
         case "group":
-            return values, (SubjectKind.GROUP, form.text("group", "the group"))
+            return values, (SubjectKind.GROUP, form.text("group", "the group")), disk_gib
         case _:
-            return values, None
+            return values, None, disk_gib
 
 
 def _disks(request: web.Request) -> dict[str, Any]:
     auth.require_admin(request)
     services = request.app[SERVICES]
-    images = [one for one in present.images(services) if any(v["state"] == "ready" for v in one["versions"])]
+    images = [one for one in present.images(services) if _chooseable(one)]
     # The newest first: it is what somebody who comes from an import means.
     images.sort(key=lambda one: one["versions"][-1]["created_at"], reverse=True)
     chosen = request.query.get("image", "")
     known = {one["id"] for one in images}
     if chosen not in known:
         chosen = images[0]["id"] if images else ""
-    return {"images": images, "imports": present.imports(services), "chosen": chosen}
+    disk_gib = request.query.get("disk_gib", _DISK_GIB)
+    return {"images": images, "imports": present.imports(services), "chosen": chosen, "disk_gib": disk_gib}
+
+
+def _chooseable(image: records.Item) -> bool:
+    return image["kind"] != ImageKind.BLANK and any(one["state"] == "ready" for one in image["versions"])
 
 
 def _groups(request: web.Request) -> list[str]:

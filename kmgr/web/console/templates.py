@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from kmgr.templates.commands import LIMITS
-from kmgr.templates.model import Kind, Refresh
+from kmgr.templates.model import ImageKind, Kind, Refresh
 from kmgr.users.model import SubjectKind
 from kmgr.web import actions, auth, forms, html_env, present
 from kmgr.web.forms import Form
@@ -38,7 +38,9 @@ def add_routes(app: web.Application) -> None:
 async def ask_new(request: web.Request) -> web.Response:
     """Show the form for a new template."""
     auth.require_admin(request)
-    every = [one for one in present.images(request.app[SERVICES]) if one["versions"]]
+    every = [
+        one for one in present.images(request.app[SERVICES]) if one["versions"] and one["kind"] == ImageKind.DISK
+    ]
     chosen = request.query.get("image", "")
     return html_env.dialog(request, "console/dialog/template.html", template=None, images=every, chosen=chosen)
 
