@@ -30,6 +30,7 @@ class Why(StrEnum):
     STUCK = "its server cannot make it now and another one can"
     TOO_MANY = "more stand by than the template asks for"
     ABOVE_MAXIMUM = "the template's maximum is smaller now"
+    UNEVEN = "another server has fewer standbys of its template"
     OLD_BREAKAGE = "newer broken desktops of the template are kept to look at"
 
 

@@ -43,7 +43,7 @@ def plan(view: View, *, calm: bool = False) -> Plan:
     filling = _Filling(view, needs, rooms(view, going))
     filling.fill()
     quiet = not calm and _is_quiet(view, [*retire, *filling.retire], filling.places)
-    if quiet:
+    if not calm:
         filling.even_out()
     moves = () if calm else relocate(view, filling.rooms, quiet=quiet and not filling.places)
     forget = [action for action in leaving if isinstance(action, Forget)]
@@ -101,14 +101,18 @@ class _Filling:
             self.retire += [Retire(desktop, Why.STUCK) for desktop in entry.need.stuck[: entry.placed]]
 
     def even_out(self) -> None:
-        """In quiet times, begin to move one standby of each template from the fullest server to the emptiest."""
+        """Begin to move one standby of each template that is all ready from the fullest server to the emptiest."""
         for entry in self._open:
             need = entry.need
-            room = choose(need.template, self.rooms, self._view, holders_only=True)
-            if need.missing or not need.allowed or room is None:
+            if need.missing or not need.settled:
                 continue
-            if room.waiting[need.template.id] + UNEVEN <= need.fullest:
+            room = choose(need.template, self.rooms, self._view, holders_only=True)
+            if room is None or room.waiting[need.template.id] + UNEVEN > need.fullest:
+                continue
+            if need.allowed:
                 self._book(entry, room)
+            elif need.gives is not None:
+                self.retire.append(Retire(need.gives, Why.UNEVEN))
 
     def short(self) -> tuple[Shortage, ...]:
         """Name the templates that get less than they lack."""

@@ -10,8 +10,9 @@ Rule 2: the maximum holds at every moment, for all versions together. Where it
 leaves no room for a fresh desktop, a few former ones make room, and nothing more
 happens until that is done.
 Rule 3: desktops in use are never touched here, nor a personal one that is somebody's.
-Rule 4: when all is ready and a server has two standbys more than another could
-have, one moves: it is made there first, then the fuller server gives one up.
+Rule 4: when all of a template is ready and a server has two standbys more than another could
+have, one moves: it is made there first, then the fuller server gives one up. At the
+maximum it is the other way round, else a storm of log-ins would leave them as uneven as it found them.
 Rule 5: ties are broken by id, never by the order of the input.
 
 Pure.
@@ -44,7 +45,7 @@ class Need:
     placed elsewhere: `holders_only`, if some wait for the golden image already.
     `former` are ready ones in the order in which they make room; they may, if
     nothing of the template is on its way (`settled`). `fullest` is how many
-    standbys the server with most of them has.
+    standbys the server with most of them has, `gives` the first of those to go.
     """
 
     template: Template
@@ -56,6 +57,7 @@ class Need:
     former: tuple[Desktop, ...]
     settled: bool
     fullest: int
+    gives: Desktop | None
 
     @property
     def step(self) -> int:
@@ -158,6 +160,7 @@ class _Pool:
             former=tuple(d for d in self._leaving(self.former) if d.state is DesktopState.READY),
             settled=not self.coming and not self.stuck and not self._being_removed(own, retire),
             fullest=max(self._on_each().values(), default=0),
+            gives=self._gives(),
         )
 
     def _is_uneven(self) -> bool:
@@ -170,6 +173,12 @@ class _Pool:
             return False
         on_each = self._on_each()
         return max(on_each.values()) > on_each[self.coming[0].server] + 1
+
+    def _gives(self) -> Desktop | None:
+        """Return the standby that goes first from the server that has most of them."""
+        on_each = self._on_each()
+        most = max(on_each.values(), default=0)
+        return next((d for d in self._leaving(self.ready) if on_each[d.server] == most), None)
 
     def _on_each(self) -> Counter[ServerId]:
         return Counter(d.server for d in self.ready)

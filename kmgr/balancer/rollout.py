@@ -48,5 +48,8 @@ def lines(template: Template, desktops: Sequence[Desktop], view: View) -> tuple[
     used = sum(d.state is DesktopState.IN_USE or d.owned for d in mine)
     present, trial = shares(template, canary, used=used)
     others = tuple(d for d in desktops if d.version != canary.version)
+    # What people got of the present version, beyond its share, is taken away from nobody.
+    left = max(0, template.maximum - sum(d.state is DesktopState.IN_USE or d.owned for d in others))
+    trial = replace(trial, maximum=min(trial.maximum, left))
     # Whoever waits for a desktop is made one of the present version.
     return (Line(present, others, view), Line(trial, mine, replace(view, asks={})))

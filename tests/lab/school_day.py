@@ -130,6 +130,8 @@ class SchoolDay:
         self._at(clock(17.0), lambda: self._drain(self.victims[2]))
         for minute in range(7 * 60, 18 * 60 + 30, 10):
             self._at(minute * 60.0, self._check_redundancy)
+        for quarter in range(4 * 450, 4 * 597):
+            self._at(quarter * 15.0, self._check_spread)
         for number in range(self.people):
             # Most come within ten minutes; the last ones later.
             self._at(clock(8.0) + min(5400.0, self.chance.expovariate(1 / 300)), lambda n=number: self._come(n))
@@ -418,6 +420,18 @@ class SchoolDay:
         self.report.redundancy(self.now, told)
         if self.now < clock(18):
             self._soon()
+
+    def _check_spread(self) -> None:
+        """Where the standbys are: in the storm, and after it."""
+        up = sum(box.id in self.state.vitals for box in self.boxes.values())
+        ready: dict[str, list[ServerId]] = {pool: [] for pool in self.pools}
+        for desktop in self.desktops.values():
+            if desktop.state is DesktopState.READY and desktop.template in ready:
+                ready[desktop.template].append(desktop.server)
+        storm = clock(8) <= self.now < clock(8.5)
+        phase = "in the storm" if storm else "before it" if self.now < clock(8) else "after it"
+        for pool, where in ready.items():
+            self.report.spread.look(pool, where, servers=up, now=self.now, phase=phase)
 
     def _at(self, at: float, what: Callable[[], None]) -> None:
         heapq.heappush(self._events, (at, next(self._number), what))

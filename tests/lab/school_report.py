@@ -7,6 +7,7 @@ from typing import Any
 from kmgr.balancer.redundancy import Redundancy
 from kmgr.ids import ServerId
 from kmgr.provision.model import DesktopState
+from tests.lab.school_spread import Spread
 
 
 @dataclass(slots=True)
@@ -27,6 +28,7 @@ class Report:
     looks: int = 0
     left_on_drained: int = 0
     on_former: int = 0
+    spread: Spread = field(default_factory=Spread)
 
     def waited(self, seconds: float, *, back: bool) -> None:
         """Note how long somebody waited, who comes or comes back after a loss."""
@@ -67,6 +69,7 @@ class Report:
                 f"{_clock(at)} {server} drained: {used} were used; {self.left_on_drained} left in the evening"
             )
         lines.append(f"{self.moved} moved while used, {self.taken_over} personal ones went on from their safe copy")
+        lines.append(self.spread.words())
         lines.append(f"any one server could be lost at {self.looks - len(self.weak)} of {self.looks} looks")
         lines += [f"  {_clock(at)} {why}" for at, why in self.weak[:5]]
         return "\n".join(lines)

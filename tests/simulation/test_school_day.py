@@ -18,6 +18,14 @@ def test_everybody_gets_a_desktop_and_comes_back_after_a_loss(day: SchoolDay) ->
     assert len(day.report.back) == sum(sessions for _, _, sessions in day.report.cuts) > 0
 
 
+def test_a_storm_leaves_the_standbys_spread_so_that_a_loss_takes_no_more_than_its_share(day: SchoolDay) -> None:
+    spread = day.report.spread
+    # A claim makes a pool uneven until one more is made; in the storm the next claim follows before that.
+    assert spread.worst["after it"] <= 1
+    assert spread.longest["after it"] <= 60
+    assert spread.worst["in the storm"] <= 2
+
+
 def test_the_publication_reaches_every_standby_by_the_evening(day: SchoolDay) -> None:
     assert day.report.on_former == 0
 

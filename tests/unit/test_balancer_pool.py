@@ -227,12 +227,25 @@ def test_nothing_moves_for_a_difference_of_one_or_where_it_could_not_be_made(sta
     assert plan(state.view(), calm=True).actions == ()
     state.hear(C, memory_free_mib=0)
     assert plan(state.view()).actions == ()
-    state.hear(C)
+
+
+def test_at_the_maximum_the_fuller_server_gives_one_up_first(state: State) -> None:
+    template = state.template("win", standby=3, maximum=4)
+    standbys = [state.desktop(template, server) for server in (A, A, B)]
     state.desktop(template, A, "in_use")
+    assert plan(state.view(), calm=True).actions == ()
+    decided = plan(state.view())
+    assert retired(decided) == {standbys[1]: Why.UNEVEN}
+    assert placed(decided) == 0
+    state.carry_out(decided.actions)
+    decided = plan(state.view())
+    assert [action.server for action in decided.actions if isinstance(action, Place)] == [C]
+    state.carry_out(decided.actions)
+    state.make_everything()
     assert plan(state.view()).actions == ()
 
 
-def test_nothing_moves_while_something_else_is_going_on(state: State) -> None:
+def test_nothing_moves_of_a_template_while_something_else_of_it_is_going_on(state: State) -> None:
     template = state.template("win", standby=3)
     for _ in range(3):
         state.desktop(template, A)
@@ -242,11 +255,9 @@ def test_nothing_moves_while_something_else_is_going_on(state: State) -> None:
     assert placed(plan(state.view())) == 1
     other = state.template("kde", standby=1)
     decided = plan(state.view())
-    assert [action.template for action in decided.actions if isinstance(action, Place)] == [other]
+    assert [action.template for action in decided.actions if isinstance(action, Place)] == [other, template]
     state.carry_out(decided.actions)
     assert plan(state.view()).actions == ()
-    state.make_everything()
-    assert [action.template for action in plan(state.view()).actions if isinstance(action, Place)] == [template]
 
 
 def test_where_memory_is_full_one_former_desktop_goes_and_the_next_waits_for_it(state: State) -> None:

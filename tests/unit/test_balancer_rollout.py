@@ -166,3 +166,12 @@ def test_a_hard_expired_version_loses_its_standbys_and_gets_no_new_ones(state: S
     state.do("template.expire", template=template, version="ver-1", stand="ended")
     settle(state)
     assert state.view().desktops == ()
+
+
+def test_at_a_maximum_that_people_have_taken_no_canary_is_asked_for(state: State) -> None:
+    template = state.template("win", standby=2, maximum=2)
+    settle(state)
+    state.do("template.publish", template=template, version="ver-2", canary=1)
+    for user in ("anna", "berta"):
+        assert isinstance(state.do("desktop.claim", user=user, template=template), Applied)
+    assert plan(state.view()).actions == ()
