@@ -98,6 +98,9 @@ class Thaws:
             self._owed[desktop] = after
 
     def _settle(self, desktop: DesktopId, why: str) -> None:
-        self.mark(desktop).unlink(missing_ok=True)
+        try:
+            self.mark(desktop).unlink(missing_ok=True)
+        except OSError as error:  # a later life asks once more, in vain
+            logger.warning("a note of a thaw cannot be deleted", extra={"desktop": desktop, "cause": str(error)})
         if self._owed.pop(desktop, None) is not None:
             logger.info("a guest's file systems are not held any more", extra={"desktop": desktop, "cause": why})

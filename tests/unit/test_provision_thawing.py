@@ -167,6 +167,18 @@ async def test_one_whose_mark_is_gone_is_not_asked(lab: Lab) -> None:
     assert lab.hung.asked == []
 
 
+async def test_a_disk_that_refuses_ends_the_asking_of_nobody_else(lab: Lab) -> None:
+    lab.frozen()
+    lab.thaws.mark(D1).unlink()
+    lab.thaws.mark(D1).mkdir()  # which cannot be unlinked
+    lab.hung.answers = True
+    await lab.clock.advance(5)
+    lab.frozen(D2)
+    await lab.clock.advance(5)
+    assert lab.owed() == [D1]
+    assert len(lab.hung.asked) == 2
+
+
 def test_what_a_person_is_told_names_the_cause_and_the_cure() -> None:
     told = stillness.sentence("office-1", 17)
     assert "office-1" in told
