@@ -92,22 +92,30 @@ def _unsuspecting(patch: pytest.MonkeyPatch) -> None:
     """A server believes its own folder, whatever the others remember."""
     patch.setattr(Trust, "counts", property(lambda _: True))
     patch.setattr(Trust, "_recalled", lambda _self, _server, _word: None)
+    patch.setattr(Trust, "_meet", lambda _self, _server, _message: None)
+
+
+def _remembering(patch: pytest.MonkeyPatch) -> None:
+    """A server that was put back goes by what others have noted of its promises only, not by what they have."""
+    patch.setattr(Trust, "_meet", lambda _self, _server, _message: None)
 
 
 def _trusting(patch: pytest.MonkeyPatch) -> None:
-    """A server with an older copy counts again at once."""
+    """A server with an older copy counts again at once, and does not go by what the others have."""
     patch.setattr(Trust, "counts", property(lambda _: True))
+    patch.setattr(Trust, "_meet", lambda _self, _server, _message: None)
 
 
 # Name → faults under which it shows, a seed that shows it soon, and what it does.
 MUTANTS: Mapping[str, tuple[str, int, Mutation]] = {
     "entries acknowledged unsynced": ("power", 1, _unsynced),
     "votes in memory only": ("kills", 1, _forgetful),
-    "matching entries thrown away": ("power", 1, _truncating),
+    "matching entries thrown away": ("power", 3, _truncating),
     "changes of voters overlap": ("voters", 2, _overlapping),
     "commit index without comparing": ("kills", 4, _credulous),
-    "reads without a majority": ("kills", 26, _hasty),
-    "reads before the leader has settled": ("kills", 36, _impatient),
-    "older copies believed": ("older", 7, _unsuspecting),
-    "older copies counted": ("older", 15, _trusting),
+    "reads without a majority": ("kills", 23, _hasty),
+    "reads before the leader has settled": ("kills", 37, _impatient),
+    "older copies believed": ("older", 4, _unsuspecting),
+    "older copies known by notes only": ("older", 322, _remembering),
+    "older copies counted": ("older", 4, _trusting),
 }

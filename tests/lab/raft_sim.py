@@ -76,8 +76,8 @@ class Sim:
         self.fed: set[ServerId] = set()
         self.promises: dict[ServerId, Promise] = defaultdict(Promise)
         self.votes: dict[ServerId, ServerId | None] = {}
-        # Copies of whole folders, and the server that was put back to one and does not count again yet.
-        self.copies: dict[ServerId, Path] = {}
+        # Copies of whole folders; who was put back to one and is not whole yet; whether that is about to happen.
+        self.copies, self.soon = dict[ServerId, Path](), False
         self.put_back: ServerId | None = None
         self.waiting_room = [ServerId(f"srv-{n}") for n in range(self.size, self.size + 40)]
         for n in range(self.size):

@@ -1,34 +1,81 @@
-"""Whole folders of simulated servers that are copied and, later, put back."""
+"""Whole folders of simulated servers that are copied and, moments or ages later, put back."""
 
 import shutil
 from typing import TYPE_CHECKING
 
-from kmgr.grid.raft.records import Kind, Word, entry, scan
+from kmgr.grid.raft.core import Core
 from kmgr.ids import ServerId
 
 if TYPE_CHECKING:
     from tests.lab.raft_sim import Sim
 
+# So many steps, at most, lie between a copy and its return if it is of the same moment.
+MOMENT = 50
+
 
 def older_copy(sim: "Sim") -> None:
     """Copy a server's whole folder as it lies there, or put an older copy back and start the server with it."""
+    if sim.soon or not _possible(sim):
+        return
+    one = sim.dice.choice(sorted(sim.servers))
+    if sim.dice.random() < 0.3:
+        _moments_later(sim, one)
+    elif one not in sim.copies:
+        _copy(sim, one)
+    elif sim.dice.random() < 0.5:
+        _put_back(sim, one)
+
+
+def _possible(sim: "Sim") -> bool:
     if sim.put_back is not None:
         core = sim.servers[sim.put_back].core
-        if core is None or not core._guard.trust.counts:
-            return
+        if core is None or not core._guard.trust.counts or not whole(core):
+            return False
         sim.put_back = None
-    leader = sim.leader()
-    if leader is None or leader.core is None or len(leader.core.shown.voters) < 3:
-        return  # of two voters neither can be made whole by a majority without it
-    one = sim.dice.choice(sorted(sim.servers))
-    home, copy = sim.folder / one, sim.copies.get(one)
-    if copy is None:
-        sim.copies[one] = sim.folder / f"copy of {one}"
-        shutil.copytree(home, sim.copies[one])
-        return
-    if sim.dice.random() < 0.5 or not _noticeable(sim, one):
-        return
+    cores = [server.core for server in sim.servers.values() if server.core is not None]
+    voters = [core._journal.voters() for core in cores if core.server in core._journal.voters()]
+    # Of two voters neither can be made whole by a majority without it; one who is dead may know that they are two.
+    return (
+        bool(voters)
+        and min(map(len, voters)) > 2
+        and all(sim.servers[one].core is not None for one in frozenset[ServerId]().union(*voters))
+    )
+
+
+def whole(core: Core) -> bool:
+    """Whether a server has on its disk all that others had when it met them."""
+    last = core._journal.at(core._journal.synced)
+    return last is not None and (last.term, last.index) >= core._journal.least
+
+
+def _moments_later(sim: "Sim", one: ServerId) -> None:
+    """Put a copy back so soon that nobody may have noted what was promised meanwhile."""
+    if (leader := sim.leader()) is not None and sim.dice.random() < 0.5:
+        one = leader.id
+    _copy(sim, one)
+    sim.soon = True
+    for _ in range(sim.dice.randrange(MOMENT)):
+        sim.step()
+    sim.soon = False
+    if _possible(sim):
+        _put_back(sim, one)
+
+
+def _copy(sim: "Sim", one: ServerId) -> None:
+    copy = sim.copies[one] = sim.folder / f"copy of {one}"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(sim.folder / one, copy)
+
+
+def _put_back(sim: "Sim", one: ServerId) -> None:
+    home = sim.folder / one
+    sim.blocked.clear()
+    sim.lives = None
     sim.kill(one)
+    # Whoever ends at the same time has forgotten what it had not noted.
+    for other in sorted(sim.servers):
+        if sim.dice.random() < 0.2:
+            sim.kill(other)
     shutil.rmtree(home)
     shutil.move(sim.copies.pop(one), home)
     sim.files.pop(home / "raft" / "journal", None)
@@ -43,25 +90,3 @@ def older_copy(sim: "Sim") -> None:
     sim.mend_all()
     for other in sim.servers:
         sim.hear_out(other, one)
-
-
-def _noticeable(sim: "Sim", one: ServerId) -> bool:
-    """Whether somebody has noted that the server has more than its copy, or it has no more.
-
-    What was on its way, or heard by somebody who dies before noting it, is not noticed (docs/decisions/0011).
-    """
-    sim.blocked.clear()
-    sim.lives = None
-    core = sim.servers[one].core
-    if core is None:
-        return False
-    found = scan((sim.copies[one] / "raft" / "journal").read_bytes()).records
-    last = max((entry(body).index for kind, body in found if kind is Kind.ENTRY), default=0)
-    noted = []
-    for other, server in sim.servers.items():
-        sim.hear_out(one, other)
-        if other != one and server.core is not None:
-            server.core._journal.note_commit()
-            server.core._journal.sync()
-            noted.append(server.core._journal.remembered.get(one, Word()).index)
-    return core._journal.last.index <= last or last < max(noted, default=0)

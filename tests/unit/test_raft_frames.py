@@ -43,13 +43,13 @@ SAID: tuple[Message, ...] = (
     NotTaken(77),
     AskIndex(78),
     IndexIs(78, 10),
-    Remembered(3, 9, 2, 1),
+    Remembered(3, 9, 2, 1, 4, 11, 3),
     Known(3, 9, 2),
     AskTrust(79, 4),
     Trusted(79, 4, 12),
 )
 # For each version of the protocol what its frames look like.
-SPELLED = {1: "ddad124a443d619c"}
+SPELLED = {1: "cbdb0179410791b4"}
 
 
 def test_every_kind_is_spelled_as_this_version_of_the_protocol_says() -> None:

@@ -2,12 +2,14 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pysyncobj import syncobj
 
 from kmgr.grid.raft.core import Core
+from kmgr.grid.raft.held import Held, held, promised_by
 from kmgr.grid.raft.journal import NO_OP, Journal, add_voter
 from kmgr.grid.raft.library import Timing
 from kmgr.grid.raft.logfile import LogFile
@@ -32,7 +34,7 @@ from kmgr.grid.raft.messages import (
 )
 from kmgr.grid.raft.opening import JOURNAL, open_folder
 from kmgr.grid.raft.records import Entry, Word
-from kmgr.grid.raft.trust import HOLD, LEAP, Held, held, promised_by
+from kmgr.grid.raft.trust import HOLD, LEAP, PATIENCE
 from kmgr.grid.schema import SCHEMA
 from kmgr.grid.store import Store
 from kmgr.ids import ServerId
@@ -62,9 +64,14 @@ def test_entries_are_kept_if_the_log_has_them_or_went_on_to_a_newer_term(word: W
 
 def test_a_vote_is_kept_if_it_is_known_or_its_term_is_over() -> None:
     assert HELD.keeps_vote(Word(vote=2), C)
-    assert HELD.keeps_vote(Word(vote=3), B)
-    assert not HELD.keeps_vote(Word(vote=3), C)
     assert not HELD.keeps_vote(Word(vote=4), B)
+    early = replace(HELD, runs=((5, 2),))
+    assert early.keeps_vote(Word(vote=3), B)
+    assert not early.keeps_vote(Word(vote=3), C)
+
+
+def test_a_vote_of_a_term_whose_entries_are_here_can_be_given_to_nobody_else() -> None:
+    assert HELD.keeps_vote(Word(vote=3), C)
 
 
 @pytest.mark.parametrize(
@@ -200,12 +207,77 @@ def returned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Return
 
 
 def test_the_first_word_is_what_the_other_end_promised(returned: Returned) -> None:
-    assert returned.said[0] == (B, Remembered(0, 0, 0, 0))
+    assert returned.said[0] == (B, Remembered(0, 0, 0, 0, 3, 10, 3))
     returned.hear(B, Append(3, 9, 10, 3, ()))
     returned.core.down(B)
     returned.said.clear()
     returned.core.up(B)
-    assert returned.said[0] == (B, Remembered(3, 9, 0, 0))
+    assert returned.said[0] == (B, Remembered(3, 9, 0, 0, 3, 10, 3))
+
+
+def test_who_cannot_lead_does_not_say_what_it_has(returned: Returned) -> None:
+    returned.agree()
+    returned.hear(B, Remembered(4, 0, 0, 0))
+    returned.said.clear()
+    returned.core.up(C)
+    assert returned.said[0] == (C, Remembered(0, 0, 0, 0, 3))
+
+
+def test_nobody_with_less_than_others_had_when_they_were_met_is_helped_to_lead(returned: Returned) -> None:
+    returned.hear(B, Remembered(0, 0, 0, 0, 3, 12, 3))
+    returned.hear(C, Remembered(0, 0, 0, 0, 3, 10, 3))
+    assert returned.core.shown.doubt == ""
+    # Neither another one nor this server, which might have had entry 12 as well.
+    assert returned.hear(C, AskSupport(4, 11, 3)) == []
+    assert returned.hear(C, AskVote(4, 11, 3, True)) == []
+    assert not any(isinstance(said, AskSupport | AskVote) for said in returned.wait(5))
+    assert returned.hear(B, AskVote(4, 12, 3, True)) == [Vote(4)]
+    returned.hear(B, Append(4, 10, 10, 3, (Entry(NO_OP, 11, 3), Entry(NO_OP, 12, 3))))
+    assert any(isinstance(said, AskSupport) for said in returned.wait(5))
+
+
+def test_its_acknowledgements_count_meanwhile(returned: Returned) -> None:
+    returned.hear(B, Remembered(0, 0, 0, 0, 3, 12, 3))
+    returned.hear(C, Remembered(0, 0, 0, 0, 3, 10, 3))
+    assert returned.hear(B, Append(3, 10, 10, 3, (Entry(NO_OP, 11, 3),))) == [Taken(3, 12, True)]
+
+
+def test_what_others_had_outlives_the_process_and_a_rewritten_journal(returned: Returned) -> None:
+    returned.hear(B, Remembered(0, 0, 0, 0, 3, 12, 3))
+    path = returned.core._compaction.path.with_name(JOURNAL)
+    journal = Journal.open(LogFile(path))
+    assert journal.least == (3, 12)
+    journal.forget_before(5)
+    journal.abandon()
+    assert Journal.open(LogFile(path)).least == (3, 12)
+
+
+def test_who_had_more_and_stays_away_is_not_waited_for_for_ever(returned: Returned) -> None:
+    returned.hear(B, Remembered(0, 0, 0, 0, 3, 12, 3))
+    returned.hear(C, Remembered(0, 0, 0, 0, 3, 10, 3))
+    returned.core.down(B)
+    assert not any(isinstance(said, AskSupport) for said in returned.wait(PATIENCE * 2.0 - 1.0))
+    assert any(isinstance(said, AskSupport) for said in returned.wait(5))
+
+
+def test_only_what_is_said_first_in_a_life_of_this_server_matters(returned: Returned) -> None:
+    returned.agree()
+    returned.hear(B, Remembered(0, 0, 0, 0, 9, 12, 3))
+    assert returned.hear(C, AskVote(4, 11, 3, True)) == [Vote(4)]
+
+
+def test_no_vote_is_given_in_terms_that_others_knew(returned: Returned) -> None:
+    returned.hear(B, Remembered(3, 10, 3, 0, 6, 10, 3))
+    returned.hear(C, Remembered(0, 0, 0, 0, 5, 10, 3))
+    assert returned.hear(C, AskVote(6, 11, 3, True)) == [Stale(6)]
+    assert returned.hear(C, AskVote(6, 11, 3, True)) == [Stale(6)]
+    assert returned.hear(C, AskVote(7, 11, 3, True)) == [Vote(7)]
+
+
+def test_it_stands_behind_the_terms_that_others_knew(returned: Returned) -> None:
+    returned.hear(B, Remembered(3, 10, 3, 0, 6, 10, 3))
+    returned.hear(C, Remembered(0, 0, 0, 0, 5, 10, 3))
+    assert {said.term for said in returned.wait(5) if isinstance(said, AskSupport)} == {7}
 
 
 def test_until_all_others_have_spoken_it_stores_but_does_not_count(returned: Returned) -> None:
@@ -344,7 +416,7 @@ def test_voters_are_told_how_far_a_server_has_come(returned: Returned) -> None:
     returned.core.down(C)
     returned.said.clear()
     returned.core.up(C)
-    assert returned.said[0] == (C, Remembered(5, 300, 5, 0))
+    assert returned.said[0] == (C, Remembered(5, 300, 5, 0, 3, 10, 3))
 
 
 def test_what_a_journal_holds_is_read_in_runs(returned: Returned) -> None:

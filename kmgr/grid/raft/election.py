@@ -103,7 +103,9 @@ class Election:
         voters = self._journal.voters()
         if library.server not in voters or not self._trust.counts:
             return False
-        self._trust.leap()
+        self._trust.leap(library.term + 1)
+        if self._trust.lacks(*self._last()):
+            return False
         others = voters - {library.server}
         if not others or now < self._handed_over_until:
             self._stood = True
@@ -144,13 +146,13 @@ class Election:
             self._send(server, Stale(library.term))
             return
         asked = (message.last_term, message.last_index)
-        if not self._trust.counts or self._leader_alive() or asked < self._last():
+        if not self._trust.counts or self._leader_alive() or asked < self._last() or self._trust.lacks(*asked):
             return
         canvass = self._canvass
         rival = canvass is not None and canvass.term == message.term and monotonic() < canvass.again_at + _GRACE_S
         if not (rival and asked == self._last() and library.server < server):
             # Of two that canvass at once with equal logs the lower id goes first, or they would split the votes.
-            if self._trust.leap():
+            if self._trust.leap(message.term):
                 self._send(server, Stale(library.term))
                 return
             self._send(server, Support(message.term))
@@ -169,7 +171,10 @@ class Election:
             return
         if message.term > library.term and not message.handed_over and self._leader_alive():
             return
-        if (message.last_term, message.last_index) >= self._last() and self._trust.leap():
+        asked = (message.last_term, message.last_index)
+        if self._trust.lacks(*asked):
+            return
+        if asked >= self._last() and self._trust.leap(message.term):
             self._send(server, Stale(library.term))
             return
         last = {"last_log_index": message.last_index, "last_log_term": message.last_term}

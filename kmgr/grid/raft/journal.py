@@ -69,6 +69,8 @@ class Journal:
         self._remembers = False
         # Whom this server promised more than it has, None if nobody says so: it counts for nothing meanwhile.
         self.doubt: ServerId | None = None
+        # (Term, index) of the last entry of whoever had most when this server met it: it elects nobody with less.
+        self.least = (0, 0)
         # It went on by itself meanwhile, against what the others agreed on.
         self.forked = False
 
@@ -192,7 +194,7 @@ class Journal:
             self._keep(Entry(command, self.last.index + 1, term))
         self.term, self.vote, self.epoch = term, server, epoch
         # What was promised in the former epoch binds nobody any more.
-        self.remembered, self.doubt, self.forked = {}, None, False
+        self.remembered, self.doubt, self.forked, self.least = {}, None, False, (0, 0)
         self._rewrite()
 
     def adopt_epoch(self, epoch: int) -> None:
@@ -225,6 +227,13 @@ class Journal:
         if (server, forked) != (self.doubt, self.forked):
             self.doubt, self.forked = server, forked
             self._write(self._doubt())
+            self.sync()
+
+    def set_least(self, least: tuple[int, int]) -> None:
+        """Note what others have more than this server, or (zeros) that it is waited for no longer; durable."""
+        if least != self.least:
+            self.least = least
+            self._write(self._least())
             self.sync()
 
     def note_commit(self) -> None:
@@ -284,11 +293,17 @@ class Journal:
                 self.epoch = records.number(body)
             case Kind.DOUBT:
                 self.doubt, self.forked = json.loads(body)
+            case Kind.LEAST:
+                term, index = json.loads(body)
+                self.least = (term, index)
             case Kind.SYNCED | Kind.REMEMBERED:
                 pass
 
     def _doubt(self) -> bytes:
         return records.pack(Kind.DOUBT, json.dumps([self.doubt, self.forked]).encode())
+
+    def _least(self) -> bytes:
+        return records.pack(Kind.LEAST, json.dumps(self.least).encode())
 
     def _memory(self) -> bytes:
         # Of those who vote no longer nothing matters any more.
@@ -317,6 +332,7 @@ class Journal:
             records.pack_number(Kind.EPOCH, self.epoch),
             records.pack(Kind.VOTERS, json.dumps(sorted(self._base)).encode()),
             self._doubt(),
+            self._least(),
             self._memory(),
             *(records.pack_entry(entry) for entry in self.entries),
         ]

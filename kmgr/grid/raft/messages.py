@@ -143,12 +143,18 @@ class IndexIs:
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """The most that you ever promised me: in `term` to have entry `index`, in term `vote` your vote; or zeros."""
+    """The most that you ever promised me: in `term` to have entry `index`, in term `vote` your vote; or zeros.
+
+    And what the sender has: the term that it is `now` in, and its last entry, or zeros if it cannot lead with it.
+    """
 
     term: int
     index: int
     index_term: int
     vote: int
+    now: int = 0
+    last_index: int = 0
+    last_term: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ class Kind(IntEnum):
     EPOCH = 7
     REMEMBERED = 8
     DOUBT = 9
+    LEAST = 10
 
 
 class Entry(NamedTuple):

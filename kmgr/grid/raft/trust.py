@@ -10,6 +10,9 @@ others know what was acknowledged, voted for and said from the newer one:
   stands, and no majority has it. If somebody stayed silent (or it believes to be
   the only voter) it leaves all terms behind in which a forgotten life may have
   voted: so one term never has two leaders, and what does not fit shows itself.
+* Whatever others have when they speak for the first time in its life, it may have
+  had as well, whether anybody noted that or not: it helps nobody to lead who has less
+  (`PATIENCE` at most), itself included, and votes in no term that they knew.
 * Whoever has less than was promised is *in doubt*, durably, and counts no more
   until the leader has put an entry into its log afterwards, a majority without
   the doubted one has it on disk, and so has the doubted one. By then it has all
@@ -21,24 +24,19 @@ Runs on the raft thread.
 
 import logging
 import random
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 from kmgr.errors import InvariantBroken
+from kmgr.grid.raft.held import held, promised_by
 from kmgr.grid.raft.journal import FORKED, NO_OP, Journal
 from kmgr.grid.raft.library import Library, monotonic
 from kmgr.grid.raft.messages import (
-    Append,
     AskTrust,
-    AskVote,
     Known,
     Message,
     Remembered,
-    Stale,
     Taken,
     Trusted,
-    Vote,
 )
 from kmgr.grid.raft.records import Entry, Word
 from kmgr.ids import ServerId
@@ -49,6 +47,8 @@ logger = logging.getLogger(__name__)
 HOLD = 2.0
 # A term is left for one that lies so far ahead at most, by chance: two lives never meet in one.
 LEAP = 1 << 32
+# And so many before it helps somebody to lead who has less than others had when they were met.
+PATIENCE = 10.0
 ASK_AGAIN_S = 0.2
 TELL_S = 1.0
 
@@ -64,59 +64,6 @@ _OF_TWO = (
     "With two voters there is no such majority: stop kmgr on both, run kmgr grid recover on the other one and kmgr "
     "reset on this one, start the other one, and let this one join again"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a journal had at one moment; `runs` are (first index, term) of its entries, for the journal goes on."""
-
-    term: int
-    vote: ServerId | None
-    first: int
-    last: int
-    runs: tuple[tuple[int, int], ...]
-
-    def keeps(self, word: Word) -> bool:
-        """Whether this is what the entries of a promise were promised from, or what came of it."""
-        if word.term != self.term or word.index < self.first:
-            return word.term <= self.term
-        return word.index <= self.last and word.index_term in {0, self._term_at(word.index)}
-
-    def keeps_vote(self, word: Word, voted_for: ServerId) -> bool:
-        """Whether the vote that was given is known."""
-        return word.vote < self.term or (word.vote == self.term and self.vote == voted_for)
-
-    def _term_at(self, index: int) -> int:
-        return self.runs[bisect_right(self.runs, (index, 1 << 62)) - 1][1]
-
-
-def held(journal: Journal) -> Held:
-    """Return what a journal has now."""
-    return Held(journal.term, journal.vote, journal.first.index, journal.last.index, _runs(journal.entries))
-
-
-def _runs(entries: Sequence[Entry]) -> tuple[tuple[int, int], ...]:
-    runs: list[tuple[int, int]] = []
-    for entry in entries:
-        if not runs or runs[-1][1] != entry.term:
-            runs.append((entry.index, entry.term))
-    return tuple(runs)
-
-
-def promised_by(message: Message) -> Word | None:
-    """Return what a message promises about its sender's disk."""
-    match message:
-        case Taken(matches=True):
-            return Word(message.term, message.wanted - 1, 0, 0)
-        case Append():
-            return Word(message.term, message.commit, 0, 0)
-        case Vote(term):
-            return Word(term, 0, 0, term)
-        case AskVote(term) | Stale(term):
-            return Word(term, 0, 0, 0)
-        case Known():
-            return Word(message.term, message.index, message.index_term, 0)
-    return None
 
 
 class Trust:
@@ -137,6 +84,10 @@ class Trust:
         self._silent: set[ServerId] = set()
         if journal.term and len(journal.voters()) == 1:
             self._silent |= journal.voters()
+        # Who has spoken in this life, and the newest term that they knew: up to it this server may have voted.
+        self._met: set[ServerId] = set()
+        self._left = 0
+        self._least_until: float | None = None
         self._new_attempt()
         self._ask_at = 0.0
         self._tell_at = 0.0
@@ -157,13 +108,30 @@ class Trust:
         alone = len(self._journal.voters()) == 2
         return f"{_DOUBT.format(self._journal.doubt)} {_OF_TWO if alone else _OF_MORE}"
 
-    def leap(self) -> bool:
-        """Before a vote is given: leave behind the terms in which one may be forgotten; True if there were any."""
-        if not self._silent:
+    def leap(self, term: int) -> bool:
+        """Before a vote in a term: leave behind those in which one may be forgotten; True if this is one of them."""
+        library = self._library()
+        if self._silent:
+            self._silent.clear()
+            self._left = max(self._left, library.term) + random.randrange(LEAP // 2, LEAP)  # noqa: S311 - two lives must differ
+        if term > self._left:
             return False
-        self._silent.clear()
-        self._library().adopt_term(self._library().term + random.randrange(LEAP // 2, LEAP))  # noqa: S311 - two lives must differ
+        if library.term < self._left:
+            library.adopt_term(self._left)
         return True
+
+    def lacks(self, last_term: int, last_index: int) -> bool:
+        """Whether a log with this end has less than others had when they were met, and these may still come."""
+        if (last_term, last_index) >= self._journal.least:
+            return False
+        now = monotonic()
+        if self._least_until is None:
+            self._least_until = now + PATIENCE * self._library().timing.election_max_s
+        if now < self._least_until:
+            return True
+        logger.warning("who has more stayed away: it is not waited for", extra={"end": list(self._journal.least)})
+        self._journal.set_least((0, 0))
+        return False
 
     # What is promised, by this server and by others.
 
@@ -185,13 +153,17 @@ class Trust:
 
     def up(self, server: ServerId) -> None:
         """Say what the other end of a new connection has promised, before anything else."""
-        word = self._journal.remembered.get(server, Word())
-        self._send(server, Remembered(word.term, word.index, word.index_term, word.vote))
+        journal, library = self._journal, self._library()
+        # Without it nobody waits for this server to lead. Entries that are not synced count: others may have them.
+        leads = library.server in journal.voters() and not journal.doubt
+        end = (journal.last.index, journal.last.term) if leads else (0, 0)
+        self._send(server, Remembered(*journal.remembered.get(server, Word()), library.term, *end))
 
     def receive(self, server: ServerId, message: Remembered | Known | AskTrust | Trusted) -> None:
         """Handle a message about trust."""
         match message:
             case Remembered():
+                self._meet(server, message)
                 self._recalled(server, Word(message.term, message.index, message.index_term, message.vote))
             case AskTrust():
                 self._asked(server, message)
@@ -224,6 +196,17 @@ class Trust:
             logger.info("not all voters could be asked what was promised", extra={"silent": sorted(self._unheard)})
             self._silent, self._unheard = self._unheard, set()
         return bool(self._unheard)
+
+    def _meet(self, server: ServerId, message: Remembered) -> None:
+        """Take what a server has for what this one may have had, if it speaks for the first time in this life."""
+        if server in self._met:
+            return
+        self._met.add(server)
+        self._left = max(self._left, message.now)
+        journal, end = self._journal, (message.last_term, message.last_index)
+        if end > max((journal.last.term, journal.last.index), journal.least):
+            self._least_until = None
+            journal.set_least(end)
 
     def _recalled(self, server: ServerId, word: Word) -> None:
         self._unheard.discard(server)
