@@ -9,6 +9,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 from kmgr.web import present
 from tests.browser.office import Office
 from tests.browser.test_import_dialog import MIB, PATIENCE_MS
+from tests.lab import boot_iso
 
 
 @pytest.fixture
@@ -61,6 +62,38 @@ def test_a_disk_becomes_desktops_for_a_group_in_five_choices(office: Office, con
     made = template(office, "lab")
     assert (made["image_name"], made["vcpus"], made["standby"], made["maximum"]) == ("biology", 1, 4, 20)
     assert made["assignments"] == [{"kind": "group", "subject": "students"}]
+
+
+def test_an_iso_becomes_a_desktop_that_is_installed(office: Office, console: Page, tmp_path: Path) -> None:
+    file = tmp_path / "setup.iso"
+    file.write_bytes(boot_iso.image())
+    console.get_by_role("link", name="New desktops").click()
+    form = console.get_by_role("form", name="New desktops")
+    form.get_by_label("2. What are they called?").fill("fresh")
+    form.get_by_label("Small").check()
+    form.get_by_role("button", name="Import a disk or an ISO").click()
+    dialog = console.get_by_role("dialog")
+    dialog.get_by_label("Disk image (").set_input_files(file)
+    dialog.get_by_role("button", name="Import", exact=True).click()
+    iso = form.get_by_role("radio", name="setup.iso install from this ISO")
+    expect(iso).to_be_visible(timeout=PATIENCE_MS)
+    expect(form.get_by_label("Empty disk for the installation")).to_be_hidden()
+    iso.check()
+    form.get_by_label("Empty disk for the installation").fill("3")
+    # What arrives meanwhile changes nothing that was chosen or typed.
+    do(office, "image.create", image="img-later", name="later", notes="")
+    console.wait_for_timeout(1000)
+    expect(form.get_by_label("Empty disk for the installation")).to_have_value("3")
+    expect(iso).to_be_checked()
+    form.get_by_role("button", name="Publish, or install").click()
+
+    expect(console.get_by_role("heading", level=1)).to_contain_text("fresh-1", timeout=PATIENCE_MS)
+    made = template(office, "fresh")
+    assert made["installing"]
+    assert made["image_name"] == "empty disk of 3 GiB"
+    office.show(console.context, console, f"/console/templates/{made['id']}")
+    expect(console.locator("#installing")).to_contain_text("It is being installed from an ISO")
+    expect(console.get_by_role("region", name="Edited and tested")).to_contain_text("fresh-1")
 
 
 def test_what_is_wrong_is_told_beside_the_button(console: Page) -> None:

@@ -111,8 +111,7 @@ def _disks(request: web.Request) -> dict[str, Any]:
     known = {one["id"] for one in images}
     if chosen not in known:
         chosen = images[0]["id"] if images else ""
-    disk_gib = request.query.get("disk_gib", _DISK_GIB)
-    return {"images": images, "imports": present.imports(services), "chosen": chosen, "disk_gib": disk_gib}
+    return {"images": images, "imports": present.imports(services), "chosen": chosen, "disk_gib": _DISK_GIB}
 
 
 def _chooseable(image: records.Item) -> bool:
