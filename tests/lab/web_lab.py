@@ -108,6 +108,7 @@ class WebLab:
         plain = {
             "cpus": 4, "load_percent": 10, "memory_mib": 8192, "memory_free_mib": 6000, "disk_mib": 100_000,
             "disk_free_mib": 60_000, "accelerator": "kvm", "can_run_desktops": True,
+            "extra": {"builds": {"limit": 3, "most": 8, "why": ""}},
         }  # fmt: skip
         return Vitals(server, self.clock.monotonic(), **{**plain, **changed})
 
