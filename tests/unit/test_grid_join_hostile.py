@@ -1,6 +1,7 @@
 """Strangers between a newcomer and its grid, and in the grid's place: they learn nothing and are refused."""
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -104,7 +105,9 @@ def leaked(heard: bytes, office: Office, phrase: str, fresh: Fresh) -> list[str]
         "the newcomer's name": f'"{fresh.newcomer.name}"',
         "its addresses": str(fresh.newcomer.listen[1]),
     }
-    words = [word for word in phrase.split("-") if f'"{word}' in text or f"-{word}" in text]
+    # The protocol's own keys may be words of the list that phrases are drawn from: "proof" is one.
+    values = re.sub(r'"\w+":', "", text)
+    words = [word for word in phrase.split("-") if f'"{word}' in values or f"-{word}" in values]
     return [name for name, secret in secrets.items() if secret in text] + words
 
 
