@@ -20,6 +20,11 @@ if os.environ.get("CI"):
 
 # Grids that many files share: their tests run in one lane, which builds such a grid once.
 _SHARED = ("office", "show")
+# Files that take a minute and more, much of it waiting: begun last, they would be what a run ends with.
+_LONG = (
+    "test_idle_desktop", "test_real_instant_clones", "test_mirror_running", "test_two_servers",
+    "test_damaged_folder", "test_canary", "test_hypervisor_warm", "test_operating", "test_real_desktops",
+)  # fmt: skip
 _HERE = Path(__file__).parent
 
 
@@ -38,7 +43,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Lanes:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """In lanes, what takes longest begins first: the tests that share a grid, and so must follow each other."""
     if os.environ.get("PYTEST_XDIST_WORKER"):
-        items.sort(key=lambda item: _together(item.nodeid.split("::", 1)[0]) not in _SHARED)
+        items.sort(key=lambda item: _rank(item.nodeid.split("::", 1)[0]))
+
+
+def _rank(path: str) -> int:
+    if _together(path) in _SHARED:
+        return 0
+    name = Path(path).stem
+    return 1 + _LONG.index(name) if name in _LONG else 1 + len(_LONG)
 
 
 @cache
