@@ -64,7 +64,7 @@ def main() -> int:
 def cached() -> Path:
     """Return the image, built at most once for the same ingredients."""
     made = CACHE / f"kiosk-{ingredients()}.qcow2"
-    with turn(CACHE):
+    with turn(CACHE, "kiosk"):
         if not made.exists():
             build(made)
     return made.resolve()

@@ -58,7 +58,7 @@ def main() -> int:
 def cached() -> Path:
     """Return the image, built at most once for the same ingredients."""
     made = CACHE / f"tiny-{ingredients()}.qcow2"
-    with turn(CACHE):
+    with turn(CACHE, "tiny"):
         if not made.exists():
             started = time.monotonic()
             with tempfile.TemporaryDirectory(prefix="tiny-", dir=CACHE) as work:

@@ -1,4 +1,4 @@
-"""One builder of images at a time: they share a folder of packages and trees, and two would spoil each other's."""
+"""One builder of an image at a time: two would share its packages and its tree, and spoil each other's."""
 
 import fcntl
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 @contextmanager
-def turn(folder: Path) -> Iterator[None]:
-    """Wait until nobody else, in whichever process, builds in `folder`; it is made if it is missing."""
+def turn(folder: Path, image: str) -> Iterator[None]:
+    """Wait until nobody else, in whichever process, builds that image in `folder`; it is made if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    with (folder / f".{image}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -136,9 +136,9 @@ def test_the_demonstration_does_not_take_an_old_word_for_a_desktop_that_stands_b
     assert waited >= old_s / 4
 
 
-def test_images_are_built_one_at_a_time(tmp_path: Path) -> None:
-    lock = tmp_path / "images" / ".lock"
-    with turn(lock.parent), lock.open("w") as other, pytest.raises(BlockingIOError):
+def test_an_image_is_built_by_one_at_a_time_and_another_beside_it(tmp_path: Path) -> None:
+    lock = tmp_path / "images" / ".tiny.lock"
+    with turn(lock.parent, "tiny"), lock.open("w") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with turn(tmp_path / "images"):
+    with turn(lock.parent, "tiny"), turn(lock.parent, "kiosk"):
         pass
