@@ -294,7 +294,7 @@ async def test_a_crowd_at_the_port_does_not_hold_up_the_log(tmp_path: Path) -> N
         f"connections median {1000 * statistics.median(busy):.1f} ms, worst {1000 * busy[-1]:.0f} ms of {len(busy)}"
     )
     assert crowd.done > 100
-    # One election at most: all three servers live in this process, which other lanes of tests may hold up for a moment.
+    # One election at most: all three servers live in this process, which other lanes of tests may hold up.
     assert leader.grid.status().majority
     assert leader.grid.status().term <= term + 1
     assert statistics.median(busy) < 10 * statistics.median(calm)
