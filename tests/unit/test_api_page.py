@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from kmgr.web.app import make_app
 from kmgr.web.server import WebServer
 from tests.lab.people import RIGHT
 from tests.lab.sockets import let_go
-from tests.lab.web_lab import ADMIN, USER, Site, WebLab, opened
+from tests.lab.web_lab import ADMIN, USER, Site, WebLab
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 TOOLS = ("bash", "curl", "jq", "qemu-img")
@@ -59,17 +59,6 @@ def misfits(told: Any, real: Any, at: str = "answer") -> list[str]:
     if isinstance(told, list) and told:
         return misfits(told[0], real[0], f"{at}[0]") if real else [f"{at} is empty"]
     return []
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
 
 
 async def run(commands: list[str], folder: Path, **variables: str) -> list[str]:

@@ -16,7 +16,7 @@ from kmgr.provision.hypervisor import DomainSpec
 from kmgr.web.api.routes import ROUTES
 from kmgr.web.api.table import PREFIX
 from tests.lab.people import RIGHT, SERVERS
-from tests.lab.web_lab import ADMIN, DESCRIBED, OTHER, USER, Site, WebLab, opened
+from tests.lab.web_lab import ADMIN, DESCRIBED, OTHER, USER, Site, WebLab
 
 needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="qemu-img is not installed")
 
@@ -25,17 +25,6 @@ DIRECTORY = {
     "bind_name": "uid={name},dc=example",
 }  # fmt: skip
 SHAPE = {"vcpus": 2, "memory_mib": 1024, "standby": 1, "maximum": 4}
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
 
 
 async def good(site: Site, method: str, path: str, body: Any = None, *, who: str = ADMIN, **more: Any) -> Any:

@@ -2,11 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from kmgr.settings import SETTINGS
 from kmgr.web import auth, present
@@ -14,7 +11,7 @@ from kmgr.web.console.images import BACKGROUND
 from kmgr.web.services import SERVICES
 from tests.lab.pages import parse
 from tests.lab.people import RIGHT, SERVERS
-from tests.lab.web_lab import ADMIN, USER, Said, Site, WebLab, opened
+from tests.lab.web_lab import ADMIN, USER, Said, Site, WebLab
 
 HTMX = {"HX-Request": "true", "HX-Target": "dialog-error"}
 SHAPE = {"notes": "", "vcpus": "2", "memory_mib": "2048", "standby": "1", "maximum": "4", "refresh": "manual"}
@@ -22,17 +19,6 @@ DIRECTORY = {
     "urls": "ldaps://a.example, ldaps://b.example", "base_dn": "dc=example", "user_filter": "(uid={name})",
     "bind_name": "{name}", "admin_group": "admins",
 }  # fmt: skip
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
 
 
 async def act(site: Site, path: str, /, **form: Any) -> str:

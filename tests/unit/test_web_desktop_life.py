@@ -1,8 +1,6 @@
 """The page of a desktop with its life so far, the list with its states and pages, and the same in the API."""
 
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,18 +10,7 @@ from kmgr.provision.listing import Filter
 from kmgr.web.words import lasted
 from tests.lab.pages import parse
 from tests.lab.people import SERVERS
-from tests.lab.web_lab import ADMIN, OTHER, USER, Site, WebLab, opened
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
+from tests.lab.web_lab import ADMIN, OTHER, USER, Site, WebLab
 
 
 async def broken(lab: WebLab, cause: str, step: str = "start") -> str:

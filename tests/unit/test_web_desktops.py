@@ -1,8 +1,6 @@
 """From "I want a desktop" to its screen: claims, tickets, the WebSocket."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,18 +9,7 @@ from aiohttp import ClientWebSocketResponse, WSMsgType
 from kmgr.ids import DesktopId
 from kmgr.provision.hypervisor import DomainSpec
 from tests.lab.people import SERVERS
-from tests.lab.web_lab import ADMIN, OTHER, USER, Site, WebLab, opened
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
+from tests.lab.web_lab import ADMIN, OTHER, USER, Site, WebLab
 
 
 async def ticket(site: Site, desktop: str, *, who: str = USER) -> str:

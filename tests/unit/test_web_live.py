@@ -2,26 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 
-import pytest
 from aiohttp import ClientResponse
 
 from kmgr.web.live import HUB, LEAST_GAP_S, VITALS_S, Listener
 from tests.lab.people import SERVERS
-from tests.lab.web_lab import ADMIN, USER, Site, WebLab, opened
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
+from tests.lab.web_lab import ADMIN, USER, Site, WebLab
 
 
 class Feed:

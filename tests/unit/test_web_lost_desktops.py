@@ -1,28 +1,13 @@
 """What people are told whose desktop was lost with its server: on their first page and beside the next desktop."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
-
-import pytest
 
 from kmgr.ids import AccountName
 from kmgr.provision.losses import losses
 from tests.lab.people import SERVERS
-from tests.lab.web_lab import USER, Site, WebLab, opened
+from tests.lab.web_lab import USER, Site, WebLab
 
 ONE, TWO, THREE = SERVERS
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
 
 
 async def worked_on(lab: WebLab) -> str:

@@ -1,29 +1,14 @@
 """The figures for a monitoring system: who may read them, what they say, and in which form."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
-
-import pytest
 
 from kmgr.web.exposition import Gauge, Sample, spelled
 from kmgr.web.metrics import TOKEN_FILE
 from tests.lab.people import SERVERS
-from tests.lab.web_lab import ADMIN, USER, Site, WebLab, opened
+from tests.lab.web_lab import ADMIN, USER, Site, WebLab
 
 ONE, TWO, THREE = SERVERS
 WORD = "a word that is long enough"
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
 
 
 async def told(site: Site, who: str = ADMIN) -> dict[str, float]:

@@ -1,8 +1,6 @@
 """The portal's and the console's pages: they render for everyone, empty and full, safe and labelled."""
 
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -12,7 +10,7 @@ from kmgr.web.app import STATIC
 from kmgr.web.portal.pages import own_page
 from tests.lab.pages import Page, parse, problems
 from tests.lab.people import RIGHT, SERVERS
-from tests.lab.web_lab import ADMIN, OTHER, USER, Site, WebLab, opened
+from tests.lab.web_lab import ADMIN, OTHER, USER, Site, WebLab
 
 EVIL = "<img src=x onerror=alert(1)>\"'"
 SECTIONS = ("", "/servers", "/images", "/templates", "/desktops", "/users", "/events", "/settings")
@@ -27,17 +25,6 @@ DIALOGS = (
     "/desktops/dsk-1/retire", "/settings/edit",
 )  # fmt: skip
 HTMX = {"HX-Request": "true"}
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
 
 
 async def fill(lab: WebLab) -> None:

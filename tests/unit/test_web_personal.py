@@ -1,27 +1,12 @@
 """Personal desktops as people see them: chosen, kept, protected, started from a copy, deleted only on purpose."""
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.lab.people import SERVERS
-from tests.lab.web_lab import ADMIN, USER, Site, WebLab, opened
+from tests.lab.web_lab import ADMIN, USER, Site, WebLab
 
 ONE, TWO, THREE = SERVERS
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
 
 
 async def kept(lab: WebLab) -> str:

@@ -1,8 +1,6 @@
 """The rules of a template on the console, in the API and in the portal: plain words, changed, shown."""
 
 import json
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +11,7 @@ from kmgr.templates.model import Kind
 from kmgr.templates.policy import Day, IdleThen, Policy, Refresh, Schedule, policy_of
 from kmgr.web import calendar_text, policy_words
 from tests.lab.people import SERVERS
-from tests.lab.web_lab import ADMIN, USER, Said, Site, WebLab, opened
+from tests.lab.web_lab import ADMIN, USER, Said, Site, WebLab
 from tests.unit.test_templates_policy import policies
 from tests.unit.test_web_console import HTMX, act, refused
 from tests.unit.test_web_desktops import mine
@@ -25,17 +23,6 @@ FORM = {
     "clones": "1", "name_pattern": "{template}-{number}",
     "seed": "none", "properties": "", "seed_data": "",
 }  # fmt: skip
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
 
 
 async def got(site: Site, path: str, who: str) -> Said:

@@ -1,8 +1,6 @@
 """Who gets in, who is kept out, and whose page a request came from."""
 
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -10,18 +8,7 @@ from kmgr.web import auth
 from kmgr.web.api.routes import ROUTES
 from kmgr.web.api.table import PREFIX, Access, Route
 from tests.lab.people import RIGHT
-from tests.lab.web_lab import ADMIN, OTHER, USER, Site, WebLab, opened
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
+from tests.lab.web_lab import ADMIN, OTHER, USER, Site, WebLab
 
 
 async def test_a_log_in_gives_a_token_and_a_cookie_that_scripts_cannot_read(site: Site) -> None:
