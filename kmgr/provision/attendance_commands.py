@@ -22,7 +22,7 @@ from kmgr.templates.policy import from_json
 
 def connected(db: Database, command: Command) -> Outcome:
     """Its user's screen was opened. body: desktop, generation, server."""
-    row = _in_use(db, command)
+    row = in_use(db, command, hint=": the report was of a former one")
     if isinstance(row, Rejected):
         return row
     if row["connected_at"] is None or row["disconnected_at"] is not None:
@@ -34,7 +34,7 @@ def connected(db: Database, command: Command) -> Outcome:
 
 def disconnected(db: Database, command: Command) -> Outcome:
     """Its user's screen was closed. body: desktop, generation, server."""
-    row = _in_use(db, command)
+    row = in_use(db, command, hint=": the report was of a former one")
     if isinstance(row, Rejected):
         return row
     if row["connected_at"] is not None and row["disconnected_at"] is None:
@@ -89,13 +89,17 @@ def outfitted(db: Database, command: Command) -> Outcome:
     return Applied({"vcpus": template["vcpus"], "memory_mib": template["memory_mib"]})
 
 
-def _in_use(db: Database, command: Command) -> Row | Rejected:
+def in_use(db: Database, command: Command, *, hint: str = "") -> Row | Rejected:
+    """Return a desktop in use, where and in the life that was believed. body: desktop, generation, server.
+
+    `hint` ends the sentence that says that it has another life by now.
+    """
     body = command.body
     row = one(db, "select * from desktops where id = ?", [body["desktop"]])
     if row is None:
         return Rejected("not_found", f"there is no desktop {body['desktop']}")
     if (row["generation"], row["server"], row["state"]) != (body["generation"], body["server"], S.IN_USE):
-        return Rejected("conflict", f"desktop {row['name']} has another life by now: the report was of a former one")
+        return Rejected("conflict", f"desktop {row['name']} has another life by now{hint}")
     return row
 
 

@@ -17,6 +17,7 @@ from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.model import ServerState
 from kmgr.grid.rows import Row, one, scalar
+from kmgr.provision.attendance_commands import in_use
 from kmgr.provision.commands import owned
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import DesktopState as S
@@ -94,12 +95,9 @@ def end(db: Database, command: Command) -> Outcome:
 
 def _used(db: Database, command: Command) -> Row | Rejected:
     """Return a pooled desktop in use, where and in the life that was believed, that is not on its way."""
-    body = command.body
-    row = one(db, "select * from desktops where id = ?", [body["desktop"]])
-    if row is None:
-        return Rejected("not_found", f"there is no desktop {body['desktop']}")
-    if (row["generation"], row["server"], row["state"]) != (body["generation"], body["server"], S.IN_USE):
-        return Rejected("conflict", f"desktop {row['name']} has another life by now")
+    row = in_use(db, command)
+    if isinstance(row, Rejected):
+        return row
     if row["moving_to"] is not None:
         return Rejected("conflict", f"desktop {row['name']} moves to another server at this moment")
     if owned(row) or row["purpose"] != Purpose.USE:
