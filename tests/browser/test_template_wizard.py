@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import BrowserContext, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from kmgr.web import present
 from tests.browser.office import Office
@@ -32,18 +32,23 @@ def template(office: Office, name: str) -> dict[str, Any]:
     return next(one for one in present.templates(office.services) if one["name"] == name)
 
 
-def test_a_disk_becomes_desktops_for_a_group_in_five_choices(office: Office, console: Page, tmp_path: Path) -> None:
-    file = tmp_path / "biology.raw"
-    file.write_bytes((bytes(510) + b"\x55\xaa").ljust(MIB, b"x"))
+def begun(console: Page, name: str, file: Path) -> Locator:
+    """Open the wizard, answer its first questions and import a file from there; returns its form."""
     console.get_by_role("link", name="New desktops").click()
     form = console.get_by_role("form", name="New desktops")
-    form.get_by_label("2. What are they called?").fill("lab")
+    form.get_by_label("2. What are they called?").fill(name)
     form.get_by_label("Small").check()
-
-    form.get_by_role("button", name="Import a disk").click()
+    form.get_by_role("button", name="Import a disk or an ISO").click()
     dialog = console.get_by_role("dialog")
     dialog.get_by_label("Disk image (").set_input_files(file)
     dialog.get_by_role("button", name="Import", exact=True).click()
+    return form
+
+
+def test_a_disk_becomes_desktops_for_a_group_in_five_choices(office: Office, console: Page, tmp_path: Path) -> None:
+    file = tmp_path / "biology.raw"
+    file.write_bytes((bytes(510) + b"\x55\xaa").ljust(MIB, b"x"))
+    form = begun(console, "lab", file)
     disk = form.get_by_role("radio", name="biology")
     expect(disk).to_be_visible(timeout=PATIENCE_MS)
     expect(form.get_by_role("radio", name="debian")).to_be_checked()
@@ -67,14 +72,7 @@ def test_a_disk_becomes_desktops_for_a_group_in_five_choices(office: Office, con
 def test_an_iso_becomes_a_desktop_that_is_installed(office: Office, console: Page, tmp_path: Path) -> None:
     file = tmp_path / "setup.iso"
     file.write_bytes(boot_iso.image())
-    console.get_by_role("link", name="New desktops").click()
-    form = console.get_by_role("form", name="New desktops")
-    form.get_by_label("2. What are they called?").fill("fresh")
-    form.get_by_label("Small").check()
-    form.get_by_role("button", name="Import a disk or an ISO").click()
-    dialog = console.get_by_role("dialog")
-    dialog.get_by_label("Disk image (").set_input_files(file)
-    dialog.get_by_role("button", name="Import", exact=True).click()
+    form = begun(console, "fresh", file)
     iso = form.get_by_role("radio", name="setup.iso install from this ISO")
     expect(iso).to_be_visible(timeout=PATIENCE_MS)
     expect(form.get_by_label("Empty disk for the installation")).to_be_hidden()
