@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from kmgr.web.server import WebServer
 from tests.lab.web_lab import ADMIN, WebLab, opened
 
 HERE = "127.0.0.1"
+HANG_UP_S = 1.0
 
 T = TypeVar("T")
 
@@ -37,6 +38,17 @@ class Office:
     def do(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
+    async def _hung_up(self) -> None:
+        """Wait until a busy browser has said goodbye as TLS wants it; cut off what it has not even opened yet."""
+        left: Mapping[int, asyncio.Transport] = self._loop._transports  # type: ignore[attr-defined]
+        for _ in range(int(HANG_UP_S / 0.01)):
+            if not left:
+                return
+            await asyncio.sleep(0.01)
+        for transport in tuple(left.values()):
+            transport.abort()
+        await asyncio.sleep(0)
+
     async def _call(self, work: Callable[[], T]) -> T:
         return work()
 
@@ -56,9 +68,11 @@ class Office:
 
     def end(self) -> None:
         self.stop()
+        self.do(self._hung_up())
         self.do(self._opened.__aexit__(None, None, None))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def show(self, context: BrowserContext, page: Page, path: str) -> None:
         """Open a page as the administrator."""
