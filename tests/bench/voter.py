@@ -40,7 +40,7 @@ async def run(data_dir: Path) -> None:
         await member.start(stack)
         while line := await asyncio.to_thread(sys.stdin.readline):
             # The grid as the daemon's parts have it; nobody outside the daemon is given it.
-            answer = await _obey(line.split(), member._grid, data_dir)
+            answer = await _obey(line.split(), member._trunk.grid, data_dir)
             print(json.dumps(answer), flush=True)
 
 
