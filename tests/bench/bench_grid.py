@@ -25,6 +25,8 @@ from tests.lab.raft_children import Process, grow, identities
 SERVERS = [ServerId(f"srv-{letter}") for letter in "abc"]
 CLIENTS = 64
 LOAD_S = 5.0
+# What is asked for at least of 64 clients on three servers.
+RATE = 2500
 KILLS = 30
 # About what 10,000 desktops with their events and outcomes take.
 DESKTOPS, ROW_BYTES = 10_000, 2_000
@@ -79,15 +81,23 @@ async def commit() -> list[Figure]:
                 found.append(figure("a call to another server", told["call"], unit="ms"))
             read = await process.ask({"barriers": 200}, timeout_s=60)
             found.append(figure(f"a current read, at the {where}", read["barrier"], unit="ms", floor=told["call"]))
-        shares = (CLIENTS - 2 * (CLIENTS // 3), CLIENTS // 3, CLIENTS // 3)
-        orders = ({"load": share, "seconds": LOAD_S} for share in shares)
-        loads = await asyncio.gather(
-            *(process.ask(order, timeout_s=60) for process, order in zip(processes, orders, strict=True))
-        )
-        took = [ms for load in loads for ms in load["took"]]
+        took = await _loaded(processes, 0)
         found.append(Figure(f"changes a second of {CLIENTS} clients", round(len(took) / LOAD_S), "1/s", len(took)))
         found.append(figure(f"a change, one of {CLIENTS} clients at once", took, unit="ms"))
+        took = await _loaded(processes, RATE)
+        found.append(Figure(f"changes a second, {RATE} asked for", round(len(took) / LOAD_S), "1/s", len(took)))
+        found.append(figure(f"a change, of {CLIENTS} clients at that rate", took, unit="ms"))
     return found
+
+
+async def _loaded(processes: list[Process], rate: float) -> list[float]:
+    """Return how long each change of many clients took (ms); they ask for `rate` a second, or without for all."""
+    shares = (CLIENTS - 2 * (CLIENTS // 3), CLIENTS // 3, CLIENTS // 3)
+    orders = ({"load": share, "seconds": LOAD_S, "rate": rate * share / CLIENTS} for share in shares)
+    loads = await asyncio.gather(
+        *(process.ask(order, timeout_s=60) for process, order in zip(processes, orders, strict=True))
+    )
+    return [ms for load in loads for ms in load["took"]]
 
 
 async def kills() -> list[Figure]:

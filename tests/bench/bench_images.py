@@ -4,7 +4,7 @@ Network namespaces with links of a known rate; kmgr's own engine, a process for 
 no disk is measured. The floor is a bare TCP stream through the same link in the same run. rsync and scp copy to one
 receiver after the other, libtorrent to all at once.
 
-Parts: `slow` (200 Mbit/s), `fast` (1 Gbit/s), `delta`, `kill`, `squeezed`, `codec`.
+Parts: `slow` (200 Mbit/s), `fast` (1 Gbit/s), `delta`, `kill`, `squeezed`, `steps` (what takes processors), `codec`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from kmgr.ids import VersionId
-from tests.bench import image_parts, image_peers
+from tests.bench import image_parts, image_peers, image_steps
 from tests.bench.__main__ import machine
 from tests.bench.harness import ROOT, Figure, report
 from tests.bench.image_grid import MIB, Taken, distributing, picture
@@ -124,6 +124,7 @@ PARTS: Mapping[str, Callable[[Path, bool], list[Figure]]] = {
     "delta": lambda folder, _: image_parts.delta(folder),
     "kill": lambda folder, _: image_parts.kill(folder),
     "squeezed": image_parts.squeezed,
+    "steps": image_steps.steps,
     "codec": lambda folder, _: image_parts.codec(folder),
 }
 

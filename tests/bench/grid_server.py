@@ -1,6 +1,6 @@
 """One server's log in a process of its own that measures itself; `python -m tests.bench.grid_server`, orders as JSON.
 
-Besides what `tests.lab.raft_process` obeys: `load` (so many clients for so many seconds), `single` (one change after
+Besides what `tests.lab.raft_process` obeys: `load` (clients, seconds, a rate), `single` (one change after
 the other, each beside a synced append and a call to the leader and back), `fill` (rows into the state by one change),
 `stuff` (so many changes), `barriers` (so many current reads), `rounds` (the longest since the last asking), `cpu`.
 """
@@ -48,8 +48,8 @@ class Measured(Child):
     async def result(self, order: dict[str, Any]) -> dict[str, Any]:
         """Do one order."""
         match order:
-            case {"load": clients, "seconds": seconds}:
-                return await self._load(clients, seconds)
+            case {"load": clients, "seconds": seconds, "rate": rate}:
+                return await self._load(clients, seconds, rate)
             case {"single": count}:
                 return await self._single(count)
             case {"fill": count, "size": size}:
@@ -96,15 +96,22 @@ class Measured(Child):
         await what
         return watch.ms()
 
-    async def _load(self, clients: int, seconds: float) -> dict[str, Any]:
-        until = time.monotonic() + seconds
+    async def _load(self, clients: int, seconds: float, rate: float) -> dict[str, Any]:
+        """Let clients propose one change after the other; with a `rate` so many a second together, one by one."""
+        begun = time.monotonic()
+        until = begun + seconds
         took: list[float] = []
 
-        async def client() -> None:
+        async def client(number: int) -> None:
+            turn = 0
             while time.monotonic() < until:
+                if rate:
+                    due = begun + (number + turn * clients) / rate
+                    await asyncio.sleep(max(0.0, due - time.monotonic()))
+                turn += 1
                 took.append(await self._timed(self._put()))
 
-        await asyncio.gather(*(client() for _ in range(clients)))
+        await asyncio.gather(*(client(number) for number in range(clients)))
         return {"took": took}
 
     async def _single(self, count: int) -> dict[str, Any]:

@@ -29,7 +29,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """What one distribution took: seconds of each receiver, and what all processes together used."""
+    """What one distribution took: seconds of each receiver, and what all processes (`cpu`: each of them) used."""
 
     seconds: tuple[float, ...]
     cpu_s: float
@@ -38,6 +38,7 @@ class Taken:
     received: tuple[int, ...] = ()
     busy: float = 0.0
     notes: tuple[str, ...] = ()
+    cpu: tuple[float, ...] = ()
 
     @property
     def last(self) -> float:
@@ -224,6 +225,7 @@ class ImageGrid:
             sent=tuple(one["sent"] for one in usage.values()),
             received=tuple(one["received"] for one in usage.values()),
             busy=busy.others(cpu_s),
+            cpu=tuple(one["cpu"] for one in usage.values()),
         )
 
     def words(self) -> str:

@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import libtorrent as lt
 
@@ -36,7 +37,7 @@ def main() -> None:
         peer(spec, int(sys.argv[2]))
 
 
-def make(spec: dict) -> None:
+def make(spec: dict[str, Any]) -> None:
     """Hash the source's file."""
     files = lt.file_storage()
     files.add_file("disk", (Path(spec["folders"][0]) / "disk").stat().st_size)
@@ -45,7 +46,7 @@ def make(spec: dict) -> None:
     Path(spec["torrent"]).write_bytes(lt.bencode(torrent.generate()))
 
 
-def peer(spec: dict, place: int) -> None:
+def peer(spec: dict[str, Any], place: int) -> None:
     """Fetch and serve."""
     session = lt.session(
         {
