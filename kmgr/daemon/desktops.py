@@ -71,6 +71,7 @@ class Desktops:
             data_dir=config.data_dir,
             clock=clock,
             may_run=self.personal.work.lease.allows,
+            owe=self.personal.owe,
         )
         self._capturing = Capturing(
             grid, self._hypervisor, importer, clock=clock, data_dir=config.data_dir, backing=self._backing

@@ -28,6 +28,7 @@ class Moves:
         data_dir: Path,
         clock: Clock,
         may_run: Callable[[Desktop], bool],
+        owe: Callable[[DesktopId], None],
     ) -> None:
         self._log = log
         self._requests = requests
@@ -35,6 +36,7 @@ class Moves:
         self._data_dir = data_dir
         self._clock = clock
         self._may_run = may_run
+        self._owe = owe
         self._able = migrations(hypervisor)
         self._moving = Moving(log, requests, self._able, run_dir=data_dir / "run", clock=clock, may_run=may_run)
         self._arriving: Arriving | None = None
@@ -61,6 +63,7 @@ class Moves:
                 clock=self._clock,
                 blocking=disk_calls().call,
                 may_run=self._may_run,
+                owe=self._owe,
             )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._moving.run())

@@ -60,6 +60,7 @@ class PersonalParts:
         self._again = CopiesAgain(store, folder=data_dir / "copies", rules=self._rules, clock=clock)
         self._halting = Halting(hypervisor, lease.holds, clock=clock)
         lent = backups(hypervisor, data_dir=data_dir, clock=clock)
+        self.owe = lent.owe
         mirror = DiskMirror(requests, images, lent, clock=clock, slow=slow)
         self._protection = Protection(
             log, mirror, data_dir=data_dir, clock=clock, holds=lease.holds, blocking=blocking.call

@@ -3,6 +3,9 @@
 Only what the log says is on its way here is taken, and only from the server that it
 is on. It is let go on when the log has handed it over, never by the word of the
 other server. What arrived and is not coming any more is deleted, after the log.
+
+A guest that is owed its thaw (`thawing`) is noted before this server says that it is
+all here, for every life of this daemon, and asked for it once it goes on.
 """
 
 import asyncio
@@ -23,17 +26,19 @@ from kmgr.provision.hypervisor import DomainSpec, Hypervisor
 from kmgr.provision.migration import Migrations, Traits, traits_from
 from kmgr.provision.model import Desktop
 from kmgr.provision.queries import desktop as find_desktop
+from kmgr.provision.stillness import Owed, spell
+from kmgr.provision.thawing import mark_of
 from kmgr.provision.timely import Blocking
 from kmgr.provision.tunnel import both_ways
 
 logger = logging.getLogger(__name__)
 
 PREPARE, DISK, MEMORY, LOADED, RESUMED = "move.prepare", "move.disk", "move.memory", "move.loaded", "move.resumed"
+# In `LOADED`: since when (ms) the guest has held its file systems still, if it was not heard to thaw.
+FROZEN = "frozen_since"
 LOOK_S = 1.0
 LOADED_S = 20.0
 _POLL_S = 0.005
-_THAW_TRIES = 10
-_THAW_S = 3.0
 
 
 @dataclass(slots=True)
@@ -55,7 +60,10 @@ class Making:
 
 
 class Arriving:
-    """Desktops that come to this server. `grid` is the log itself; `may_run` as in `Moving`."""
+    """Desktops that come to this server.
+
+    `grid` is the log itself, `may_run` as in `Moving`; `owe` has a guest asked for the thaw that is noted (`Thaws`).
+    """
 
     def __init__(
         self,
@@ -69,6 +77,7 @@ class Arriving:
         clock: Clock,
         blocking: Blocking,
         may_run: Callable[[Desktop], bool] = lambda _: True,
+        owe: Callable[[DesktopId], None] = lambda _: None,
     ) -> None:
         self._grid = grid
         self._hypervisor = hypervisor
@@ -78,8 +87,8 @@ class Arriving:
         self._clock = clock
         self._blocking = blocking
         self._may_run = may_run
+        self._owe = owe
         self._guests: dict[DesktopId, _Guest] = {}
-        self._thawing: set[asyncio.Task[None]] = set()
         requests.serve(PREPARE, self._prepare)
         requests.serve(LOADED, self._loaded)
         requests.serve(RESUMED, self._resumed)
@@ -92,18 +101,13 @@ class Arriving:
 
     async def run(self) -> None:
         """Let go on what was handed over, and clear away what is not coming, until cancelled."""
-        try:
-            while True:
-                seen = self._grid.status().applied
-                try:
-                    await self.run_once()
-                except (KmgrError, OSError) as error:
-                    logger.info("a round over what arrives was cut short", extra={"cause": str(error)})
-                await self._grid.changed(seen, timeout_s=LOOK_S)
-        finally:
-            for task in self._thawing:
-                task.cancel()
-            await asyncio.gather(*self._thawing, return_exceptions=True)
+        while True:
+            seen = self._grid.status().applied
+            try:
+                await self.run_once()
+            except (KmgrError, OSError) as error:
+                logger.info("a round over what arrives was cut short", extra={"cause": str(error)})
+            await self._grid.changed(seen, timeout_s=LOOK_S)
 
     async def run_once(self) -> None:
         """Look at every guest once."""
@@ -125,8 +129,7 @@ class Arriving:
             await self._hypervisor.start(desktop)
             logger.info("a desktop has arrived", extra={"desktop": now.name})
             self._forget(desktop)
-            self._thawing.add(task := asyncio.create_task(self._thaw(desktop)))
-            task.add_done_callback(self._thawing.discard)
+            self._owe(desktop)
         elif now is None or now.moving_to != self._grid.server or now.generation != guest.generation:
             await self._clear(desktop)
             self._forget(desktop)
@@ -186,6 +189,9 @@ class Arriving:
                     raise Unavailable(f"the memory was not there {LOADED_S:.0f} s after it had been sent")
                 await self._clock.sleep(_POLL_S)
             await self._migrations.close_disk(desktop.id)
+            since = body.get(FROZEN)
+            if isinstance(since, int):
+                await self._blocking(lambda: self._mark(desktop.id).write_text(spell(Owed(since, 0))))
             guest.loaded = True
         return {}
 
@@ -215,28 +221,21 @@ class Arriving:
             raise Refused("nothing is ready here for this desktop: this server's kmgr began anew meanwhile")
         return guest
 
-    async def _thaw(self, desktop: DesktopId) -> None:
-        """Let its file systems go on, if a safe copy froze them on the other server and its word to thaw got lost."""
-        for _ in range(_THAW_TRIES):
-            try:
-                await self._hypervisor.agent(desktop, "guest-fsfreeze-thaw", {}, _THAW_S)
-                return
-            except NotFound:
-                return
-            except KmgrError as error:
-                logger.info("a guest that arrived does not answer yet", extra={"cause": error.message})
-            await self._clock.sleep(_THAW_S)
-
     async def _clear(self, desktop: DesktopId) -> None:
         """Delete what is here of a desktop that is on another server."""
         await self._hypervisor.remove(desktop)
         await self._blocking(lambda: disks.remove_overlay(disks.overlay_path(self._data_dir, desktop)))
+        await self._blocking(lambda: self._mark(desktop).unlink(missing_ok=True))
+        self._owe(desktop)  # what another stay of it here was owed is over
 
     def _forget(self, desktop: DesktopId) -> None:
         guest = self._guests.pop(desktop, None)
         if guest is not None:
             with contextlib.suppress(OSError):
                 guest.door.unlink(missing_ok=True)
+
+    def _mark(self, desktop: DesktopId) -> Path:
+        return mark_of(self._data_dir / "run", desktop)
 
     def _door(self, desktop: DesktopId) -> Path:
         return self._data_dir / "run" / f"{desktop}.disk"

@@ -14,7 +14,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kmgr.clock import Clock
 from kmgr.errors import NotFound, Refused, Unavailable
@@ -36,7 +36,15 @@ except ImportError:  # a server without libvirt still belongs to the grid
 logger = logging.getLogger(__name__)
 
 
-def backups(hypervisor: Hypervisor, *, data_dir: Path, clock: Clock) -> Backups:
+class Lender(Backups, Protocol):
+    """Backups, and a word about a guest that came from another server without having thawed there."""
+
+    def owe(self, desktop: DesktopId) -> None:
+        """Ask a guest on for its thaw, if it is noted that one is owed (`provision.thawing`)."""
+        ...
+
+
+def backups(hypervisor: Hypervisor, *, data_dir: Path, clock: Clock) -> Lender:
     """Return what copies disks of a hypervisor's desktops, or the reason why it can't."""
     if isinstance(hypervisor, LibvirtDriver):
         return LibvirtBackups(hypervisor, data_dir=data_dir, clock=clock)
@@ -113,6 +121,10 @@ class LibvirtBackups:
         """Return whose guests have not said so for long, since when."""
         return self._thaws.still()
 
+    def owe(self, desktop: DesktopId) -> None:
+        """Ask it on, if it is noted."""
+        self._thaws.owe(desktop)
+
     async def _recovered(self, desktop: DesktopId, work: Callable[[Any], None]) -> None:
         try:
             await self._driver.with_domain(desktop, work)
@@ -157,6 +169,9 @@ class NoBackups:
     def still(self) -> Mapping[DesktopId, int]:
         """Nobody was told to hold still."""
         return {}
+
+    def owe(self, desktop: DesktopId) -> None:
+        """Nobody came here."""
 
 
 class _Guests:

@@ -6,7 +6,8 @@ there, and `desktop.moved` in the log hands it over. Whatever fails before, ends
 in `desktop.move_failed`: it runs on here. If it is not known which of the two the
 log has first, the log is asked until it is; until then it runs nowhere.
 
-Both copies go through the grid port. `takes` is the other side (`arriving`). The
+Both copies go through the grid port. `takes` is the other side (`arriving`), which is told
+at the end whether the guest still holds its file systems for a safe copy (`thawing`). The
 agent leaves alone whatever `holds` names.
 """
 
@@ -23,11 +24,12 @@ from kmgr.errors import Conflict, KmgrError, OutcomeUnknown, Refused, Unavailabl
 from kmgr.grid.envelope import Applied, Outcome
 from kmgr.grid.port import Grid, Requests, Stream
 from kmgr.ids import DesktopId
-from kmgr.provision.arriving import DISK, LOADED, LOADED_S, MEMORY, PREPARE, RESUMED
+from kmgr.provision.arriving import DISK, FROZEN, LOADED, LOADED_S, MEMORY, PREPARE, RESUMED
 from kmgr.provision.migration import Migrations, Progress
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.queries import desktops
+from kmgr.provision.thawing import noted
 from kmgr.provision.tunnel import both_ways
 
 logger = logging.getLogger(__name__)
@@ -132,13 +134,18 @@ class Moving:
                 await self._until_ready(desktop, self._migrations.memory, 60, 100)
                 still = self._clock.monotonic()
                 await self._migrations.finish(desktop.id)
-        await self._requests.call(to, LOADED, body, timeout_s=LOADED_S)
+        await self._requests.call(to, LOADED, {**body, **self._owed(desktop)}, timeout_s=LOADED_S)
         if await self._handed_over(desktop):
             with contextlib.suppress(KmgrError):  # it sees that in the log by itself, a moment later
                 await self._requests.call(to, RESUMED, body)
             now = self._clock.monotonic()
             took = {"took_s": round(now - begun, 1), "stood_still_ms": round(1000 * (now - still))}
             logger.info("a desktop goes on elsewhere", extra={"desktop": desktop.name, "to": to, **took})
+
+    def _owed(self, desktop: Desktop) -> Mapping[str, Any]:
+        """Return since when its guest is owed a thaw, which it must be asked for where it goes on."""
+        owed = noted(self._run_dir, desktop.id, now_ms=self._clock.now_ms())
+        return {} if owed is None else {FROZEN: owed.since}
 
     async def _handed_over(self, desktop: Desktop) -> bool:
         """Hand over in the log; it stands still meanwhile. False if somebody else ended the move, for good."""

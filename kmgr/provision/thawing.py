@@ -1,7 +1,8 @@
 """Asks guests to let their file systems go on until they say that they did (`stillness` says when and how).
 
 What is owed is a file per desktop, `run/<desktop>.frozen`, written before the
-guest is told to hold still: the next life of a killed daemon goes on asking.
+guest is told to hold still: the next life of a killed daemon goes on asking. A
+guest that moves while it runs takes the note with it, and is asked where it goes on.
 """
 
 import asyncio
@@ -20,6 +21,19 @@ from kmgr.provision.stillness import Owed, Told
 logger = logging.getLogger(__name__)
 
 LOOK_S = 1.0
+
+
+def mark_of(folder: Path, desktop: DesktopId) -> Path:
+    """Return where it is noted that a guest is owed its thaw."""
+    return folder / f"{desktop}.frozen"
+
+
+def noted(folder: Path, desktop: DesktopId, *, now_ms: int) -> Owed | None:
+    """Return what a guest is owed by its note; None if there is none. Blocks."""
+    try:
+        return stillness.parse(mark_of(folder, desktop).read_text(errors="replace"), now_ms=now_ms)
+    except FileNotFoundError:
+        return None
 
 
 class Guests(Protocol):
@@ -45,18 +59,15 @@ class Thaws:
 
     def mark(self, desktop: DesktopId) -> Path:
         """Return where it is noted that a guest is owed its thaw."""
-        return self._folder / f"{desktop}.frozen"
+        return mark_of(self._folder, desktop)
 
     def owe(self, desktop: DesktopId) -> None:
         """Go on asking this guest, if its mark is still there."""
-        try:
-            text = self.mark(desktop).read_text(errors="replace")
-        except FileNotFoundError:
+        owed = noted(self._folder, desktop, now_ms=self._clock.now_ms())
+        if owed is None:
             self._owed.pop(desktop, None)
-            return
-        if desktop not in self._owed:
-            first = self._clock.monotonic() + stillness.wait_s(1)
-            self._owed[desktop] = replace(stillness.parse(text, now_ms=self._clock.now_ms()), due=first)
+        elif desktop not in self._owed:
+            self._owed[desktop] = replace(owed, due=self._clock.monotonic() + stillness.wait_s(1))
 
     def still(self) -> Mapping[DesktopId, int]:
         """Return of which desktops a person has to know that they stand still, and since when (ms)."""

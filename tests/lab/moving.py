@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kmgr.clock import SystemClock
+from kmgr.clock import Clock, SystemClock
 from kmgr.grid.local import LocalGrid, LocalNetwork
 from kmgr.ids import DesktopId, ServerId
 from kmgr.provision import disks
@@ -32,10 +32,17 @@ class Side:
         self.migrations = FakeMigrations(self.hypervisor)
         self.requests = office.network.port(server)
         self.may_run = True
+        self.owed: list[DesktopId] = []
         self.restart()
+
+    def outward(self, part: Any) -> Any:
+        """Return something outside of the daemon's process as the daemon sees it."""
+        return part
 
     def restart(self) -> None:
         """Make its parts, or make them anew as another daemon would."""
+        grid, requests = self.outward(self.grid), self.outward(self.requests)
+        hypervisor, migrations = self.outward(self.hypervisor), self.outward(self.migrations)
         shape = Shape(
             data_dir=self.folder,
             grid_id="grid-1",
@@ -43,31 +50,32 @@ class Side:
             display=lambda desktop: self.folder / "run" / f"{desktop}.vnc",
         )
         self.agent = ProvisionAgent(
-            self.grid,
-            self.hypervisor,
+            grid,
+            hypervisor,
             clock=self.office.real,
             shape=shape,
             blocking=at_once,
             elsewhere=lambda: self.moving.holds() | self.arriving.holds(),
         )
         self.moving = Moving(
-            self.grid,
-            self.requests,
-            self.migrations,
+            grid,
+            requests,
+            migrations,
             run_dir=self.folder / "run",
             clock=self.office.real,
             may_run=lambda _: self.may_run,
         )
         self.arriving = Arriving(
-            self.grid,
-            self.requests,
-            self.hypervisor,
-            self.migrations,
+            grid,
+            requests,
+            hypervisor,
+            migrations,
             making=self.agent.making,
             data_dir=self.folder,
             clock=self.office.real,
             blocking=at_once,
             may_run=lambda _: self.may_run,
+            owe=self.owed.append,
         )
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -93,11 +101,13 @@ class Side:
 class Movers(Office):
     """The office with both servers whole; `dsk-1` is anna's, on server a."""
 
-    def __init__(self, folder: Path) -> None:
-        self.real = SystemClock()
+    side: type[Side] = Side
+
+    def __init__(self, folder: Path, *, clock: Clock | None = None) -> None:
+        self.real = clock or SystemClock()
         super().__init__(folder, real_clock=self.real)
         self.network = LocalNetwork()
-        self.a, self.b = Side(self, A, self.grid), Side(self, B, self.member(B))
+        self.a, self.b = self.side(self, A, self.grid), self.side(self, B, self.member(B))
 
     async def open(self, **template: Any) -> None:
         """Found the grid; a desktop runs on a for anna."""

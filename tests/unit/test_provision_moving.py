@@ -51,14 +51,6 @@ async def test_it_goes_on_there_and_nothing_is_left_here(office: Movers) -> None
     assert office.a.moving.vitals()["extra"]["moves"] == {}
 
 
-async def test_a_guest_that_was_frozen_for_its_safe_copy_is_thawed_where_it_arrives(office: Movers) -> None:
-    asked: list[str] = []
-    office.b.hypervisor.guest = lambda _, command, __: asked.append(command) or {}  # type: ignore[func-returns-value]
-    await office.move()
-    await only_on(office, office.b, office.a)
-    await office.until(lambda: "guest-fsfreeze-thaw" in asked)
-
-
 async def test_it_can_go_back(office: Movers) -> None:
     await office.move()
     await only_on(office, office.b, office.a)
