@@ -28,9 +28,10 @@ from kmgr.templates.versions import OVER
 
 _LIVING_SQL = ", ".join(f"'{state}'" for state in LIVING)
 _OVER_SQL = ", ".join(f"'{stand}'" for stand in OVER)
+# What a desktop can go on from, on a server of the grid: a former disk, or a safe copy of its present generation.
 _KEPT_DISK = (
-    "select c.desktop from copies c join servers s on s.id = c.server where c.desktop = ? and c.state in (?, ?)"
-    " and s.state <> ?"
+    "select c.state from copies c join servers s on s.id = c.server where c.desktop = ? and s.state <> ?"
+    " and (c.state in (?, ?, ?) or (c.state = ? and c.generation = ?)) order by c.state = ? desc"
 )
 _OWNED_SQL = "kind = 'personal' and user is not null"
 
@@ -248,7 +249,11 @@ def forget(db: Database, command: Command) -> Outcome:
     if state != ServerState.REMOVED:
         return Rejected("conflict", f"the server of desktop {row['name']} is still a server of the grid")
     if owned(row):
-        if one(db, _KEPT_DISK, [row["id"], CopyState.SUPERSEDED, CopyState.STARTING, ServerState.REMOVED]):
+        former = (CopyState.SUPERSEDED, CopyState.LEFT, CopyState.STARTING)
+        safe = (CopyState.READY, row["generation"], CopyState.READY)
+        if kept := one(db, _KEPT_DISK, [row["id"], ServerState.REMOVED, *former, *safe]):
+            if kept["state"] == CopyState.READY:
+                return Rejected("conflict", f"desktop {row['name']} has a safe copy: it goes on from that")
             return Rejected("conflict", f"a former disk of desktop {row['name']} is kept: put it back, or delete it")
         text = f"{row['user']}'s personal desktop {row['name']} is gone with its server: there was no safe copy of it"
         note(db, command, "alarm", row["id"], text)

@@ -43,6 +43,8 @@ def move(db: Database, command: Command) -> Outcome:
         return Rejected("conflict", f"the server of desktop {row['name']} is not up: there is nothing to move from")
     if one(db, "select * from captures where desktop = ?", [row["id"]]) is not None:
         return Rejected("refused", f"a version is being made of desktop {row['name']}: it stays until that is done")
+    if one(db, "select * from copies where desktop = ? and state = ?", [row["id"], CopyState.STARTING]) is not None:
+        return Rejected("refused", f"desktop {row['name']} is being started from another disk: it stays until it is")
     if one(db, "select * from holdings where version = ? and server = ?", [row["version"], target["id"]]) is None:
         return Rejected("refused", f"{target['name']} does not have the golden image of desktop {row['name']}")
     db.execute("update desktops set moving_to = ? where id = ?", [target["id"], row["id"]])

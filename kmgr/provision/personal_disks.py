@@ -91,7 +91,11 @@ class PersonalDisks:
     def set_aside(self, desktop: DesktopId) -> bool:
         """Keep an overlay as superseded if the log says that it is; False if it is to be deleted. Blocks."""
         overlay = disks.overlay_path(self._data_dir, desktop)
-        copy = self._row(desktop, CopyState.LEFT) or self._row(desktop, CopyState.SUPERSEDED)
+        copy = (
+            self._row(desktop, CopyState.LEFT)
+            or self._row(desktop, CopyState.SUPERSEDED)
+            or self._being_put_back(desktop)
+        )
         if copy is None or not overlay.exists():
             return False
         aside = self._aside(desktop, copy.generation)
@@ -191,6 +195,15 @@ class PersonalDisks:
         with self._grid.view() as db:
             mine = [copy for copy in copies(db, desktop=desktop, server=self._grid.server) if copy.state is state]
         return max(mine, key=lambda copy: copy.generation, default=None)
+
+    def _being_put_back(self, desktop: DesktopId) -> Copy | None:
+        """Return the superseded disk that is put back here, which this server may not have set aside before."""
+        copy = self._row(desktop, CopyState.STARTING)
+        with self._grid.view() as db:
+            record = find_desktop(db, desktop)
+        if copy is None or record is None or not _is_put_back(copy, record) or self._is_marked(record):
+            return None
+        return copy
 
     def _aside(self, desktop: DesktopId, generation: int) -> Path:
         return self._data_dir / _FOLDER / f"{desktop}.{generation}{_SUFFIX}"

@@ -19,6 +19,7 @@ from kmgr.provision import (
     copy_commands,
     drain_commands,
     move_commands,
+    put_back_commands,
     tenure_commands,
 )
 from kmgr.provision import commands as provision_commands
@@ -52,6 +53,7 @@ APPLIERS = {
     **capture_commands.APPLIERS,
     **copy_commands.APPLIERS,
     **move_commands.APPLIERS,
+    **put_back_commands.APPLIERS,
     **drain_commands.APPLIERS,
     **attendance_commands.APPLIERS,
     **tenure_commands.APPLIERS,
