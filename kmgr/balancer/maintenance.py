@@ -2,20 +2,29 @@
 
 The reasons belong to the servers that are up at this moment; the command carries
 who they were, so that two people who drain two servers at once cannot both pass.
+
+A server that may run its personal desktops without the others (`provision.tenure_rules`)
+drains before it is removed, until it has given that up.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kmgr.balancer.queries import reasons_against
 from kmgr.balancer.redundancy import Drain, Maintenance, Remove
 from kmgr.clock import Clock
-from kmgr.errors import NotFound, Refused
+from kmgr.errors import NotFound, Refused, Unavailable
 from kmgr.grid.model import RUNNING
 from kmgr.grid.outcomes import applied
 from kmgr.grid.port import Grid, VitalsBoard
+from kmgr.grid.queries import server as find_server
 from kmgr.grid.queries import servers
 from kmgr.ids import ServerId
 from kmgr.provision.drain_commands import MOST_MINUTES
+from kmgr.provision.queries import tenure_of
+
+# It looks once a second whether it still needs its tenure.
+GIVES_BACK_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +70,35 @@ async def carry_out(
     body: dict[str, object] = {"server": action.server, "running": list(weighed.running)}
     if weighed.reasons:
         body["although"] = [reason.removeprefix("Afterwards: ").rstrip(".") for reason in weighed.reasons]
+    if isinstance(action, Remove):
+        await _given_back(grid, action.server, body, by=by, clock=clock)
     type_ = {Drain: "server.drain", Remove: "server.remove"}[type(action)]
     applied(await grid.propose(type_, body, by=by))
     if notice_minutes:
         applied(await grid.propose("drain.notice", {"server": action.server, "minutes": notice_minutes}, by=by))
+
+
+async def _given_back(grid: Grid, leaving: ServerId, body: Mapping[str, object], *, by: str, clock: Clock) -> None:
+    """Drain a running server that has a tenure and wait until it has none; raise `Unavailable` if it keeps it."""
+    until = clock.monotonic() + GIVES_BACK_S
+    drained = False
+    while True:
+        seen = grid.status().applied
+        with grid.view() as db:
+            row = find_server(db, leaving)
+            tenured = bool(tenure_of(db, leaving))
+        if row is None or row.state not in RUNNING or not tenured:
+            return
+        if clock.monotonic() >= until:
+            raise Unavailable(
+                f"{row.name} drains, but has not given up the right to run its personal desktops without the others: "
+                "is it there? Look at the grid again, then remove it once more"
+            )
+        if not drained:
+            applied(await grid.propose("server.drain", body, by=by))
+            drained = True
+        else:
+            await grid.changed(seen, timeout_s=1.0)
 
 
 def by_name(grid: Grid, wanted: str, *, removed: bool = False) -> ServerId:

@@ -1,9 +1,15 @@
-"""Replicated changes about tenures (`provision.tenure_rules` has what they are for): one applier per command."""
+"""Replicated changes about tenures (`provision.tenure_rules` has what they are for): one applier per command.
+
+A server with a tenure is not removed: it could go on with its personal desktops for ever, and the state would
+not show of whom. It gives its tenure back as soon as it drains; of one that is away a person says that it is off.
+`grid.recover` alone removes servers and keeps their tenures: it asks nobody.
+"""
 
 from collections.abc import Mapping
 
 from sqlite_utils import Database
 
+from kmgr.grid.commands import remove_server
 from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
@@ -49,8 +55,23 @@ def end(db: Database, command: Command) -> Outcome:
     return Applied()
 
 
+def remove(db: Database, command: Command) -> Outcome:
+    """Take a server out of the grid for good, unless it has a tenure. body: as for `grid.commands.remove_server`."""
+    sql = "select s.name, s.state from servers s join tenures t on t.server = s.id where s.id = ? and s.state <> ?"
+    row = one(db, sql, [command.body["server"], ServerState.REMOVED])
+    if row is None:
+        return remove_server(db, command)
+    if ServerState(row["state"]) in RUNNING:
+        cure = "drain it first, and it gives that up within seconds"
+    else:
+        cure = f"it is {row['state']}; say first that it is switched off (kmgr off {row['name']})"
+    return Rejected("tenure", f"{row['name']} may run its personal desktops without the others: {cure}")
+
+
 APPLIERS: Mapping[str, Applier] = {
     "tenure.begin": begin,
     "tenure.give_back": give_back,
     "tenure.end": end,
+    # In place of the grid's own, which knows nothing of desktops.
+    "server.remove": remove,
 }
