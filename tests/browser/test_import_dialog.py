@@ -44,6 +44,15 @@ def test_an_upload_goes_on_after_its_connection_was_cut(
     assert arrivals.all() == ()
 
 
+@pytest.mark.parametrize("file", ["debian-13.2.iso", "debian-13.2.QCOW2", "debian-13.2.img"])
+def test_the_name_that_is_suggested_is_the_files_without_what_kind_it_is(
+    dialog: Page, tmp_path: Path, file: str
+) -> None:
+    (tmp_path / file).write_bytes(b"x")
+    dialog.get_by_label("Disk image (").set_input_files(tmp_path / file)
+    expect(dialog.get_by_label("Name of the golden image")).to_have_value("debian-13.2")
+
+
 def test_a_file_that_is_no_disk_is_told_in_the_dialog_and_another_can_be_chosen(dialog: Page, tmp_path: Path) -> None:
     letter = tmp_path / "letter.txt"
     letter.write_text("Dear administrator " * 100)

@@ -12,7 +12,7 @@
     if (!event.target.matches("[data-upload]")) return;
     const name = byId("name");
     const file = event.target.files[0];
-    if (file && !name.value) name.value = file.name.replace(/\.(qcow2|raw|img|vmdk|vdi|vhdx)$/i, "");
+    if (file && !name.value) name.value = file.name.replace(/\.(qcow2|raw|img|iso|vmdk|vdi|vhdx)$/i, "");
   });
 
   // A file may be dropped anywhere in the dialog.
