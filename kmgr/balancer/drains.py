@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from kmgr.balancer.model import View
 from kmgr.balancer.place import rooms
-from kmgr.balancer.relocate import EACH_AT_ONCE, movable, refused
+from kmgr.balancer.relocate import EACH_AT_ONCE, movable, refuge, refused
 from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.model import Desktop, DesktopState
 
@@ -77,6 +77,8 @@ def _why(desktop: Desktop, view: View, refusals: Mapping[str, str]) -> str:
     if not movable(desktop, view):
         failed = view.moves.get(desktop.id)
         cause = f": {failed.cause}" if failed is not None else ""
+        if desktop.owned and refuge(desktop, view, rooms(view)) is None:
+            return f"it could not be moved while it runs, and nothing can start it from a whole safe copy{cause}"
         return f"it could not be moved while it runs and leaves when its user logs out{cause}"
     if refusals and all(refusals.values()):
         return f"no server can take it: {'; '.join(f'{name} {why}' for name, why in sorted(refusals.items()))}"

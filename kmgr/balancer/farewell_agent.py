@@ -1,17 +1,23 @@
-"""The leader's duty of letting people leave a draining server: look, judge (`balancer.farewells`), propose.
+"""The leader's duty of letting people and their desktops leave a draining server.
+
+Looks, judges (`balancer.farewells`), proposes.
 
 On an island nothing is decided. Runs in the daemon's loop.
 """
 
 import logging
+from collections.abc import Iterator
 
-from kmgr.balancer.farewells import End, Farewells, Tell
+from kmgr.balancer.farewells import End, Farewells, Leave, Tell
 from kmgr.balancer.queries import look
 from kmgr.clock import Clock
 from kmgr.errors import KmgrError
 from kmgr.grid.envelope import Rejected
 from kmgr.grid.leadership import Leading
+from kmgr.grid.model import ServerState, Vitals
 from kmgr.grid.port import Grid, VitalsBoard
+from kmgr.grid.queries import servers
+from kmgr.ids import DesktopId
 from kmgr.provision.drain_rows import leaving, notices
 
 logger = logging.getLogger(__name__)
@@ -44,21 +50,28 @@ class FarewellAgent:
             return 0
         now = self._clock.monotonic()
         with self._grid.view() as db:
-            given = notices(db)
-            if not given:  # nearly always: then nothing else is read
+            draining = [one.id for one in servers(db) if one.state is ServerState.DRAINING]
+            if not draining:  # nearly always: then nothing else is read
                 return 0
-            view, told = look(db, self._board.all(), now), leaving(db)
+            heard = self._board.all()
+            view, given, told = look(db, heard, now), notices(db), leaving(db)
+        left = {desktop for one in draining if one in heard for desktop in _left(heard[one])}
         done = 0
-        for action in self._farewells.due(view, given, told, now=now, now_ms=self._clock.now_ms()):
+        for action in self._farewells.due(view, given, told, now=now, now_ms=self._clock.now_ms(), left=left):
             done += await self._carry_out(action)
         return done
 
-    async def _carry_out(self, action: Tell | End) -> bool:
+    async def _carry_out(self, action: Tell | End | Leave) -> bool:
         desktop = action.desktop
         body: dict[str, object] = {"desktop": desktop.id, "generation": desktop.generation, "server": desktop.server}
-        if isinstance(action, End):
-            body["until"] = action.until
-        word = "drain.end" if isinstance(action, End) else "drain.tell"
+        match action:
+            case Tell():
+                word = "drain.tell"
+            case End(_, until):
+                word, body = "drain.end", {**body, "until": until}
+            case Leave(_, target, left):
+                seen = {"connected_at": desktop.connected_at, "disconnected_at": desktop.disconnected_at}
+                word, body = "drain.leave", {**body, "target": target, "left": left, **seen}
         outcome = await self._grid.propose(word, body, by=self._grid.server)
         extra = {"desktop": desktop.name, "user": desktop.user, "what": word}
         if isinstance(outcome, Rejected):
@@ -66,3 +79,10 @@ class FarewellAgent:
             return False
         logger.info("somebody has to leave a draining server", extra=extra)
         return True
+
+
+def _left(vitals: Vitals) -> Iterator[DesktopId]:
+    """Yield in which of its personal desktops nobody is logged on, as a server said."""
+    told = vitals.extra.get("left")
+    if isinstance(told, list):
+        yield from (DesktopId(one) for one in told if isinstance(one, str))

@@ -7,7 +7,8 @@ Rule 3: for balance only in calm weather, when nothing else happens, one server 
 much fuller than another, and the move leaves it the fuller one still: so
 nothing goes back and forth. Never if the loss of a server would be worse afterwards, and
 never a personal desktop without a whole safe copy: its copy is made anew after each move.
-Rule 4: one that could not be moved so often stays until its user logs out.
+Rule 4: one that could not be moved so often stays until its user logs out. A personal one can then be shut down, and
+started where its safe copy is (`farewells`).
 
 Pure.
 """
@@ -166,6 +167,14 @@ def refused(desktop: Desktop, room: Room, view: View) -> str:
     if room.memory_mib < desktop.memory_mib + OVERHEAD_MIB:
         return "has too little memory left"
     return "has too little disk left" if room.disk_mib < _disk_mib(desktop, view) else ""
+
+
+def refuge(desktop: Desktop, view: View, rooms: Sequence[Room]) -> Room | None:
+    """Return where a personal desktop could be started now from a whole safe copy, of the newest; None: nowhere."""
+    spaces = {room.server: room for room in rooms}
+    held = [spaces[copy.server] for copy in safe_copies(view).get(desktop.id, ()) if copy.server in spaces]
+    need_mib = desktop.memory_mib + OVERHEAD_MIB
+    return next((room for room in held if room.closed is None and room.memory_mib >= need_mib), None)
 
 
 def _disk_mib(desktop: Desktop, view: View) -> int:

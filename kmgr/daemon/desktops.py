@@ -72,6 +72,7 @@ class Desktops:
             clock=clock,
             may_run=self.personal.work.lease.allows,
             owe=self.personal.owe,
+            last=self.personal.last,
         )
         self._capturing = Capturing(
             grid, self._hypervisor, importer, clock=clock, data_dir=config.data_dir, backing=self._backing

@@ -123,6 +123,7 @@ class Member:
         trunk.heart.contribute("desktops", self._desktops.vitals)
         trunk.heart.contribute("moves", self._desktops.moves.vitals)
         trunk.heart.contribute("copies", self._desktops.personal.vitals)
+        trunk.heart.contribute("log-ons", self._desktops.log_ons.vitals)
         # After the desktops: without the disk of images none can be made, whatever the hypervisor says.
         trunk.heart.contribute("images", self._replica.vitals)
         self._disks = DiskWatch(config.data_dir, self._images, clock)

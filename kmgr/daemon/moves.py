@@ -1,19 +1,21 @@
 """What lets desktops come from and go to other servers while they run, put together. All of it on the log itself."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kmgr.clock import Clock
 from kmgr.grid.port import Grid, Requests
-from kmgr.ids import DesktopId
+from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.arriving import Arriving, Making
+from kmgr.provision.cold_moves import ColdMoves
 from kmgr.provision.hypervisor import Hypervisor
 from kmgr.provision.libvirt_migration import migrations
 from kmgr.provision.model import Desktop
 from kmgr.provision.moving import Moving
 from kmgr.provision.timely import disk_calls
+from kmgr.replica.mirror import CopyPoint
 
 
 class Moves:
@@ -29,6 +31,7 @@ class Moves:
         clock: Clock,
         may_run: Callable[[Desktop], bool],
         owe: Callable[[DesktopId], None],
+        last: Callable[[Desktop, ServerId], Awaitable[CopyPoint]],
     ) -> None:
         self._log = log
         self._requests = requests
@@ -38,7 +41,10 @@ class Moves:
         self._may_run = may_run
         self._owe = owe
         self._able = migrations(hypervisor)
-        self._moving = Moving(log, requests, self._able, run_dir=data_dir / "run", clock=clock, may_run=may_run)
+        cold = ColdMoves(log, hypervisor, last, clock=clock, may_run=may_run)
+        self._moving = Moving(
+            log, requests, self._able, run_dir=data_dir / "run", clock=clock, may_run=may_run, cold=cold
+        )
         self._arriving: Arriving | None = None
 
     def holds(self) -> frozenset[DesktopId]:

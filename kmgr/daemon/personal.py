@@ -65,6 +65,7 @@ class PersonalParts:
         self._protection = Protection(
             log, mirror, data_dir=data_dir, clock=clock, holds=lease.holds, blocking=blocking.call
         )
+        self.last = self._protection.last
         self.work = Personal(lease, self._disks)
         self.loops: Mapping[str, Loop] = {"former disks": self._disks.run}
         if not config.libvirt_uri:

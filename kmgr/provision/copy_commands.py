@@ -2,7 +2,7 @@
 
 Rule 1: the generation fences. Whoever reports about a desktop names the
 generation and the server it believes in; what comes too late changes nothing.
-Rule 2: a desktop goes to its copy only while its server is lost or removed, for
+Rule 2: a desktop is taken over by its copy only while its server is lost or removed, for
 the very loss that the leader waited out (`lost_at`), and raises the generation: the
 former server's lease has ended by then, and it is never granted again (`provision.lease`). Nor
 while that server may go on without a majority (`provision.tenure_rules`).
@@ -166,12 +166,15 @@ def promoted(db: Database, command: Command) -> Outcome:
     if row["server"] != body["server"]:
         return Rejected("conflict", f"desktop {row['name']} is on {row['server']} by now")
     taken = one(db, "select * from take_overs where desktop = ?", [row["id"]])
-    if taken is None or taken["generation"] != row["generation"] or not _whole(body["as_of"]):
+    lost = taken is not None and taken["generation"] == row["generation"]
+    copy = _copy(db, {"desktop": row["id"], "server": row["server"], "generation": row["generation"] - 1})
+    moved = copy is not None and copy["state"] == C.STARTING  # shut down in order: it has all of it
+    if not (lost or moved) or not _whole(body["as_of"]):
         return Rejected("conflict", f"desktop {row['name']} does not start from a copy")
     db.execute(
         "delete from copies where desktop = ? and server = ? and state = ?", [row["id"], row["server"], C.STARTING]
     )
-    if taken["as_of"] is not None:
+    if taken is None or not lost or taken["as_of"] is not None:
         return Applied()
     db.execute("update take_overs set as_of = ? where desktop = ?", [body["as_of"], row["id"]])
     name = scalar(db, "select name from servers where id = ?", [row["server"]], default=row["server"])

@@ -5,10 +5,13 @@ is gone by itself, and nobody has to leave any more (triggers of the schema).
 Rule 2: a desktop has to leave from the moment the log says so (`drain.tell`), and ends (`drain.end`) at the
 moment that was told with it, never before, whoever leads by then. Nobody is told later than some minutes before.
 Rule 3: whoever has logged out, moved on or come to another life of the desktop meanwhile is not concerned.
-Rule 4: only pooled desktops end: they are made anew elsewhere. A personal one is moved, or stays.
+Rule 4: only pooled desktops end: they are made anew elsewhere. A personal one of which another server has a
+whole safe copy is shut down and goes on there (`drain.leave`), at the moment that was told or once nobody is
+logged on in it.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from sqlite_utils import Database
 
@@ -16,12 +19,13 @@ from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.model import ServerState
-from kmgr.grid.rows import Row, one, scalar
+from kmgr.grid.rows import Row, one, rows, scalar
 from kmgr.provision.attendance_commands import in_use
-from kmgr.provision.commands import owned
+from kmgr.provision.commands import owned, takes_desktops
 from kmgr.provision.lifecycle import Event, after
+from kmgr.provision.model import CopyState, Purpose
 from kmgr.provision.model import DesktopState as S
-from kmgr.provision.model import Purpose
+from kmgr.provision.move_rows import announce_cold, why_not_move
 
 # A week: longer notices are forgotten by all who read them.
 MOST_MINUTES = 7 * 24 * 60
@@ -57,6 +61,8 @@ def tell(db: Database, command: Command) -> Outcome:
     row = _used(db, command)
     if isinstance(row, Rejected):
         return row
+    if owned(row) and not _has_copy(db, row):
+        return Rejected("refused", f"desktop {row['name']} has no whole safe copy elsewhere: it is moved, or stays")
     server = one(db, "select * from servers where id = ?", [row["server"]])
     told = one(db, "select * from drain_notices where server = ?", [row["server"]])
     if server is None or not server["draining"] or told is None:
@@ -68,7 +74,8 @@ def tell(db: Database, command: Command) -> Outcome:
         "insert into leaving (desktop, generation, server, until) values (?, ?, ?, ?)",
         [row["id"], row["generation"], row["server"], until],
     )
-    text = f"{row['user']} is told that desktop {row['name']} ends: {server['name']} drains and it cannot be moved"
+    what = "is shut down and goes on elsewhere" if owned(row) else "ends"
+    text = f"{row['user']} is told that desktop {row['name']} {what}: {server['name']} drains and it cannot be moved"
     note(db, command, "desktop", row["id"], text)
     return Applied({"until": until})
 
@@ -78,6 +85,8 @@ def end(db: Database, command: Command) -> Outcome:
     row = _used(db, command)
     if isinstance(row, Rejected):
         return row
+    if owned(row):
+        return Rejected("refused", f"desktop {row['name']} is not ended by a notice: it goes on elsewhere, or stays")
     told = one(db, "select * from leaving where desktop = ?", [row["id"]])
     if told is None or told["until"] != command.body["until"]:
         return Rejected("conflict", f"desktop {row['name']} does not have to leave (then) any more")
@@ -93,16 +102,60 @@ def end(db: Database, command: Command) -> Outcome:
     return Applied()
 
 
+def leave(db: Database, command: Command) -> Outcome:
+    """Have a personal desktop shut down and go on from its safe copy. body: desktop, generation, server, target.
+
+    Before the moment that its user was told also: left, connected_at, disconnected_at (nobody is logged on in it, and
+    what was believed of its screen).
+    """
+    body = command.body
+    row = _used(db, command)
+    if isinstance(row, Rejected):
+        return row
+    if not owned(row):
+        return Rejected("refused", f"desktop {row['name']} is kept for nobody: it ends")
+    server = one(db, "select * from servers where id = ?", [row["server"]])
+    if server is None or not server["draining"]:
+        return Rejected("conflict", f"the server of desktop {row['name']} does not drain (any more)")
+    told = one(db, "select * from leaving where desktop = ?", [row["id"]])
+    if (told is None or command.at < told["until"]) and not _is_left(row, body):
+        return Rejected("conflict", f"{row['user']} may work on desktop {row['name']} (for some time yet)")
+    target = one(db, "select * from servers where id = ?", [body["target"]])
+    if target is None or not takes_desktops(target):
+        return Rejected("refused", f"server {body['target']} takes no desktops now")
+    if refusal := why_not_move(db, row, target):
+        return Rejected("refused", refusal)
+    if not _has_copy(db, row, on=target["id"]):
+        return Rejected("refused", f"{target['name']} has no whole safe copy of desktop {row['name']}")
+    announce_cold(db, command, row, target, f"{server['name']} drains")
+    what = f"is shut down and goes on on {target['name']}: {server['name']} drains"
+    note(db, command, "desktop", row["id"], f"desktop {row['name']} of {row['user']} {what}")
+    return Applied()
+
+
+def _is_left(row: Row, body: Mapping[str, Any]) -> bool:
+    """Tell whether nobody is logged on, by its server's word, and no screen of it was opened since."""
+    is_open = row["connected_at"] is not None and row["disconnected_at"] is None
+    believed = all(row[name] == body.get(name) for name in ("connected_at", "disconnected_at"))
+    return body.get("left") is True and believed and not is_open
+
+
+def _has_copy(db: Database, row: Row, on: str | None = None) -> bool:
+    sql = "select server from copies where desktop = ? and generation = ? and state = ? and server <> ?"
+    held = rows(db, f"{sql} order by server", [row["id"], row["generation"], CopyState.READY, row["server"]])
+    return any(on is None or copy["server"] == on for copy in held)
+
+
 def _used(db: Database, command: Command) -> Row | Rejected:
-    """Return a pooled desktop in use, where and in the life that was believed, that is not on its way."""
+    """Return a desktop in use, where and in the life that was believed, that is not on its way."""
     row = in_use(db, command)
     if isinstance(row, Rejected):
         return row
     if row["moving_to"] is not None:
         return Rejected("conflict", f"desktop {row['name']} moves to another server at this moment")
-    if owned(row) or row["purpose"] != Purpose.USE:
-        return Rejected("refused", f"desktop {row['name']} is not ended by a notice: it is moved, or stays")
+    if row["purpose"] != Purpose.USE:
+        return Rejected("refused", f"desktop {row['name']} is there to {row['purpose']} and stays until that is done")
     return row
 
 
-APPLIERS: Mapping[str, Applier] = {"drain.notice": notice, "drain.tell": tell, "drain.end": end}
+APPLIERS: Mapping[str, Applier] = {"drain.notice": notice, "drain.tell": tell, "drain.end": end, "drain.leave": leave}

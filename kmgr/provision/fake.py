@@ -2,7 +2,8 @@
 
 Guests "boot" in `boot_s` of the given clock. `fail` maps a step (`define`,
 `start`, `boot`) to the cause that every next desktop fails with; `down` is the
-reason the hypervisor does not answer at all; `picture` is what every guest shows.
+reason the hypervisor does not answer at all; `ignores` are the guests that do not
+shut down when asked; `picture` is what every guest shows.
 `save_warm` and `restore_warm` may fail too. `guest` is what happens in a guest
 when its agent is called: `FakeGuest` does what is asked of it, as a Linux would.
 """
@@ -77,6 +78,7 @@ class FakeHypervisor:
         self.processor = "fake 1"
         self.fail: dict[str, str] = {}
         self.down = ""
+        self.ignores: set[DesktopId] = set()
         self.picture = _GREY
         self.on_remove: Callable[[DesktopId], None] = lambda _: None
 
@@ -127,6 +129,13 @@ class FakeHypervisor:
         domain = self._domains.get(desktop)
         if domain is not None and domain.state is DomainState.RUNNING:
             self._domains[desktop] = replace(domain, state=DomainState.PAUSED)
+
+    async def shut_down(self, desktop: DesktopId) -> None:
+        """Go off at once; one that `ignores` it runs on."""
+        self._check()
+        domain = self._domains.get(desktop)
+        if domain is not None and domain.state is DomainState.RUNNING and desktop not in self.ignores:
+            self._domains[desktop] = replace(domain, state=DomainState.OFF)
 
     async def remove(self, desktop: DesktopId) -> None:
         """Forget the domain."""

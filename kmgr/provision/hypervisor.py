@@ -93,6 +93,10 @@ class Hypervisor(Protocol):
         """Halt a running domain, losing nothing; `start` lets it go on. One that does not run is fine."""
         ...
 
+    async def shut_down(self, desktop: DesktopId) -> None:
+        """Ask a running guest to power off in order: its agent, or as its power button does. It may take its time."""
+        ...
+
     async def remove(self, desktop: DesktopId) -> None:
         """Pull the plug and forget the domain; its disk stays."""
         ...
@@ -161,6 +165,10 @@ class NoHypervisor:
         raise Unavailable(self.reason)
 
     async def suspend(self, desktop: DesktopId) -> None:
+        """Raise the reason."""
+        raise Unavailable(self.reason)
+
+    async def shut_down(self, desktop: DesktopId) -> None:
         """Raise the reason."""
         raise Unavailable(self.reason)
 

@@ -137,6 +137,22 @@ class LibvirtDriver:
 
         await self._call(halt)
 
+    async def shut_down(self, desktop: DesktopId) -> None:
+        """Have libvirt ask: the agent if it is connected, else the power button."""
+
+        def ask(connection: Any) -> None:
+            domain = self._find(connection, desktop)
+            if domain is None or _state(domain.state()[0]) is not DomainState.RUNNING:
+                return
+            try:
+                domain.shutdown()
+            except libvirt.libvirtError:
+                # It may have gone off, or been halted, at the same moment.
+                if _state(domain.state()[0]) is DomainState.RUNNING:
+                    raise
+
+        await self._call(ask)
+
     async def remove(self, desktop: DesktopId) -> None:
         """Destroy and undefine the domain, if it is ours."""
 

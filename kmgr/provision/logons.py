@@ -1,5 +1,7 @@
 """Sees users log off inside their desktops, where the guest agent can tell: a desktop made anew at log-out goes then.
 
+Of a personal desktop, on a server that drains, it is only told (in the heartbeat) that nobody is logged on in it.
+
 Rule 1: only a guest that told of somebody and then, twice, of nobody was left.
 Rule 2: an agent that does not answer tells nothing, and what was known is
 forgotten: a guest that boots again has nobody logged on. Rule 3: one that does not
@@ -10,12 +12,16 @@ Runs in the daemon's loop.
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from kmgr.clock import Clock
 from kmgr.errors import KmgrError, Refused
 from kmgr.grid.envelope import Rejected
+from kmgr.grid.model import ServerState
 from kmgr.grid.port import Grid
+from kmgr.grid.queries import server
 from kmgr.ids import DesktopId
 from kmgr.provision import guest
 from kmgr.provision.hypervisor import Hypervisor
@@ -47,7 +53,12 @@ class Seen:
     @property
     def was_left(self) -> bool:
         """True once somebody was there and logged off."""
-        return self.somebody and self.nobody >= _NOBODY
+        return self.somebody and self.is_empty
+
+    @property
+    def is_empty(self) -> bool:
+        """True while surely nobody is logged on."""
+        return self.nobody >= _NOBODY
 
 
 def after_look(seen: Seen, users: frozenset[str] | None, now: float) -> Seen:
@@ -68,6 +79,11 @@ class LogOns:
         self._hypervisor = hypervisor
         self._clock = clock
         self._seen: dict[DesktopId, Seen] = {}
+        self._leaving: frozenset[DesktopId] = frozenset()
+
+    def vitals(self) -> Mapping[str, Any]:
+        """Return what this part adds to the heartbeat: the personal desktops that can leave this draining server."""
+        return {"extra": {"left": sorted(one for one in self._leaving if self._seen[one].is_empty)}}
 
     async def run(self) -> None:
         """Look every few seconds until cancelled."""
@@ -83,19 +99,21 @@ class LogOns:
         now = self._clock.monotonic()
         with self._grid.view() as db:
             ending = {one.id for one in templates(db) if one.refresh is Refresh.ON_LOGOUT}
+            own = server(db, self._grid.server)
+            drains = own is not None and own.state is ServerState.DRAINING
             here = [
                 one
                 for one in desktops(db, server=self._grid.server)
                 if one.state is DesktopState.IN_USE
-                and one.template in ending
-                and not one.personal
                 and one.purpose is Purpose.USE
+                and (drains if one.personal else one.template in ending)
             ]
         fresh = {one.id: Seen(one.generation) for one in here}
         self._seen = {
             one: known if (known := self._seen.get(one)) and known.generation == seen.generation else seen
             for one, seen in fresh.items()
         }
+        self._leaving = frozenset(one.id for one in here if one.personal)
         due = [one for one in here if self._seen[one.id].next_at <= now]
         for at in range(0, len(due), AT_ONCE):
             await asyncio.gather(*(self._look(one) for one in due[at : at + AT_ONCE]))
@@ -107,7 +125,7 @@ class LogOns:
             users = None
         seen = after_look(self._seen[desktop.id], users, self._clock.monotonic())
         self._seen[desktop.id] = seen
-        if seen.was_left:
+        if seen.was_left and not desktop.personal:
             await self._give_back(desktop)
 
     async def _give_back(self, desktop: Desktop) -> None:

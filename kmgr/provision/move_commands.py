@@ -1,4 +1,4 @@
-"""Replicated changes about desktops that go on on another server while they run: one applier per command.
+"""Replicated changes about desktops that go on on another server: one applier per command.
 
 Rule 1: a move is announced before anything is copied (`desktop.move`), and ends with
 one word: `moved`, which is the hand-over, or `move_failed`. Whichever the log has
@@ -6,7 +6,9 @@ first counts; the other is rejected and changes nothing.
 Rule 2: `moved` is said while the guest stands still on both servers, and raises the
 generation: what the former server still has of it is a former generation's, and the
 new one lets it go on only when it sees itself in the log.
-Rule 3: the disk that a personal desktop leaves behind is kept until the next complete
+Rule 3: in a cold move (`drain.leave`) the desktop is off and its domain gone when `moved` is said: it is started
+there from its safe copy, which has all of it.
+Rule 4: the disk that a personal desktop leaves behind is kept until the next complete
 safe copy (`copy.points`).
 """
 
@@ -22,7 +24,7 @@ from kmgr.grid.rows import Row, one, scalar
 from kmgr.provision.commands import owned, takes_desktops
 from kmgr.provision.model import CopyState
 from kmgr.provision.model import DesktopState as S
-from kmgr.provision.move_rows import give_up
+from kmgr.provision.move_rows import announce, cold_mark, give_up, why_not_move
 
 
 def move(db: Database, command: Command) -> Outcome:
@@ -33,37 +35,25 @@ def move(db: Database, command: Command) -> Outcome:
     target = one(db, "select * from servers where id = ?", [command.body["target"]])
     if target is None or not takes_desktops(target):
         return Rejected("refused", f"server {command.body['target']} takes no desktops now")
-    if target["id"] == row["server"]:
-        return Rejected("refused", f"desktop {row['name']} is on {target['name']} already")
     if row["moving_to"] is not None:
         if row["moving_to"] == target["id"]:
             return Applied()
         return Rejected("conflict", f"desktop {row['name']} is on its way to {row['moving_to']} already")
     if _state(db, row["server"]) not in RUNNING:
         return Rejected("conflict", f"the server of desktop {row['name']} is not up: there is nothing to move from")
-    if one(db, "select * from captures where desktop = ?", [row["id"]]) is not None:
-        return Rejected("refused", f"a version is being made of desktop {row['name']}: it stays until that is done")
-    if one(db, "select * from copies where desktop = ? and state = ?", [row["id"], CopyState.STARTING]) is not None:
-        return Rejected("refused", f"desktop {row['name']} is being started from another disk: it stays until it is")
-    if one(db, "select * from holdings where version = ? and server = ?", [row["version"], target["id"]]) is None:
-        return Rejected("refused", f"{target['name']} does not have the golden image of desktop {row['name']}")
-    db.execute("update desktops set moving_to = ? where id = ?", [target["id"], row["id"]])
-    db.execute("delete from moves where desktop not in (select id from desktops)")
-    db.execute(
-        "insert into moves (desktop, generation, source, target, why, begun_at, failures, cause)"
-        " values (?, ?, ?, ?, ?, ?, 0, '') on conflict (desktop) do update set"
-        " failures = case when generation = excluded.generation then failures else 0 end, cause = '',"
-        " generation = excluded.generation, source = excluded.source, target = excluded.target,"
-        " why = excluded.why, begun_at = excluded.begun_at",
-        [row["id"], row["generation"], row["server"], target["id"], str(command.body["why"]), command.at],
-    )
+    if refusal := why_not_move(db, row, target):
+        return Rejected("refused", refusal)
+    announce(db, command, row, target, str(command.body["why"]))
     text = f"desktop {row['name']} of {row['user']} moves to {target['name']}: {command.body['why']}"
     note(db, command, "desktop", row["id"], text)
     return Applied()
 
 
 def moved(db: Database, command: Command) -> Outcome:
-    """Hand a desktop over: it stands still, and all of it is there. body: desktop, generation, server, target."""
+    """Hand a desktop over: it stands still, and all of it is there. body: desktop, generation, server, target.
+
+    Of a cold move besides: cold (its mark), as_of (how far its safe copy goes).
+    """
     row = _believed(db, command)
     if isinstance(row, Rejected):
         return row
@@ -72,6 +62,11 @@ def moved(db: Database, command: Command) -> Outcome:
         return Rejected("conflict", f"desktop {row['name']} does not move to {target} (any more)")
     if _state(db, target) not in RUNNING:
         return Rejected("refused", f"server {target} is not up any more")
+    cold = cold_mark(db, row["id"])
+    if command.body.get("cold", "") != cold:
+        return Rejected("conflict", f"desktop {row['name']} goes to {target} another time, or another way")
+    if cold and not _start_copy(db, command, row):
+        return Rejected("refused", f"server {target} has no whole safe copy of desktop {row['name']} (any more)")
     db.execute(
         "update desktops set server = ?, generation = generation + 1, moving_to = null, changed_at = ? where id = ?",
         [target, command.at, row["id"]],
@@ -92,6 +87,24 @@ def move_failed(db: Database, command: Command) -> Outcome:
         return row
     give_up(db, command, row, str(command.body["cause"]))
     return Applied()
+
+
+def _start_copy(db: Database, command: Command, row: Row) -> bool:
+    """Have a desktop start from its safe copy on the server that it goes to; False if there is none."""
+    found = db.execute(
+        "update copies set state = ?, as_of = ?, changed_at = ?"
+        " where desktop = ? and server = ? and generation = ? and state = ?",
+        [
+            *(CopyState.STARTING, command.body["as_of"], command.at),
+            *(row["id"], command.body["target"], row["generation"], CopyState.READY),
+        ],
+    ).rowcount
+    if found:
+        db.execute(
+            "update copies set state = ?, changed_at = ? where desktop = ? and state in (?, ?)",
+            [CopyState.DROPPING, command.at, row["id"], CopyState.WANTED, CopyState.READY],
+        )
+    return found > 0
 
 
 def _leave_disk(db: Database, command: Command, row: Row) -> None:

@@ -1,10 +1,11 @@
-"""The loop that lets this server's desktops go on on other servers while they run.
+"""The loop that lets this server's desktops go on on other servers.
 
 Which one goes where is in the log (the balancer's word, `desktop.move`). Disk and
 memory are copied while it runs; at the end it stands still for a moment, all of it is
 there, and `desktop.moved` in the log hands it over. Whatever fails before, ends
 in `desktop.move_failed`: it runs on here. If it is not known which of the two the
-log has first, the log is asked until it is; until then it runs nowhere.
+log has first, the log is asked until it is; until then it runs nowhere. One that is
+shut down to go on elsewhere (`drain.leave`, `cold_moves`) is handed over the same way.
 
 Both copies go through the grid port. `takes` is the other side (`arriving`), which is told
 at the end whether the guest still holds its file systems for a safe copy (`thawing`). The
@@ -15,18 +16,22 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from kmgr.clock import Clock
 from kmgr.errors import Conflict, KmgrError, OutcomeUnknown, Refused, Unavailable
 from kmgr.grid.envelope import Applied, Outcome
+from kmgr.grid.model import ServerState
 from kmgr.grid.port import Grid, Requests, Stream
+from kmgr.grid.queries import server
 from kmgr.ids import DesktopId
 from kmgr.provision.arriving import DISK, FROZEN, LOADED, LOADED_S, MEMORY, PREPARE, RESUMED
+from kmgr.provision.cold_moves import ColdMoves
 from kmgr.provision.migration import Migrations, Progress
 from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.move_rows import cold_mark
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.queries import desktops
 from kmgr.provision.thawing import noted
@@ -41,6 +46,8 @@ PREPARE_S = 30.0
 STALLED_S = 60.0
 _POLL_S = 0.1
 _ASK_AGAIN_S = 1.0
+
+Stay: TypeAlias = Callable[[Desktop], Awaitable[None]]
 
 
 class Moving:
@@ -58,6 +65,7 @@ class Moving:
         run_dir: Path,
         clock: Clock,
         may_run: Callable[[Desktop], bool] = lambda _: True,
+        cold: ColdMoves | None = None,
     ) -> None:
         self._grid = grid
         self._requests = requests
@@ -65,6 +73,7 @@ class Moving:
         self._run_dir = run_dir
         self._clock = clock
         self._may_run = may_run
+        self._cold = cold
         self._jobs: dict[DesktopId, asyncio.Task[None]] = {}
         self._percent: dict[DesktopId, int] = {}
 
@@ -102,14 +111,16 @@ class Moving:
             return tuple(d for d in desktops(db, server=self._grid.server) if d.moving_to is not None)
 
     async def _guarded(self, desktop: Desktop) -> None:
+        mark = self._mark(desktop)
+        stay = self._cold.stay if mark and self._cold is not None else self._go_on
         try:
-            await self._move(desktop)
+            await (self._move_cold(desktop, mark) if mark else self._move(desktop))
         except (KmgrError, OSError) as error:
             cause = error.message if isinstance(error, KmgrError) else str(error)
-            await self._stay(desktop, cause)
+            await self._stay(desktop, cause, stay)
         except Exception as error:
             logger.exception("a move failed by a bug", extra={"desktop": desktop.name})
-            await self._stay(desktop, f"by a bug: {type(error).__name__}")
+            await self._stay(desktop, f"by a bug: {type(error).__name__}", stay)
         finally:
             self._jobs.pop(desktop.id, None)
             self._percent.pop(desktop.id, None)
@@ -135,7 +146,7 @@ class Moving:
                 still = self._clock.monotonic()
                 await self._migrations.finish(desktop.id)
         await self._requests.call(to, LOADED, {**body, **self._owed(desktop)}, timeout_s=LOADED_S)
-        if await self._handed_over(desktop):
+        if await self._handed_over(desktop, self._go_on):
             with contextlib.suppress(KmgrError):  # it sees that in the log by itself, a moment later
                 await self._requests.call(to, RESUMED, body)
             now = self._clock.monotonic()
@@ -147,21 +158,36 @@ class Moving:
         owed = noted(self._run_dir, desktop.id, now_ms=self._clock.now_ms())
         return {} if owed is None else {FROZEN: owed.since}
 
-    async def _handed_over(self, desktop: Desktop) -> bool:
+    async def _move_cold(self, desktop: Desktop, mark: str) -> None:
+        """Shut it down, have all of it in its safe copy, then hand over: it is started there."""
+        to = desktop.moving_to
+        assert to is not None  # noqa: S101 - only those are begun
+        if self._cold is None:
+            raise Unavailable("this server runs no personal desktops")
+        begun = self._clock.monotonic()
+        point = await self._cold.end(desktop, to, lambda: self._check_cold(desktop, mark))
+        if await self._handed_over(desktop, self._cold.stay, cold=mark, as_of=point.as_of):
+            extra = {"desktop": desktop.name, "to": to, "took_s": round(self._clock.monotonic() - begun, 1)}
+            logger.info("a desktop was shut down and goes on elsewhere", extra=extra)
+
+    async def _go_on(self, desktop: Desktop) -> None:
+        await self._migrations.stay(desktop.id)
+
+    async def _handed_over(self, desktop: Desktop, stay: Stay, **more: Any) -> bool:
         """Hand over in the log; it stands still meanwhile. False if somebody else ended the move, for good."""
         try:
-            outcome = await self._said(desktop, "desktop.moved", target=desktop.moving_to)
+            outcome = await self._said(desktop, "desktop.moved", target=desktop.moving_to, **more)
         except (Unavailable, OutcomeUnknown):
-            return await self._settled(desktop, "the log could not be asked for the hand-over")
+            return await self._settled(desktop, "the log could not be asked for the hand-over", stay)
         if isinstance(outcome, Applied):
             return True
         raise Conflict(outcome.detail)
 
-    async def _stay(self, desktop: Desktop, cause: str) -> None:
+    async def _stay(self, desktop: Desktop, cause: str, stay: Stay) -> None:
         logger.info("a desktop stays here", extra={"desktop": desktop.name, "cause": cause})
-        await self._settled(desktop, cause)
+        await self._settled(desktop, cause, stay)
 
-    async def _settled(self, desktop: Desktop, cause: str) -> bool:
+    async def _settled(self, desktop: Desktop, cause: str, stay: Stay) -> bool:
         """Ask the log until it is known where it is; True if it was handed over. Let it go on if it is here."""
         while True:
             try:
@@ -180,7 +206,7 @@ class Moving:
         if not self._is_here(now, desktop):
             return False  # the agent removes what there is of it
         try:
-            await self._migrations.stay(desktop.id)
+            await stay(desktop)
         except KmgrError as error:
             logger.warning("a move could not be undone", extra={"desktop": desktop.name, "cause": error.message})
         return False
@@ -217,6 +243,19 @@ class Moving:
         if now is None or (now.generation, now.state, now.moving_to) != wanted:
             raise Conflict("it was given back, or is not to move any more")
 
+    def _check_cold(self, desktop: Desktop, mark: str) -> None:
+        self._check(desktop)
+        with self._grid.view() as db:
+            here = server(db, self._grid.server)
+        if here is None or here.state is not ServerState.DRAINING:
+            raise Conflict("its server stays in service after all")
+        if self._mark(desktop) != mark:
+            raise Conflict("it is to move another time, or another way")
+
+    def _mark(self, desktop: Desktop) -> str:
+        with self._grid.view() as db:
+            return cold_mark(db, desktop.id)
+
     async def _said(self, desktop: Desktop, command: str, **more: Any) -> Outcome:
         body = {"desktop": desktop.id, "generation": desktop.generation, "server": self._grid.server, **more}
         return await self._grid.propose(command, body, by=self._grid.server)
@@ -241,19 +280,19 @@ class Moving:
                 logger.info("the way to a disk broke", extra={"desktop": desktop.name, "cause": str(error)})
 
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if not server.is_serving():
+            if not door.is_serving():
                 writer.close()
                 return
             task = asyncio.ensure_future(tunnel(Stream(reader, writer)))
             tunnels[task] = writer
             task.add_done_callback(lambda _: writer.close())
 
-        server = await asyncio.start_unix_server(accepted, str(path))
+        door = await asyncio.start_unix_server(accepted, str(path))
         path.chmod(0o666)  # QEMU is another user's; the folder is only for those who know the name
         try:
             yield str(path)
         finally:
-            server.close()
+            door.close()
             path.unlink(missing_ok=True)
             for task in tunnels:
                 task.cancel()

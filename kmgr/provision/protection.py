@@ -75,6 +75,8 @@ class Protection:
         self._holds: Final = holds
         self._blocking: Final = blocking
         self._kept: dict[DesktopId, _Kept] = {}
+        # Those whose last cycle is somebody else's work (`last`).
+        self._ending: set[DesktopId] = set()
         self._target_s = 60.0
         self._told_at = float("-inf")
         self._alarmed: frozenset[DesktopId] = frozenset()
@@ -124,6 +126,19 @@ class Protection:
             await asyncio.gather(thawing, return_exceptions=True)
             await self._end([kept for kept in self._kept.values() if kept.cycle is not None])
 
+    async def last(self, desktop: Desktop, to: ServerId) -> CopyPoint:
+        """Bring the copy of a desktop that is off up to its end; nothing else is done about it meanwhile."""
+        self._ending.add(desktop.id)
+        try:
+            kept = self._kept.pop(desktop.id, None)
+            if kept is not None:
+                await self._end([kept])
+            disk = disks.overlay_path(self._data_dir, desktop.id)
+            last = None if kept is None else kept.last
+            return await self._mirror.cycle(desktop.id, desktop.generation, disk, to=to, last=last)
+        finally:
+            self._ending.discard(desktop.id)
+
     async def run_once(self) -> None:
         """Look, begin what is due, tell."""
         await self._look()
@@ -152,6 +167,8 @@ class Protection:
         starting = {c.desktop for c in rows if c.state is CopyState.STARTING and c.server == self._grid.server}
         mine = [desktop for desktop in mine if desktop.id not in starting]
         for desktop in mine:
+            if desktop.id in self._ending:  # since the state was read
+                continue
             kept = self._kept.get(desktop.id)
             if kept is not None and kept.desktop.generation != desktop.generation:
                 await self._end([kept])
@@ -164,7 +181,8 @@ class Protection:
         gone = [self._kept.pop(d) for d in sorted(set(self._kept) - {desktop.id for desktop in mine})]
         await self._end(gone)
         for kept in gone:
-            await self._mirror.stop(kept.desktop.id)
+            if kept.desktop.id not in self._ending:
+                await self._mirror.stop(kept.desktop.id)
 
     async def _direct(self, kept: _Kept, held: Sequence[Copy]) -> None:
         """Let a desktop be copied to where the log wants it."""

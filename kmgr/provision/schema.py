@@ -85,6 +85,14 @@ create table if not exists moves (
     desktop text primary key, generation integer not null, source text not null, target text not null,
     why text not null, begun_at integer not null, failures integer not null, cause text not null
 );
+create table if not exists cold_moves (desktop text primary key, mark text not null);
+create trigger if not exists cold_move_over after update on desktops
+when new.moving_to is not old.moving_to or new.generation <> old.generation begin
+    delete from cold_moves where desktop = new.id;
+end;
+create trigger if not exists cold_move_gone after delete on desktops begin
+    delete from cold_moves where desktop = old.id;
+end;
 create table if not exists put_backs (
     desktop text primary key, server text not null, disk integer not null, at integer not null
 );

@@ -23,6 +23,7 @@ from kmgr.provision.causes import counts, recognise
 from kmgr.provision.hypervisor import DomainSpec, DomainState, Hypervisor
 from kmgr.provision.lease import MARGIN_S, Lease
 from kmgr.provision.model import Desktop, DesktopState, Origin, Purpose
+from kmgr.provision.move_rows import cold_mark
 from kmgr.provision.outfit import pending
 from kmgr.provision.personal_disks import PersonalDisks
 from kmgr.provision.queries import desktop as find_desktop
@@ -282,6 +283,10 @@ class Work:
             return
         if self._personal is None or not self._personal.lease.holds(MARGIN_S):
             raise Unavailable(self._personal.lease.why_not if self._personal else "no personal desktops run here")
+        with self._grid.view() as db:
+            leaves = cold_mark(db, desktop.id)
+        if leaves:
+            raise Unavailable(f"desktop {desktop.name} is being shut down, to go on on another server")
         if not self._personal.lease.covers(desktop):
             raise Unavailable(
                 f"desktop {desktop.name} has gone on elsewhere, or was made anew: nothing is started here"

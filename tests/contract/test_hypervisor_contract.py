@@ -105,6 +105,24 @@ async def test_one_that_went_off_is_started_again(bench: Bench) -> None:
     assert await domains(it) == [DomainStatus(D1, 1, RUNNING)]
 
 
+async def test_one_that_is_asked_to_shut_down_goes_off_in_order(bench: Bench) -> None:
+    it = bench.hypervisor
+    await it.define(bench.spec(D1))
+    await it.shut_down(D1)  # off: nothing to ask
+    await it.shut_down(NONE)  # gone: nothing to ask
+    await it.start(D1)
+    if bench.has_agent:
+        await until(lambda: it.answers(D1), 90)
+    await it.shut_down(D1)
+
+    async def is_off() -> bool:
+        return await domains(it) == [DomainStatus(D1, 1, OFF)]
+
+    await until(is_off, 30)
+    await it.start(D1)
+    assert await domains(it) == [DomainStatus(D1, 1, RUNNING)]
+
+
 async def test_what_is_not_there_is_said(bench: Bench) -> None:
     it = bench.hypervisor
     assert not await it.answers(NONE)

@@ -2,9 +2,10 @@
 
 A run has three servers, a few people with personal desktops, and about a minute of
 cut cables, cut wires between two servers, power cuts, killed daemons whose guests
-run on, drains, former disks put back, and slow answers of the log. In every second
-run the servers become islands, the third has no vote at first, and gets and loses it
-at any moment: also in the very one in which one of the two that vote is cut off.
+run on, drains, desktops shut down to go on elsewhere, former disks put back, and slow
+answers of the log. In every second run the servers become islands, the third has no
+vote at first, and gets and loses it at any moment: also in the very one in which one
+of the two that vote is cut off.
 After each step, and at each start of a domain, every desktop runs at most once. In
 the end all is mended: every desktop runs once, on the server that the log says, with
 all that the age on the console had promised.
@@ -22,10 +23,11 @@ from kmgr.grid.port import Grid
 from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.hypervisor import DomainState
 from kmgr.provision.model import CopyState
-from kmgr.provision.queries import copies, desktops
+from kmgr.provision.queries import copies, desktops, take_overs
+from kmgr.provision.queries import desktop as find_desktop
 from kmgr.replica.mirror import CopyPoint
 from kmgr.users.broker import Ready
-from tests.lab.whole_grid import IDS, Lab, LabStore, Simulated
+from tests.lab.whole_grid import IDS, Lab, Simulated
 
 PEOPLE = ("anna", "berta")
 STEPS = 14
@@ -67,6 +69,7 @@ class Walk(Lab):
         self.written: dict[DesktopId, list[tuple[int, str]]] = {}
         self.owner_of: dict[DesktopId, str] = {}
         self.take_overs = 0
+        self.cold_moves = 0
         self.saves = 0
         super().__init__(folder, ids=IDS, islands=self.two_vote)
         if self.two_vote:
@@ -118,6 +121,7 @@ class Walk(Lab):
         deeds: list[Callable[[ServerId], Awaitable[None]]] = [
             *(self._cut, self._cut, self._mend, self._wire, self._power),
             *(self._kill, self._drain, self._slowly, self._ask, self._put_back, self._move, self._move),
+            *(self._leave, self._leave, self._leave),
             *([self._vote, self._vote] if self.two_vote else []),
         ]
         await self.dice.choice(deeds)(self.dice.choice(self.ids))
@@ -231,6 +235,21 @@ class Walk(Lab):
         key = {"desktop": desktop.id, "generation": desktop.generation, "server": desktop.server}
         await self._try("desktop.move", **key, target=server, why="balance")
 
+    async def _leave(self, _: ServerId) -> None:
+        """Have one shut down and started from its safe copy, whatever else is happening to it."""
+        desktop = self.dice.choice([d for d in self.desktops() if d.id in self.owner_of])
+        with self.alive()[0].grid.view() as db:
+            held = [copy for copy in copies(db, desktop=desktop.id) if copy.state is CopyState.READY]
+        if not held:
+            return
+        if self.server_states()[desktop.server] == "up":
+            await self._try("server.drain", server=desktop.server)
+        ignores = self.at(desktop.server).hypervisor.ignores
+        ignores.clear() if self.dice.random() < 0.8 else ignores.add(desktop.id)
+        seen = {"connected_at": desktop.connected_at, "disconnected_at": desktop.disconnected_at, "left": True}
+        key = {"desktop": desktop.id, "generation": desktop.generation, "server": desktop.server}
+        await self._try("drain.leave", **key, **seen, target=held[0].server)
+
     async def _ask(self, _: ServerId) -> None:
         at = self.ids.index(self.alive()[0].id)
         for user in PEOPLE:
@@ -270,12 +289,12 @@ class Walk(Lab):
 
         async def watched(desktop: DesktopId, generation: int, target: Path) -> CopyPoint:
             point = await promote(desktop, generation, target)
-            self._check_promised(server.store, desktop, point, target)
+            self._check_promised(desktop, generation, point, target)
             return point
 
         server.store.promote = watched  # type: ignore[method-assign]
 
-    def _check_promised(self, _: LabStore, desktop: DesktopId, point: CopyPoint, target: Path) -> None:
+    def _check_promised(self, desktop: DesktopId, generation: int, point: CopyPoint, target: Path) -> None:
         self.take_overs += 1
         written = self.written.get(desktop, [])
         before = [text for at, text in written if at < point.as_of]
@@ -283,6 +302,12 @@ class Walk(Lab):
         # What was saved in that very millisecond may be in it or not.
         may_be = {before[-1] if before else "", *(text for at, text in written if at == point.as_of)}
         assert found in may_be, f"{desktop}: what was saved before {point.as_of} is not in its copy"
+        with self.alive()[0].grid.view() as db:
+            mine = find_desktop(db, desktop)
+            lost = any(one.generation == generation + 1 for one in take_overs(db, desktop))
+        if mine is not None and mine.generation == generation + 1 and not lost:
+            self.cold_moves += 1
+            assert found == (written[-1][1] if written else ""), f"{desktop}: its last words are not in its copy"
         with server_view(self) as told:
             known = told.get(desktop)
         assert known is None or known <= point.as_of, "the copy is older than the log had said"

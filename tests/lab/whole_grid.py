@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kmgr.balancer.agent import Balancer
+from kmgr.balancer.farewell_agent import FarewellAgent
 from kmgr.clock import ManualClock
 from kmgr.errors import Refused, Unavailable
 from kmgr.grid.contacts import Contacts
@@ -24,10 +25,12 @@ from kmgr.grid.vitals import Board, Heart
 from kmgr.ids import AccountName, DesktopId, ServerId, VersionId
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.arriving import Arriving
+from kmgr.provision.cold_moves import ColdMoves
 from kmgr.provision.fake import FakeHypervisor
 from kmgr.provision.fake_migration import FakeMigrations
 from kmgr.provision.halting import Halting
 from kmgr.provision.lease import Lease
+from kmgr.provision.logons import LogOns
 from kmgr.provision.migration import Progress
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.moving import Moving
@@ -227,6 +230,7 @@ class Simulated:
             run_dir=self.folder / "run",
             clock=clock,
             may_run=self.lease.allows,
+            cold=ColdMoves(self.log, self.hypervisor, self.protection.last, clock=clock, may_run=self.lease.allows),
         )
         self.arriving = Arriving(
             self.log,
@@ -242,6 +246,8 @@ class Simulated:
         self.heart.contribute("moves", self.moving.vitals)
         self.heart.contribute("copies", self.protection.vitals)
         self.heart.contribute("desktops", self.desktops.vitals)
+        self.log_ons = LogOns(grid, self.hypervisor, clock=clock)
+        self.heart.contribute("log-ons", self.log_ons.vitals)
         self.sessions = Sessions(grid, lambda: self.lab.directory, clock=clock)
         self.broker = Broker(grid, clock=clock)
         self.balancer = Balancer(grid, self.board, clock=clock)
@@ -249,9 +255,10 @@ class Simulated:
         self.leadership.duty("watch", Watch(self.log, self.board, clock=clock).run)
         self.keeping = Leadership(grid, clock=clock)
         self.keeping.duty("balancer", self.balancer.run)
+        self.keeping.duty("farewells", FarewellAgent(grid, self.board, clock=clock).run)
         self.keeping.duty("sessions", self.sessions.housekeeping)
         loops = [self.heart.run, self.leadership.run, self.keeping.run, self.desktops.run]
-        loops += [self.moving.run, self.arriving.run]
+        loops += [self.moving.run, self.arriving.run, self.log_ons.run]
         loops += [self.tenure.run, self.lease.run, self.halting.run, disks.run, self.protection.run]
         if self.island is not None:
             self.heart.contribute("island", self.island.vitals)

@@ -51,6 +51,19 @@ def test_who_is_waited_for_is_named_with_the_reason(state: State) -> None:
     assert told(state).remaining_s is None
 
 
+def test_a_personal_one_without_a_copy_that_can_be_started_is_told_so(state: State) -> None:
+    made = state.desktop("tpl-win", A, "in_use")
+    state.db.execute("update desktops set kind = 'personal' where id = ?", [made])
+    for _ in range(MOST_FAILURES):
+        state.carry_out(plan(state.view()).actions)
+        state.do("desktop.move_failed", desktop=made, generation=1, server=A, cause="its memory changes too fast")
+    (waits,) = told(state).waiting
+    assert "nothing can start it from a whole safe copy: its memory changes too fast" in waits.why
+    state.db.execute("insert into copies values (?, ?, 1, 'ready', 5, 5, 5)", [made, B])
+    (waits,) = told(state).waiting
+    assert "leaves when its user logs out" in waits.why
+
+
 def test_no_room_anywhere_is_told_server_by_server(state: State) -> None:
     state.hear(B, memory_free_mib=400)
     state.desktop("tpl-win", A, "in_use")

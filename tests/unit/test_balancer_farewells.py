@@ -1,15 +1,16 @@
 """Who on a draining server is told to leave, and when that is over: decided, and done by whoever leads."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
 from kmgr.balancer.farewell_agent import FarewellAgent
-from kmgr.balancer.farewells import SURE_S, End, Farewells, Tell
-from kmgr.balancer.relocate import MOST_FAILURES
+from kmgr.balancer.farewells import AGAIN_S, SURE_S, End, Farewells, Leave, Tell
+from kmgr.balancer.relocate import EACH_AT_ONCE, MOST_FAILURES
 from kmgr.grid.envelope import Applied
 from kmgr.grid.vitals import Board
-from kmgr.ids import DesktopId
+from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.drain_rows import leaving, notices
 from tests.lab.provision import A, B, Office, done
 from tests.lab.state import State
@@ -36,7 +37,8 @@ def stick(state: State, desktop: str) -> None:
 
 
 def due(state: State, farewells: Farewells, now: float, *, later_ms: int = 0) -> list[tuple[type, str]]:
-    given = farewells.due(state.view(), notices(state.db), leaving(state.db), now=now, now_ms=state.at + later_ms)
+    told = leaving(state.db)
+    given = farewells.due(state.view(), notices(state.db), told, now=now, now_ms=state.at + later_ms)
     return [(type(one), one.desktop.id) for one in given]
 
 
@@ -80,6 +82,73 @@ def test_the_end_comes_at_its_time_and_for_none_but_pooled_desktops(state: State
     state.do("drain.tell", desktop=used, generation=1, server=A)
     assert due(state, farewells, SURE_S + 1, later_ms=29 * MINUTE) == []
     assert due(state, farewells, SURE_S + 2, later_ms=31 * MINUTE) == [(End, used)]
+
+
+def own(state: State, server: ServerId = A) -> str:
+    """Return a personal desktop in use that cannot be moved while it runs, with a whole copy on b."""
+    if not any(template.id == "tpl-own" for template in state.view().templates):
+        state.template("own", kind="personal", standby=0)
+    made = state.desktop("tpl-own", server, "in_use")
+    state.db.execute("update desktops set kind = 'personal' where id = ?", [made])
+    state.db.execute("insert into copies values (?, ?, 1, 'ready', 5, 5, 5)", [made, B])
+    stick(state, made)
+    return made
+
+
+def leaves(
+    state: State, farewells: Farewells, now: float, *, later_ms: int = 0, left: Collection[DesktopId] = ()
+) -> list[Tell | End | Leave]:
+    given, told = notices(state.db), leaving(state.db)
+    return [*farewells.due(state.view(), given, told, now=now, now_ms=state.at + later_ms, left=left)]
+
+
+def sure(state: State) -> Farewells:
+    """Return farewells that have seen who is stuck on a, which drains: at `SURE_S` they are sure."""
+    state.do("server.drain", server=A)
+    farewells = Farewells()
+    farewells.due(state.view(), {}, {}, now=0.0, now_ms=state.at)
+    return farewells
+
+
+def test_a_personal_one_is_told_and_at_its_time_goes_on_from_its_copy(state: State) -> None:
+    mine = own(state)
+    farewells = sure(state)
+    state.do("drain.notice", server=A, minutes=30)
+    assert [type(one) for one in leaves(state, farewells, SURE_S)] == [Tell]
+    state.do("drain.tell", desktop=mine, generation=1, server=A)
+    assert leaves(state, farewells, 30.0, later_ms=29 * MINUTE) == []
+    (one,) = leaves(state, farewells, 50.0, later_ms=31 * MINUTE)
+    assert isinstance(one, Leave)
+    assert (one.desktop.id, one.target, one.left) == (mine, B, False)
+    assert leaves(state, farewells, 50.0 + AGAIN_S - 1, later_ms=31 * MINUTE) == [], "not again and again"
+    assert len(leaves(state, farewells, 50.0 + AGAIN_S, later_ms=31 * MINUTE)) == 1
+
+
+def test_one_in_which_nobody_is_logged_on_leaves_without_a_notice_unless_it_is_looked_at(state: State) -> None:
+    mine = DesktopId(own(state))
+    assert leaves(state, sure(state), SURE_S) == []
+    (one,) = leaves(state, sure(state), SURE_S, left={mine})
+    assert isinstance(one, Leave)
+    assert one.left
+    state.do("desktop.connected", desktop=mine, generation=1, server=A)
+    assert leaves(state, sure(state), SURE_S, left={mine}) == []
+
+
+def test_a_personal_one_whose_copy_cannot_be_started_is_neither_told_nor_shut_down(state: State) -> None:
+    mine = DesktopId(own(state))
+    state.do("server.drain", server=A)
+    state.do("drain.notice", server=A, minutes=30)
+    state.hear(B, memory_free_mib=500)
+    assert leaves(state, sure(state), SURE_S, left={mine}) == []
+    state.silence(B)
+    assert leaves(state, sure(state), SURE_S, left={mine}) == []
+
+
+def test_a_few_leave_at_once_and_no_more_than_there_is_room_for(state: State) -> None:
+    all_ = {DesktopId(own(state)) for _ in range(4)}
+    assert len(leaves(state, sure(state), SURE_S, left=all_)) == EACH_AT_ONCE
+    state.hear(B, memory_mib=4096, memory_free_mib=1400)
+    assert len(leaves(state, sure(state), SURE_S, left=all_)) == 1
 
 
 class Draining(Office):

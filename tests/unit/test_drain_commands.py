@@ -146,6 +146,7 @@ def test_personal_desktops_and_those_nobody_uses_do_not_end(state: State) -> Non
     mine, idle = state.desktop("tpl-own", A, "in_use"), state.desktop("tpl-win", A, "ready")
     state.db.execute("update desktops set kind = 'personal' where id = ?", [mine])
     drained(state)
-    assert "not ended by a notice" in why(tell(state, mine))
+    assert "no whole safe copy" in why(tell(state, mine))
+    assert "not ended by a notice" in why(end(state, mine, state.at))
     assert "another life" in why(tell(state, idle))
     assert "no desktop" in why(tell(state, "dsk-none"))
