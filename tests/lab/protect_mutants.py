@@ -1,12 +1,14 @@
 """Wrong versions of how personal desktops are fenced, one rule missing in each: what the walk must notice."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import pytest
 
 from kmgr.balancer import agent
 from kmgr.balancer.fencing import Fencing
 from kmgr.errors import KmgrError
+from kmgr.grid.model import Server
+from kmgr.ids import ServerId
 from kmgr.provision import copy_commands
 from kmgr.provision.lease import LEASE_S, Lease
 from kmgr.provision.tenure import Tenure
@@ -24,9 +26,11 @@ def _impatient(patch: pytest.MonkeyPatch) -> None:
     """Nobody waits until the leases of a lost server have ended."""
     fenced = Fencing.fenced
 
-    def at_once(self: Fencing, servers: object, now: float) -> frozenset[str]:
+    def at_once(
+        self: Fencing, servers: Sequence[Server], now: float, tenures: Collection[ServerId] = ()
+    ) -> frozenset[ServerId]:
         self._wait_s = 0.0
-        return fenced(self, servers, now)  # type: ignore[arg-type]
+        return fenced(self, servers, now, tenures)
 
     patch.setattr(Fencing, "fenced", at_once)
 

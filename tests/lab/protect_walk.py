@@ -71,6 +71,7 @@ class Walk(Lab):
         self.take_overs = 0
         self.cold_moves = 0
         self.saves = 0
+        self.twice = ""
         super().__init__(folder, ids=IDS, islands=self.two_vote)
         if self.two_vote:
             self.log.voteless.add(IDS[2])
@@ -110,7 +111,10 @@ class Walk(Lab):
         for desktop in self.owner_of:
             where = self.running(desktop)
             if len(where) > 1:
-                raise TwiceRunning(f"{desktop} runs on {where} after {self.clock.monotonic():.1f} s")
+                self.twice = self.twice or f"{desktop} runs on {where} after {self.clock.monotonic():.1f} s"
+        # Once is enough, also where whoever started it went on all the same.
+        if self.twice:
+            raise TwiceRunning(self.twice)
 
     def running(self, desktop: DesktopId) -> list[ServerId]:
         """Return where a desktop runs."""

@@ -24,7 +24,7 @@ async def test_no_desktop_runs_twice(tmp_path: Path, seed: int) -> None:
 async def test_a_rule_that_is_missing_is_noticed(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mutate: Mutation = MUTANTS[name]
     mutate(monkeypatch)
-    with pytest.raises(AssertionError):
+    with pytest.raises(TwiceRunning):
         await unheard(tmp_path)
 
 
