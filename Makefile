@@ -27,7 +27,7 @@ setup-demo:
 check: setup ## format, lint, types, import contracts, sizes, fast tests
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/mypy -p kmgr -p appliance
+	.venv/bin/mypy -p kmgr -p appliance -p tests
 	.venv/bin/lint-imports
 	$(PYTEST) $(FAST)
 

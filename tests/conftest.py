@@ -28,7 +28,7 @@ _LONG = (
 _HERE = Path(__file__).parent
 
 
-class Lanes(LoadScopeScheduling):
+class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """Deals tests out to the lanes that run side by side: what belongs together stays in one of them."""
 
     def _split_scope(self, nodeid: str) -> str:

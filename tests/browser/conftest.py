@@ -31,8 +31,8 @@ PATIENCE_MS = 15_000
 def show() -> Iterator[Cluster]:
     """Three servers with the demonstration's golden image; the second is drained, so that desktops run elsewhere."""
     folder = Path(tempfile.mkdtemp(prefix="kmgr-", dir="/tmp"))
-    ports = {"web_port": port(WEB_PORT), "grid_port": port(GRID_PORT)}
-    grid = Cluster(folder / "show", grid="Riverside School", **ports)
+    web_port, grid_port = port(WEB_PORT), port(GRID_PORT)
+    grid = Cluster(folder / "show", grid="Riverside School", web_port=web_port, grid_port=grid_port)
     try:
         grid.start()
         boss = grid.admin()

@@ -159,7 +159,9 @@ async def test_a_libvirtd_that_goes_ends_it_at_once_and_one_that_is_back_tells_a
 
 @pytest.mark.libvirt
 async def test_a_libvirtd_that_hangs_is_found_out_by_its_silence(ear: Ear, libvirtd: PrivateLibvirt) -> None:
-    (daemon,) = [p for p in processes.children(libvirtd._init()) if processes.name_of(p) == "libvirtd"]
+    init = libvirtd._init()
+    assert init is not None
+    (daemon,) = [p for p in processes.children(init) if processes.name_of(p) == "libvirtd"]
     os.kill(daemon.pid, signal.SIGSTOP)
     try:
         await ear.until_over(40)

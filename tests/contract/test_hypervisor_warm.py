@@ -5,6 +5,7 @@ import base64
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ async def test_two_restored_from_one_memory_become_desktops_of_their_own(
         spec = clone(bench, gold, desktop)
         await it.restore_warm(spec, str(tmp_path / "warm"))
         assert DomainStatus(desktop, 1, RUNNING, provisional=True) in await domains(it)
-        assert await it.answers(desktop) or await until(lambda d=desktop: it.answers(d), 60)  # type: ignore[misc]
+        assert await it.answers(desktop) or await until(partial(it.answers, desktop), 60)
         wanted = Identity(spec.name, domainxml.spec_mac(spec), f"seed of {desktop}", round(time.time()))
         told = identity.answer(await run(it, desktop, identity.program(wanted)))
         assert identity.problem(wanted, told, drawn=drawn) == ""

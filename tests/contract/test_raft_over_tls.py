@@ -68,8 +68,11 @@ class Grids:
         first = self.servers[A].grid
         await eventually(lambda: first.status().is_leader)
         for server in (B, C):
-            await eventually(lambda server=server: server in self.servers[A].link.connected())
+            await self.connected(server)
             await first.add_voter(server)
+
+    async def connected(self, server: ServerId) -> None:
+        await eventually(lambda: server in self.servers[A].link.connected())
 
     def value(self, server: ServerId) -> int:
         with self.servers[server].grid.view() as db:

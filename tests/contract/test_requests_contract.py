@@ -23,8 +23,10 @@ Body = Mapping[str, Any]
 class Pair(Protocol):
     """Two servers' requests and a way to make the second unreachable."""
 
-    a: Requests
-    b: Requests
+    @property
+    def a(self) -> Requests: ...
+    @property
+    def b(self) -> Requests: ...
 
     async def lose_b(self) -> None: ...
 

@@ -47,7 +47,9 @@ def versions(boss: Api) -> dict[int, dict[str, Any]]:
 
 def import_version(boss: Api, file: Path) -> int:
     boss.ask("POST", f"/images?name={SCENE.image}&file={file.name}", raw=file.read_bytes(), kind="x/y").ok()
-    return int(grids.version(boss, SCENE.image)["number"])  # type: ignore[index]
+    made = grids.version(boss, SCENE.image)
+    assert made is not None
+    return int(made["number"])
 
 
 def publish(boss: Api, number: int, **more: Any) -> None:

@@ -8,12 +8,16 @@ import pytest
 from appliance.demo.cluster import Cluster
 from appliance.demo.server import Server
 from tests.lab import grids
-from tests.lab.api import wait_for
+from tests.lab.api import Api, wait_for
 
 pytestmark = pytest.mark.libvirt
 
 TEMPLATE = "office"
 IMAGE = "test-guest"
+
+
+def has_ended(client: Api) -> None:
+    wait_for("the session has ended", lambda: client.ask("GET", "/offers").status == 401, timeout_s=5)
 
 
 def _other(grid: Cluster, desktop: grids.Item) -> Server:
@@ -52,7 +56,7 @@ def test_a_log_in_at_one_server_is_honoured_at_another_and_ends_everywhere(offic
     third.token = anna.token
     third.ask("DELETE", "/sessions/current").ok()
     for client in (third, anna, elsewhere):
-        wait_for("the session has ended", lambda c=client: c.ask("GET", "/offers").status == 401, timeout_s=5)
+        has_ended(client)
 
 
 def test_a_wrong_password_and_a_missing_right_are_told_apart(office: Cluster) -> None:

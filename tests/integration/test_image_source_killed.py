@@ -30,7 +30,7 @@ def links() -> Iterator[Links]:
 
 
 def share(grid: ImageGrid) -> float:
-    told = [grid.processes[place].order(progress=1)["progress"] for place in RECEIVERS]
+    told: list[tuple[int, int]] = [grid.processes[place].order(progress=1)["progress"] for place in RECEIVERS]
     return sum(here for here, _ in told) / sum(of for _, of in told)
 
 

@@ -4,9 +4,10 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -141,7 +142,7 @@ def test_a_daemon_killed_at_any_moment_loses_nothing_and_leaves_nothing(patient:
     clients = [grids.admin(office, server) for server in office.servers]
     grids.caught_up(office.servers, timeout_s=60)
     for client in clients:
-        wait_for("all are up", lambda c=client: set(grids.states(c).values()) == {"up"}, timeout_s=30)
+        _all_are_up(client)
     for what in ("desktops", "templates", "accounts", "events"):
         grids.agreed(clients, what)
     assert len(ledger.images) + len(ledger.accounts) >= KILLS // 2, f"too little was granted to prove much: {ledger}"
@@ -165,17 +166,21 @@ def test_a_daemon_killed_at_any_moment_loses_nothing_and_leaves_nothing(patient:
     _remove_images(clients[0], office)
 
 
+def _all_are_up(client: Api) -> None:
+    wait_for("all are up", lambda: set(grids.states(client).values()) == {"up"}, timeout_s=30)
+
+
+def _nothing_is_half_imported(server: Server) -> bool:
+    return not any(file.is_file() for file in (server.data / "images" / "tmp").iterdir())
+
+
 def _nothing_is_left_over(grid: Cluster, boss: Api) -> None:
     for image in [image["name"] for image in boss.items("images") if image["versions"]]:
         version = grids.everywhere(boss, image, len(grid.servers), timeout_s=120)
         assert grids.same_bytes([grids.raw_file(server, version["id"]) for server in grid.servers]), image
     for server in grid.servers:
         grids.only_wanted_domains(server, boss)
-        wait_for(
-            f"{server.name} has nothing half-imported",
-            lambda s=server: not [f for f in (s.data / "images" / "tmp").iterdir() if f.is_file()],
-            timeout_s=10,
-        )
+        wait_for(f"{server.name} has nothing half-imported", partial(_nothing_is_half_imported, server), timeout_s=10)
 
 
 def _remove_images(boss: Api, grid: Cluster) -> None:
@@ -184,8 +189,9 @@ def _remove_images(boss: Api, grid: Cluster) -> None:
     for image in made:
         boss.ask("DELETE", f"/images/{image['id']}").ok()
     for server in grid.servers:
-        wait_for(
-            f"{server.name} has deleted the files",
-            lambda s=server: not any(grids.raw_file(s, version).exists() for version in versions),
-            timeout_s=30,
-        )
+        files = [grids.raw_file(server, version) for version in versions]
+        wait_for(f"{server.name} has deleted the files", partial(_all_are_gone, files), timeout_s=30)
+
+
+def _all_are_gone(files: Sequence[Path]) -> bool:
+    return not any(file.exists() for file in files)

@@ -7,10 +7,11 @@ import pytest
 
 from appliance.demo.cluster import Cluster
 from appliance.demo.server import Server
-from tests.integration.test_personal_desktop import Guest, own_template
+from tests.integration.test_personal_desktop import own_template
 from tests.lab import grids
 from tests.lab.api import Api, wait_for
 from tests.lab.grids import Item
+from tests.lab.writing import Guest
 
 pytestmark = pytest.mark.libvirt
 

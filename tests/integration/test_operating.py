@@ -79,8 +79,7 @@ def prepared(room: Room, heading: str, machine: str, line: str) -> None:
         wait_for("three is up", lambda: states(room.admin("one"))["three"] == "up", timeout_s=WITHIN_S)
         voters(room, "one", "two", "three")
     if heading == "Moving images to another disk" and line == "systemctl stop kmgr":
-        held = lambda: len(room.admin("one").items("images")[0]["versions"][0]["servers"])  # noqa: E731
-        wait_for("three has the image", lambda: held() == 2, timeout_s=WITHIN_S)
+        wait_for("three has the image", lambda: holders(room.admin("one")) == 2, timeout_s=WITHIN_S)
     if heading == "Letting a removed server return" and line == "systemctl stop kmgr":
         wait_for("three is told", lambda: is_told(room, "three"), timeout_s=WITHIN_S)
 
@@ -99,9 +98,8 @@ def put_back(room: Room, name: str) -> None:
     machine.start()
     words = "older than what it had promised"
     wait_for("it is noticed", lambda: words in machine.log, timeout_s=WITHIN_S)
-    problems = lambda: [text for s in room.admin(name).items("servers") for text in s["problems"]]  # noqa: E731
-    wait_for("its console says so", lambda: any(words in text for text in problems()), timeout_s=WITHIN_S)
-    assert "kmgr grid recover" in next(text for text in problems() if words in text)
+    wait_for("its console says so", lambda: words in " ".join(problems(room.admin(name))), timeout_s=WITHIN_S)
+    assert "kmgr grid recover" in next(text for text in problems(room.admin(name)) if words in text)
 
 
 def status(room: Room, name: str) -> str:
@@ -111,6 +109,16 @@ def status(room: Room, name: str) -> str:
 
 def states(boss: Api) -> dict[str, str]:
     return {server["name"]: server["state"] for server in boss.items("servers")}
+
+
+def holders(boss: Api) -> int:
+    """Return how many servers hold the image."""
+    return len(boss.items("images")[0]["versions"][0]["servers"])
+
+
+def problems(boss: Api, of: str = "") -> list[str]:
+    """Return the problems that the console shows: of one server, or of all."""
+    return [text for server in boss.items("servers") if of in ("", server["name"]) for text in server["problems"]]
 
 
 def voters(room: Room, *names: str) -> None:
@@ -152,8 +160,7 @@ def founded(room: Room) -> None:
 def added(room: Room) -> None:
     boss = all_up(room, "one", "two")
     voters(room, "one", "two")
-    held = lambda: len(boss.items("images")[0]["versions"][0]["servers"])  # noqa: E731
-    wait_for("two has the image", lambda: held() == 2, timeout_s=WITHIN_S)
+    wait_for("two has the image", lambda: holders(boss) == 2, timeout_s=WITHIN_S)
 
 
 @check("Two servers")
@@ -181,8 +188,9 @@ def witness_added(room: Room) -> None:
     assert not witness["can_run_desktops"]
     # One server dies: a change is accepted all the same, and a server leads.
     room["two"].power_off()
-    answer = lambda: boss.ask("PATCH", "/settings", {"login_tries": 9})  # noqa: E731
-    wait_for("a change is accepted", lambda: answer().status == 200, timeout_s=10)
+    wait_for(
+        "a change is accepted", lambda: boss.ask("PATCH", "/settings", {"login_tries": 9}).status == 200, timeout_s=10
+    )
     wait_for("one leads", lambda: "leader one" in status(room, "one"), timeout_s=10)
     room["two"].start()
     all_up(room, "one", "two", "w")
@@ -210,8 +218,12 @@ def replaced(room: Room) -> None:
 @check("Changing a server's address")
 def moved(room: Room) -> None:
     boss = all_up(room, "one", "three", "w")
-    at = lambda: next(s["grid_address"] for s in boss.items("servers") if s["name"] == "three")  # noqa: E731
-    wait_for("its address is known", lambda: at() == f"127.0.0.1:{room['three'].grid}", timeout_s=WITHIN_S)
+    there = {"three": f"127.0.0.1:{room['three'].grid}"}
+    wait_for(
+        "its address is known",
+        lambda: there.items() <= {s["name"]: s["grid_address"] for s in boss.items("servers")}.items(),
+        timeout_s=WITHIN_S,
+    )
     # Reached there: its vote is needed when the witness is away.
     room["w"].stop()
     boss.ask("PATCH", "/settings", {"login_tries": 10}).ok()
@@ -222,22 +234,22 @@ def moved(room: Room) -> None:
 @check("Moving images to another disk")
 def images_moved(room: Room) -> None:
     boss, three = all_up(room, "one", "three", "w"), room["three"]
-    held = lambda: len(boss.items("images")[0]["versions"][0]["servers"])  # noqa: E731
     images, big = three.data / "images", room.folder / "three-big"
     assert images.is_symlink()
-    assert held() == 2
+    assert holders(boss) == 2
     # The disk is not mounted: not a loss of images, and it goes on when it is.
     three.stop()
     away = big.rename(room.folder / "away")
     three.start()
-    problems = lambda: " ".join(  # noqa: E731
-        problem for s in boss.items("servers") if s["name"] == "three" for problem in s["problems"]
+    wait_for(
+        "it is told",
+        lambda: "disk of golden images is not there" in " ".join(problems(boss, "three")),
+        timeout_s=WITHIN_S,
     )
-    wait_for("it is told", lambda: "disk of golden images is not there" in problems(), timeout_s=WITHIN_S)
-    assert held() == 2
+    assert holders(boss) == 2
     assert not next(s for s in boss.items("servers") if s["name"] == "three")["can_run_desktops"]
     away.rename(big)
-    wait_for("it goes on", lambda: "not there" not in problems(), timeout_s=WITHIN_S)
+    wait_for("it goes on", lambda: "not there" not in " ".join(problems(boss, "three")), timeout_s=WITHIN_S)
     assert three.log.count("copied in") == 1
     assert not (three.data / "images-before").exists()
 
@@ -255,8 +267,7 @@ def returned(room: Room) -> None:
     voters(room, "one", "three", "w")
     log = room["three"].log
     assert "was removed from the grid" in log
-    held = lambda: len(boss.items("images")[0]["versions"][0]["servers"])  # noqa: E731
-    wait_for("three has the image", lambda: held() == 2, timeout_s=WITHIN_S)
+    wait_for("three has the image", lambda: holders(boss) == 2, timeout_s=WITHIN_S)
     assert "is here" in log.rpartition("was removed from the grid")[2]
     assert log.count("copied in") == 1
 

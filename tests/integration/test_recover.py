@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,7 @@ def test_the_last_server_goes_on_with_all_it_had_and_the_lost_ones_cannot_mix_wi
     three._launch()
     four._launch()
     for server in (one, two):
-        wait_for(f"{server.name} is told", lambda s=server: is_left_behind(s), timeout_s=30)
+        wait_for(f"{server.name} is told", partial(is_left_behind, server), timeout_s=30)
     three.wait_until_it_answers()
     four.wait_until_it_answers()
     boss = grids.admin(office, three)

@@ -60,6 +60,16 @@ def come_back(office: Cluster, others: Sequence[Server], victim: Server) -> dict
     return back
 
 
+def loss(client: Api, name: str, desktop: Item) -> Item:
+    """Wait until somebody is told beside the new desktop what was lost, and return that."""
+
+    def look() -> Item | None:
+        lost: Item | None = client.ask("GET", f"/desktops/{desktop['id']}").ok()["lost"]
+        return lost
+
+    return wait_for(f"{name} is told what was lost", look, timeout_s=10)
+
+
 def test_a_dead_server_is_lost_within_ten_seconds_and_its_users_work_on_others(office: Cluster) -> None:
     victim, *others = reversed(office.servers)
     desktops = all_on(office, victim, others)
@@ -69,11 +79,7 @@ def test_a_dead_server_is_lost_within_ten_seconds_and_its_users_work_on_others(o
     began = time.monotonic()
     victim.power_cut()
     for watcher in watchers:
-        wait_for(
-            f"{victim.name} is lost",
-            lambda w=watcher: grids.states(w)[victim.name] == "lost",
-            timeout_s=LOST_WITHIN_S - (time.monotonic() - began),
-        )
+        grids.becomes(watcher, victim, "lost", timeout_s=LOST_WITHIN_S - (time.monotonic() - began))
     lost_s = time.monotonic() - began
     assert [grids.emulator(desktop["id"]) for desktop in desktops.values()] == [None] * len(PEOPLE)
 
@@ -82,11 +88,7 @@ def test_a_dead_server_is_lost_within_ten_seconds_and_its_users_work_on_others(o
     back_s = time.monotonic() - began
     assert {desktop["id"] for _, desktop in back.values()}.isdisjoint(before)
     for name, (client, desktop) in back.items():
-        told = wait_for(
-            f"{name} is told what was lost",
-            lambda c=client, d=desktop: c.ask("GET", f"/desktops/{d['id']}").ok()["lost"],
-            timeout_s=10,
-        )
+        told = loss(client, name, desktop)
         assert (told["desktop"], told["server_name"]) == (desktops[name]["name"], victim.name)
         assert "saved only on that desktop, is gone" in told["text"]
         assert [offer["lost"] for offer in client.items("offers") if offer["name"] == TEMPLATE] == [told]
@@ -99,7 +101,7 @@ def test_a_dead_server_is_lost_within_ten_seconds_and_its_users_work_on_others(o
     # It returns: up again, with nothing of what it had, and with the same image as the others.
     victim.start()
     for watcher in watchers:
-        wait_for(f"{victim.name} is up", lambda w=watcher: grids.states(w)[victim.name] == "up", timeout_s=30)
+        grids.becomes(watcher, victim, "up", timeout_s=30)
     kept = grids.only_wanted_domains(victim, watchers[0])
     assert not kept & before
     for client in [*watchers, grids.admin(office, victim)]:

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
@@ -20,12 +21,12 @@ WITHIN_S = 10.0
 
 
 @pytest.fixture(scope="module")
-def pair(make_grid: MakeGrid, tiny_image: object) -> Cluster:
+def pair(make_grid: MakeGrid, tiny_image: Path) -> Cluster:
     """Two servers, each with a desktop that stands by."""
     grid = make_grid("pair", names=("one", "two"))
     grid.start()
     director = Director(grid.admin(), PAIR, Progress())
-    director.image(tiny_image, 2)  # type: ignore[arg-type]
+    director.image(tiny_image, 2)
     director.template()
     director.user(grid.password(PAIR.user))
     director.ready()

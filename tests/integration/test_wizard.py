@@ -97,11 +97,14 @@ def test_two_questions_make_a_grid_and_two_more_let_a_server_join(
     third.start()
     daemons.append(third)
 
-    everybody = {("one", "up"), ("two", "up"), ("three", "up")}
     for daemon in daemons:
         # The first administrator's account is everywhere: nobody made it a second time.
-        client = daemon.api.log_in("boss", PASSWORD)
-        wait_for("all see all", lambda c=client: names(c) == everybody, timeout_s=30)
+        sees_all(daemon.api.log_in("boss", PASSWORD))
+
+
+def sees_all(client: Api) -> None:
+    everybody = {("one", "up"), ("two", "up"), ("three", "up")}
+    wait_for("all see all", lambda: names(client) == everybody, timeout_s=30)
 
 
 def test_wrong_answers_are_all_named_at_once_and_nothing_is_made(

@@ -91,6 +91,6 @@ def wait_for(what: str, look: Callable[[], T | None], *, timeout_s: float, every
             last = error
         else:
             if last:
-                return last  # type: ignore[return-value]
+                return last
         time.sleep(every_s)
     raise AssertionError(f"not within {timeout_s:.0f} s: {what}; last seen: {last!r}")

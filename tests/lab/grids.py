@@ -66,6 +66,11 @@ def states(client: Api) -> dict[str, str]:
     return {str(server["name"]): str(server["state"]) for server in client.items("servers")}
 
 
+def becomes(client: Api, server: Server, state: str, *, timeout_s: float) -> None:
+    """Wait until a server has a state, as another one sees it."""
+    wait_for(f"{server.name} is {state}", lambda: states(client)[server.name] == state, timeout_s=timeout_s)
+
+
 def standby(client: Api, *, least: int = 1, without: str = "", timeout_s: float = DESKTOP_S) -> list[Item]:
     """Wait until at least so many desktops stand by, on other servers than `without` (an id)."""
 

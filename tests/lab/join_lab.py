@@ -13,6 +13,7 @@ from kmgr.grid.join import Invitation, invite, join_grid
 from kmgr.grid.joindesk import JoinDesk
 from kmgr.grid.joining import Joined, Newcomer, Step
 from kmgr.grid.local import LocalGrid
+from kmgr.grid.model import Server
 from kmgr.grid.queries import invitations, servers
 from kmgr.grid.schema import SCHEMA
 from kmgr.ids import ServerId
@@ -94,7 +95,7 @@ class Office:
             fresh.steps = steps
         return next(one.id for one in self.rows() if one.name == fresh.newcomer.name)
 
-    def rows(self) -> tuple[Any, ...]:
+    def rows(self) -> tuple[Server, ...]:
         """Return the servers table."""
         with self.grid.view() as db:
             return servers(db)

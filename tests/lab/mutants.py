@@ -68,7 +68,10 @@ def _credulous(patch: pytest.MonkeyPatch) -> None:
     follow = guard.Guard._follow
 
     def believing(self: guard.Guard, server: ServerId, term: int) -> bool:
-        return follow(self, server, term) and self.library.set_committed(self._journal.last.index) is None
+        if not follow(self, server, term):
+            return False
+        self.library.set_committed(self._journal.last.index)
+        return True
 
     patch.setattr(guard.Guard, "_follow", believing)
 

@@ -13,6 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 from kmgr.balancer.fencing import Fencing
@@ -134,7 +135,7 @@ class SchoolDay:
             self._at(quarter * 15.0, self._check_spread)
         for number in range(self.people):
             # Most come within ten minutes; the last ones later.
-            self._at(clock(8.0) + min(5400.0, self.chance.expovariate(1 / 300)), lambda n=number: self._come(n))
+            self._at(clock(8.0) + min(5400.0, self.chance.expovariate(1 / 300)), partial(self._come, number))
         self._soon()
 
     def _standby(self, each: int) -> None:
@@ -162,7 +163,7 @@ class SchoolDay:
             # Whoever was thrown out looks at the portal again a few seconds later.
             user, template, since = str(desktop.user), desktop.template, self.now
             again = self.now + 2 + self.chance.random() * 8
-            self._at(again, lambda u=user, t=template, s=since: self._want(u, t, s, back=True))
+            self._at(again, partial(self._want, user, template, since, back=True))
 
     def _lost(self, server: ServerId) -> None:
         self._must(self.state.do("server.lost", server=server))
@@ -255,7 +256,7 @@ class SchoolDay:
             self._soon()
             self._go_home(user, template, desktop)
             return
-        if outcome.code == "none_ready":  # type: ignore[union-attr]
+        if outcome.code == "none_ready":
             self.state.do("desktop.ask", user=user, template=template)
         self._soon()
         self._at(self.now + ASK_AGAIN_S, lambda: self._want(user, template, since, back=back))
@@ -330,9 +331,12 @@ class SchoolDay:
             case Retire(desktop, why):
                 if desktop.state is DesktopState.IN_USE:
                     assert states[desktop.server] is ServerState.LOST, f"{why} cut the session of {desktop.user}"
-                believed = {"generation": desktop.generation, "state": desktop.state}
-                where = {"server_state": states[desktop.server]}
-                self._do("desktop.retire", desktop.id, desktop=desktop.id, why=why, **believed, **where)
+                believed = {
+                    "generation": desktop.generation,
+                    "state": desktop.state,
+                    "server_state": states[desktop.server],
+                }
+                self._do("desktop.retire", desktop.id, desktop=desktop.id, why=why, **believed)
             case Relocate(desktop, target, why):
                 where = {"server": desktop.server, "target": target, "why": why}
                 self._do("desktop.move", desktop.id, desktop=desktop.id, generation=desktop.generation, **where)
@@ -342,7 +346,7 @@ class SchoolDay:
                 self._must(
                     self.state.do("copy.assign", desktop=desktop.id, generation=desktop.generation, server=server)
                 )
-                self._at(self.now + COPY_S, lambda: self._copied(desktop, server))
+                self._at(self.now + COPY_S, partial(self._copied, desktop, server))
             case GoOn(desktop, target, lost_at):
                 body = {"desktop": desktop.id, "generation": desktop.generation, "server": desktop.server}
                 self._do("desktop.take_over", desktop.id, **body, lost_at=lost_at, target=target)

@@ -55,7 +55,7 @@ class SimFile(LogFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         before = SimFile.sim.files.get(path)
-        self.durable = self.size if before is None else min(before.durable, self.size)
+        self.durable: int = self.size if before is None else min(before.durable, self.size)
         SimFile.sim.files[path] = self
 
     def cut(self, size: int) -> None:

@@ -12,5 +12,5 @@ async def let_go(port: int) -> None:
     A test that ends before leaves it to the garbage collector, whose complaint then hits another test.
     """
     async with asyncio.timeout(10):
-        while any(c.laddr and c.laddr.port == port for c in psutil.Process().net_connections("tcp")):  # noqa: ASYNC110
+        while any(c.laddr[1:] == (port,) for c in psutil.Process().net_connections("tcp")):  # noqa: ASYNC110
             await asyncio.sleep(0.01)

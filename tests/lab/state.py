@@ -11,7 +11,7 @@ from kmgr.balancer.model import Action, Forget, Place, Relocate, Retire, View
 from kmgr.balancer.queries import look
 from kmgr.grid.envelope import Applied, Command, Outcome
 from kmgr.grid.model import Vitals
-from kmgr.ids import CommandId, ServerId
+from kmgr.ids import CommandId, DesktopId, ServerId, TemplateId, VersionId
 from kmgr.provision.queries import asks
 from kmgr.registry import APPLIERS, SCHEMAS
 
@@ -86,7 +86,7 @@ class State:
             "update servers set state = ?, draining = ? where id = ?", [state, state == "draining", server]
         )
 
-    def version(self, id: str, holders: Iterable[ServerId]) -> str:
+    def version(self, id: str, holders: Iterable[ServerId]) -> VersionId:
         """Add a ready version of the one golden image, held by some servers."""
         number = int(id.rpartition("-")[2])
         self.db.execute(
@@ -96,13 +96,13 @@ class State:
         )
         for server in holders:
             self.hold(id, server)
-        return id
+        return VersionId(id)
 
     def hold(self, version: str, server: ServerId) -> None:
         """Let a server hold a version."""
         self.db.execute("insert or ignore into holdings (version, server, at) values (?, ?, 0)", [version, server])
 
-    def template(self, name: str, version: str = "ver-1", **fields: Any) -> str:
+    def template(self, name: str, version: str = "ver-1", **fields: Any) -> TemplateId:
         """Add a template; two stand by, ten are the most, if nothing else is given."""
         values = {
             "notes": "",
@@ -120,8 +120,8 @@ class State:
             "changed_at": 0,
             **fields,
         }
-        self.db["templates"].insert({"id": f"tpl-{name}", "name": name, **values})
-        return f"tpl-{name}"
+        self.db.table("templates").insert({"id": f"tpl-{name}", "name": name, **values})
+        return TemplateId(f"tpl-{name}")
 
     def desktop(
         self,
@@ -132,12 +132,12 @@ class State:
         version: str = "ver-1",
         user: str = "anna",
         memory_mib: int = 1024,
-    ) -> str:
+    ) -> DesktopId:
         """Add a desktop in a state."""
         self._next += 1
         self.at += 1
-        made = f"dsk-{self._next:04d}"
-        self.db["desktops"].insert(
+        made = DesktopId(f"dsk-{self._next:04d}")
+        self.db.table("desktops").insert(
             {
                 "id": made,
                 "name": made[4:],
@@ -224,6 +224,6 @@ def shuffled(view: View, chance: Any) -> View:
         servers=tuple(chance.sample(view.servers, len(view.servers))),
         templates=tuple(chance.sample(view.templates, len(view.templates))),
         desktops=tuple(chance.sample(view.desktops, len(view.desktops))),
-        holders=dict(reversed(view.holders.items())),
-        vitals=dict(reversed(view.vitals.items())),
+        holders=dict(reversed([*view.holders.items()])),
+        vitals=dict(reversed([*view.vitals.items()])),
     )

@@ -10,6 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from kmgr.ids import ServerId
 from kmgr.replica import choose
@@ -96,7 +97,7 @@ class Swarm:
         """Begin all copies, and go on until all that can end have ended."""
         for place, server in enumerate(self.servers):
             if server.have != all_pieces(self.pieces):
-                self.at(server.begins, lambda server=server, place=place: self._begin(server, place))  # type: ignore[misc]
+                self.at(server.begins, partial(self._begin, server, place))
         while self._events and self.waiting():
             self.now, _, what = heapq.heappop(self._events)
             if self.now > until:
@@ -111,7 +112,7 @@ class Swarm:
         """End a server; its connections break."""
         server.dead = True
         for serving in list(server.servings):
-            self._later(lambda serving=serving: self._broke(serving.receiver, server, PACE.pause_s))  # type: ignore[misc]
+            self._later(partial(self._broke, serving.receiver, server, PACE.pause_s))
         for other in self.servers:
             for serving in [one for one in other.servings if one.receiver is server]:
                 self._close(serving)
@@ -146,7 +147,7 @@ class Swarm:
                 self._leave(server, self._by_name[name])
         for name in choose.to_open(server.name, able, server.lanes):
             server.lanes[name] = None
-            self._later(lambda source=self._by_name[name]: self._opened(server, source))  # type: ignore[misc]
+            self._later(partial(self._opened, server, self._by_name[name]))
         until = min([self.now + LOOK_S, *server.paused.values()])
         self.at(max(self.now + LOOK_S / 20, until), lambda: self._look(server))
 
@@ -163,7 +164,7 @@ class Swarm:
                 continue
             while (ask := fetch.next(name, now=self.now)) is not None:
                 server.heard.setdefault(name, self.now)
-                self._later(lambda serving=serving, ask=ask: self._asked(serving, ask))  # type: ignore[misc]
+                self._later(partial(self._asked, serving, ask))
 
     def _broke(self, server: Server, source: Server, pause_s: float) -> None:
         serving = server.lanes.pop(source.name, None)

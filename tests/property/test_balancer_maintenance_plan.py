@@ -9,7 +9,7 @@ from kmgr.balancer.model import View
 from kmgr.balancer.redundancy import Drain, Remove, can_lose_one, would_break
 from kmgr.grid.membership import settled, spare
 from kmgr.grid.model import RUNNING, ServerState
-from kmgr.ids import ServerId
+from kmgr.ids import ServerId, VersionId
 from tests.lab.state import State
 
 STATES = st.sampled_from(["up", "up", "up", "draining", "lost"])
@@ -57,8 +57,8 @@ def test_no_reason_means_no_loss_of_safety(grid: tuple[View, frozenset[ServerId]
         kept = voters - {chosen.id}
         if spare(voters, up) >= 0 and chosen.id in voters and kept:
             assert spare(kept, up - {chosen.id}) >= 0 or not up - {chosen.id}, "the majority is never given away"
-        still = {s for s in view.holders.get("ver-1", ()) if s != chosen.id}  # type: ignore[call-overload]
-        assert still or chosen.id not in view.holders.get("ver-1", ()), "no image is lost"  # type: ignore[call-overload]
+        still = {s for s in view.holders.get(VersionId("ver-1"), ()) if s != chosen.id}
+        assert still or chosen.id not in view.holders.get(VersionId("ver-1"), ()), "no image is lost"
         before = can_lose_one(view, voters)
         leader = next(iter(sorted(kept & up)), None)
         if before.ok and leader is not None:
@@ -77,7 +77,7 @@ def test_removing_what_is_lost_already_never_needs_force(grid: tuple[View, froze
     if not lost:
         return
     chosen = lost[choice % len(lost)]
-    only = view.holders.get("ver-1", frozenset()) == {chosen.id}  # type: ignore[call-overload]
+    only = view.holders.get(VersionId("ver-1"), frozenset()) == {chosen.id}
     up = {s.id for s in view.servers if s.state in RUNNING}
     reasons = would_break(view, voters, Remove(chosen.id))
     if spare(voters, up) >= 0 and not only:

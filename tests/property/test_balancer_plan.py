@@ -241,10 +241,10 @@ def test_in_quiet_times_pools_become_even_and_no_standby_is_missed_meanwhile(poo
     servers = [state.server(name) for name in "abcd"[: max(len(pool) for pool in pools)]]
     state.version("ver-1", servers)
     for name, pool in zip(("kde", "win"), pools, strict=False):
-        template = state.template(name, standby=sum(pool), maximum=sum(pool) + 1)
+        made = state.template(name, standby=sum(pool), maximum=sum(pool) + 1)
         for server, count in zip(servers, pool, strict=False):
             for _ in range(count):
-                state.desktop(template, server)
+                state.desktop(made, server)
     for _ in range(100):
         decided = plan(state.view())
         state.carry_out(decided.actions)
@@ -265,4 +265,4 @@ def test_forget_follows_a_removed_server() -> None:
     state.server("b")
     state.version("ver-1", [])
     desktop = state.desktop(state.template("win"), gone, "in_use")
-    assert Forget(desktop) in plan(state.view()).actions  # type: ignore[arg-type]
+    assert Forget(desktop) in plan(state.view()).actions

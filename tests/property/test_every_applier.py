@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kmgr.grid.digest import digest
 from kmgr.grid.envelope import Applied, Command, Rejected, decode, encode
 from kmgr.grid.settle import SETTLE
-from kmgr.ids import CommandId
+from kmgr.ids import CommandId, ServerId
 from kmgr.registry import APPLIERS, ISLAND
 from tests.lab.state import State
 
@@ -324,7 +324,7 @@ def grid() -> State:
     state.template("none-left", version="ver-9")
     personal(state)
     for n, stands in enumerate(("placed", "building", "ready", "in_use", "broken", "retired", "ready", "in_use"), 1):
-        made = state.desktop("tpl-office", "srv-a" if n < 7 else "srv-lost", stands)  # type: ignore[arg-type]
+        made = state.desktop("tpl-office", ServerId("srv-a" if n < 7 else "srv-lost"), stands)
         # Some names of an earlier template of this name are still taken.
         state.db.execute("update desktops set id = ?, name = ? where id = ?", [f"dsk-{n}", f"office-{n}", made])
     for name, role in (("root", "admin"), ("anna", "user")):
@@ -362,7 +362,7 @@ def personal(state: State) -> None:
         ("p4", "srv-a", "ready"),
     )
     for name, server, stands in made:
-        old = state.desktop("tpl-own", server, stands)  # type: ignore[arg-type]
+        old = state.desktop("tpl-own", ServerId(server), stands)
         values = [f"dsk-{name}", f"own-{name}", "anna" if name != "p4" else None, old]
         state.db.execute("update desktops set id = ?, name = ?, kind = 'personal', user = ? where id = ?", values)
     for desktop, server, generation, stands, as_of in (

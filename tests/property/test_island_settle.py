@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlite_utils import Database
 
 from kmgr.grid.envelope import Applied, Command, Outcome
-from kmgr.grid.rows import one, rows
+from kmgr.grid.rows import one, rows, scalar
 from kmgr.grid.settle import SETTLE, Fact, settled, spelled
 from kmgr.ids import CommandId, ServerId
 from kmgr.registry import APPLIERS, ISLAND
@@ -45,14 +45,14 @@ class Side:
         if self.island and (rule is None or rule.refuse(self.db, command, C)):
             return None
         applier = (rule.apply if self.island and rule else None) or APPLIERS[type]
-        last = one(self.db, "select max(n) as n from events")
+        last = scalar(self.db, "select coalesce(max(n), 0) from events")
         self.db.conn.execute("savepoint entry")
         outcome = applier(self.db, command)
         if not isinstance(outcome, Applied):
             self.db.conn.execute("rollback to entry")
         self.db.conn.execute("release entry")
         if self.island and rule is not None and isinstance(outcome, Applied):
-            lines = rows(self.db, "select kind, subject, text from events where n > ? order by n", [last["n"] or 0])  # type: ignore[index]
+            lines = rows(self.db, "select kind, subject, text from events where n > ? order by n", [last])
             told = tuple((line["kind"], line["subject"], line["text"]) for line in lines)
             self.facts.append(
                 Fact(command, outcome, told, rule.record(self.db, command, outcome), len(self.facts) + 1)

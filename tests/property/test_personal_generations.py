@@ -7,10 +7,13 @@ order later, twice or never: as they do after a partition.
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlite_utils import Database
 
-from kmgr.grid.envelope import Applied
+from kmgr.grid.envelope import Applied, Command, Rejected
 from kmgr.grid.rows import Row, one, rows
+from kmgr.ids import ServerId
 from kmgr.provision import copy_commands
+from kmgr.provision.commands import owned_row
 from tests.lab.state import State
 
 SERVERS = ("srv-a", "srv-b", "srv-c")
@@ -32,7 +35,7 @@ def started() -> State:
     for name in "abc":
         state.server(name)
     state.template("own", kind="personal")
-    made = state.desktop("tpl-own", "srv-a", "in_use")  # type: ignore[arg-type]
+    made = state.desktop("tpl-own", ServerId("srv-a"), "in_use")
     state.db.execute("update desktops set id = 'dsk-1', kind = 'personal' where id = ?", [made])
     return state
 
@@ -123,15 +126,13 @@ def test_a_late_word_of_an_older_generation_is_not_heard() -> None:
 
 
 def test_without_the_check_of_the_generation_it_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    owned = copy_commands.owned_row
-
-    def unchecked(db, command):  # type: ignore[no-untyped-def]
+    def unchecked(db: Database, command: Command) -> Row | Rejected:
         row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
         assert row is not None
         told = type(command)(
             command.type, command.id, command.at, command.by, {**command.body, "generation": row["generation"]}
         )
-        return owned(db, told)
+        return owned_row(db, told)
 
     monkeypatch.setattr(copy_commands, "owned_row", unchecked)
     with pytest.raises(AssertionError):

@@ -1,12 +1,16 @@
 """Who holds the second copy: another server, with room, evenly, and nobody is moved for nothing."""
 
+import random
 from collections import Counter
+from typing import TypeVar
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kmgr.ids import DesktopId, ServerId, VersionId
 from kmgr.replica.protect import UNKNOWN_MIB, Disk, Shelf, holders
+
+T = TypeVar("T")
 
 SERVERS = tuple(ServerId(f"srv-{letter}") for letter in "abcde")
 VERSIONS = (VersionId("ver-1"), VersionId("ver-2"))
@@ -86,7 +90,7 @@ def test_planned_again_after_it_was_done_nothing_more_is_planned(
 
 @given(disks, shelves(), held, st.randoms())
 def test_the_order_of_the_input_does_not_matter(
-    disks: list[Disk], shelves: list[Shelf], held: dict[DesktopId, list[ServerId]], chance: st.DrawFn
+    disks: list[Disk], shelves: list[Shelf], held: dict[DesktopId, list[ServerId]], chance: random.Random
 ) -> None:
     first = list(holders(disks, shelves, held))
     mixed = list(holders(_shuffled(disks, chance), _shuffled(shelves, chance), dict(reversed(held.items()))))
@@ -118,5 +122,5 @@ def _home(disks: list[Disk], desktop: DesktopId) -> ServerId:
     return next(disk.server for disk in disks if disk.desktop == desktop)
 
 
-def _shuffled(items: list, chance: object) -> list:  # type: ignore[type-arg]
-    return chance.sample(items, len(items))  # type: ignore[attr-defined, no-any-return]
+def _shuffled(items: list[T], chance: random.Random) -> list[T]:
+    return chance.sample(items, len(items))

@@ -7,9 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmgr.ids import DesktopId, ServerId, TemplateId, VersionId
-from kmgr.provision.hypervisor import DomainState, DomainStatus
+from kmgr.provision.hypervisor import DomainState as D
+from kmgr.provision.hypervisor import DomainStatus
 from kmgr.provision.lifecycle import Event, after
-from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.model import Desktop
+from kmgr.provision.model import DesktopState as S
 from kmgr.provision.reconcile import (
     MOST_POWER_OFFS,
     Action,
@@ -24,12 +26,11 @@ from kmgr.provision.reconcile import (
     reconcile,
 )
 
-S, D = DesktopState, DomainState
 IDS = [DesktopId(f"d-{n}") for n in range(5)]
 VERSIONS = [VersionId("v-1"), VersionId("v-2")]
 
 
-def record(id: DesktopId, state: DesktopState, generation: int = 2, version: VersionId = VERSIONS[0]) -> Desktop:
+def record(id: DesktopId, state: S, generation: int = 2, version: VersionId = VERSIONS[0]) -> Desktop:
     return Desktop(
         id, id, TemplateId("t"), version, ServerId("s"), state, generation, 1, 64, None, None, "", "", 1, 1, None
     )

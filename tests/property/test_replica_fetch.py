@@ -41,7 +41,9 @@ def test_a_set_is_listed_as_it_was_made(pieces: set[int]) -> None:
 
 
 @given(grids(), piece_sets, st.integers(0, 40), chances)
-def test_each_missing_piece_is_asked_for_once_and_of_one_who_has_it(has, have, start, chance) -> None:  # type: ignore[no-untyped-def]
+def test_each_missing_piece_is_asked_for_once_and_of_one_who_has_it(
+    has: dict[ServerId, int], have: int, start: int, chance: random.Random
+) -> None:
     fetch = fetch_from(has, have=have, start=start)
     asked: Counter[int] = Counter()
     owed: list[tuple[ServerId, int]] = []
@@ -85,7 +87,7 @@ def tell(fetch: Fetch, what: str, server: ServerId, *, has: int, given: int, now
 
 @settings(max_examples=300)
 @given(grids(), chances)
-def test_it_ends_when_sources_break_lie_decline_and_return(has, chance) -> None:  # type: ignore[no-untyped-def]
+def test_it_ends_when_sources_break_lie_decline_and_return(has: dict[ServerId, int], chance: random.Random) -> None:
     everyone = {**has, SEED: all_pieces(20)}
     fetch = fetch_from(everyone)
     now, owed = 0.0, []
@@ -117,7 +119,9 @@ def test_it_ends_when_sources_break_lie_decline_and_return(has, chance) -> None:
 
 @settings(max_examples=60)
 @given(st.integers(2, 6), st.integers(1, 60), chances)
-def test_a_single_source_gives_each_piece_away_once_and_all_get_everything(receivers, count, chance) -> None:  # type: ignore[no-untyped-def]
+def test_a_single_source_gives_each_piece_away_once_and_all_get_everything(
+    receivers: int, count: int, chance: random.Random
+) -> None:
     """Receivers that tell each other what they got, in whatever order things happen, draw each piece once from it."""
     names = [ServerId(f"srv-{k}") for k in range(receivers)]
     deal = Deal()

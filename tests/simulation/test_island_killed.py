@@ -23,6 +23,8 @@ from kmgr.registry import APPLIERS, ISLAND, SCHEMAS
 from tests.lab.people import SERVERS, Office
 
 T = TypeVar("T")
+# Desktops (id, name, state, user), sessions, and what the history says of the island.
+End = tuple[list[tuple[Any, ...]], list[str], list[str]]
 A, B, C = SERVERS
 
 
@@ -193,7 +195,7 @@ class Story:
             if part.__name__ not in ("start", "look"):
                 await part()
 
-    def end(self) -> tuple[object, ...]:
+    def end(self) -> End:
         """Return what everybody knows in the end, and hold that all know the same."""
         found = []
         for grid in self.office.grids:
@@ -203,7 +205,7 @@ class Story:
                 rows = {t: sorted(db.execute(f"select * from {t}").fetchall()) for t in db.table_names()}  # noqa: S608
                 found.append((desktops, sorted(s["hash"] for s in db["sessions"].rows), told, rows))
         assert all(other == found[0] for other in found)
-        return found[0][:3]
+        return found[0][0], found[0][1], found[0][2]
 
     async def close(self) -> None:
         await self.island.stop()
@@ -225,7 +227,7 @@ async def told(
     batch: int,
     monkeypatch: pytest.MonkeyPatch,
     lost_at: tuple[int, bool] | None = None,
-) -> tuple[object, ...]:
+) -> End:
     monkeypatch.setattr("kmgr.grid.island.MOST_FACTS", batch)
     (folder / "office").mkdir(parents=True)
     story = Story(folder, knife)
@@ -247,8 +249,8 @@ async def test_killed_at_any_step_the_end_is_the_same(
     expected = await told(folder / "calm", calm, batch=batch, monkeypatch=monkeypatch)
     desktops, sessions, lines = expected
     assert sessions == ["h"]
-    assert [(d[2], d[3]) for d in desktops] == [("in_use", "anna"), ("retired", "berta"), ("ready", None)]  # type: ignore[attr-defined]
-    assert len(lines) == 5, lines  # type: ignore[arg-type]
+    assert [(d[2], d[3]) for d in desktops] == [("in_use", "anna"), ("retired", "berta"), ("ready", None)]
+    assert len(lines) == 5, lines
     for after in (False, True):
         for at in range(calm.steps):
             knife = Knife(at, after=after)
@@ -280,7 +282,7 @@ async def test_losing_the_majority_again_while_handing_over_loses_and_doubles_no
     assert all(end == ends[0] for end in ends)
     desktops, sessions, _ = ends[0]
     assert sessions == ["h"]
-    assert [(d[2], d[3]) for d in desktops] == [  # type: ignore[attr-defined]
+    assert [(d[2], d[3]) for d in desktops] == [
         ("in_use", "anna"),
         ("retired", "berta"),
         ("in_use", "carl"),

@@ -8,8 +8,8 @@ import pytest
 from pysyncobj import syncobj
 
 from kmgr.grid.raft import library, opening, trust
-from tests.lab.raft_sim import Faults, Sim
-from tests.lab.sim_parts import SimFile
+from tests.lab.raft_sim import Sim
+from tests.lab.sim_parts import Faults, SimFile
 
 STEPS = int(os.environ.get("KMGR_STEPS", "1000"))
 FIRST, COUNT = map(int, os.environ.get("KMGR_SEEDS", "2:1").split(":"))

@@ -230,10 +230,10 @@ class Walk:
         await self.mend()
         await self.heal()
         await self.undrain()
-        for server in IDS:
+        for place in IDS:
             for number in range(1, self.version + 1):
-                if not self.lab.at(server).image(f"ver-{number}").exists():
-                    await self.lab.hand_out(f"ver-{number}", server)
+                if not self.lab.at(place).image(f"ver-{number}").exists():
+                    await self.lab.hand_out(f"ver-{number}", place)
         await self.lab.give_up_waiting()
         await self.lab.do("template.update", template="tpl-1", standby=3)
         await self.lab.do("template.mend", template="tpl-1")

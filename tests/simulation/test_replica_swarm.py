@@ -144,8 +144,13 @@ def test_a_source_that_lies_is_believed_by_nobody_and_costs_each_a_piece(seed: i
     troubles=st.lists(st.tuples(st.integers(1, 6), st.floats(0, 4), st.sampled_from(TROUBLES)), max_size=3),
     late=st.lists(st.floats(0, 6), max_size=3),
 )  # fmt: skip
-def test_whatever_fails_every_living_server_gets_each_piece_once(  # type: ignore[no-untyped-def]
-    count, pieces, seed, latency_ms, troubles, late
+def test_whatever_fails_every_living_server_gets_each_piece_once(
+    count: int,
+    pieces: int,
+    seed: int,
+    latency_ms: float,
+    troubles: list[tuple[int, float, str]],
+    late: list[float],
 ) -> None:
     swarm = Swarm(count, pieces, seed=seed, latency_s=latency_ms / 1000)
     for server, begins in zip(swarm.servers[1:], late, strict=False):

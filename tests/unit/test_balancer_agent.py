@@ -140,7 +140,7 @@ async def test_rejected_changes_do_not_make_it_spin(lab: Lab) -> None:
     server = lab.servers[0]
     await server.balancer.run_once(LONG_AGO)
     for other in lab.servers:
-        other.grid._machine._appliers = {**APPLIERS, "desktop.place": refuse}
+        other.log._machine._appliers = {**APPLIERS, "desktop.place": refuse}
     await lab.do("template.update", template="tpl-1", standby=4)
     task = asyncio.create_task(server.balancer.run(LONG_AGO))
     before = len(lab.log.entries)

@@ -15,9 +15,7 @@ BERLIN = ZoneInfo("Europe/Berlin")
 
 def school(**fields: Any) -> State:
     state = State()
-    for name in "abc":
-        state.server(name)
-    state.version("ver-1", ["srv-a", "srv-b", "srv-c"])
+    state.version("ver-1", [state.server(name) for name in "abc"])
     state.do("grid.zone", zone="Europe/Berlin")
     state.template("office", policy=to_json(policy_of({"calendar": RAMPS})), **fields)
     return state

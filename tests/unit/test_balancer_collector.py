@@ -49,7 +49,7 @@ def test_a_safe_copy_of_a_personal_desktop_needs_its_version_where_it_lies() -> 
     state.version("ver-1", [a])
     state.template("office")
     desktop = state.desktop("tpl-office", a)
-    state.db["copies"].insert(
+    state.db.table("copies").insert(
         {"desktop": desktop, "server": b, "generation": 1, "state": "ready", "as_of": 1, "bytes": 0, "changed_at": 1}
     )
     assert uses(state.db).desktops == {VersionId("ver-1"): {a: 1, b: 1}}

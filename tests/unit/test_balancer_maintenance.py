@@ -47,10 +47,10 @@ class Racing(LocalGrid):
 async def grid(tmp_path: Path) -> AsyncIterator[Racing]:
     clock, log = ManualClock(), LocalLog()
     grids = [Racing(s, path=tmp_path / s, appliers=APPLIERS, schemas=SCHEMAS, clock=clock, log=log) for s in IDS]
-    for one in IDS:
-        where = {"grid_address": f"{one}:1", "web_address": f"{one}:2", "version": "", "fingerprint": ""}
-        await grids[0].propose("server.add", {"server": one, "name": one[4:], **where}, by="test")
-        await grids[0].propose("server.up", {"server": one}, by="test")
+    for name in IDS:
+        where = {"grid_address": f"{name}:1", "web_address": f"{name}:2", "version": "", "fingerprint": ""}
+        await grids[0].propose("server.add", {"server": name, "name": name[4:], **where}, by="test")
+        await grids[0].propose("server.up", {"server": name}, by="test")
     yield grids[0]
     for one in grids:
         one.close()

@@ -29,8 +29,7 @@ def copy(number: int, server: ServerId, state: CopyState, generation: int = 1, m
 
 def view(*desktops: Desktop, copies: tuple[Copy, ...] = (), free_mib: int = 100_000) -> View:
     """Return two servers that are up, the second with so much room for copies beyond its reserve."""
-    plain = {"version": "1", "fingerprint": "", "joined_at": 0, "changed_at": 7}
-    servers = tuple(Server(s, s[4:], f"{s}:1", f"{s}:2", ServerState.UP, **plain) for s in (A, B))
+    servers = tuple(Server(s, s[4:], f"{s}:1", f"{s}:2", ServerState.UP, "1", "", 0, 7) for s in (A, B))
     beat = Vitals(A, 0.0, cpus=4, memory_mib=8000, memory_free_mib=8000)
     beat = replace(beat, disk_free_mib=free_mib + disk_reserve_mib(beat))
     vitals = {A: beat, B: replace(beat, server=B)}

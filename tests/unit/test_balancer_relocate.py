@@ -80,7 +80,7 @@ def test_one_that_failed_so_often_waits_for_its_user_to_log_out(state: State) ->
 
 def test_what_an_administrator_edits_stays_until_that_is_done(state: State) -> None:
     (made,) = used(state, A)
-    state.db["desktops"].update(made, {"purpose": "edit"})
+    state.db.table("desktops").update(made, {"purpose": "edit"})
     state.become(A, "draining")
     assert planned(state) == []
 

@@ -5,7 +5,7 @@ import pytest
 from kmgr.balancer.model import Place, Retire, Why
 from kmgr.balancer.plan import plan
 from kmgr.grid.envelope import Applied
-from kmgr.ids import ServerId
+from kmgr.ids import ServerId, VersionId
 from kmgr.provision.uses import uses
 from kmgr.replica.collect import needed
 from tests.lab.state import State
@@ -87,7 +87,9 @@ def test_a_desktop_of_a_canary_that_failed_is_not_made_again(state: State) -> No
     state.do("desktop.building", **report)
     state.do("desktop.failed", **report, step="guest", cause="no answer")
     assert plan(state.view()).actions == ()
-    assert state.view().rollouts[template].canary.failed == 1  # type: ignore[index,union-attr]
+    canary = state.view().rollouts[template].canary
+    assert canary is not None
+    assert canary.failed == 1
     assert next(t for t in state.view().templates).broken_cause == ""
 
 
@@ -155,8 +157,8 @@ def test_a_version_that_is_tried_or_tagged_is_kept(state: State) -> None:
     template = state.template("win")
     state.do("template.publish", template=template, version="ver-2", canary=1)
     state.do("template.tag", template=template, tag="exam", version="ver-1")
-    assert needed("ver-2", uses(state.db)) == "the canary of win"  # type: ignore[arg-type]
-    assert "the tag exam of win" in needed("ver-1", uses(state.db))  # type: ignore[arg-type]
+    assert needed(VersionId("ver-2"), uses(state.db)) == "the canary of win"
+    assert "the tag exam of win" in needed(VersionId("ver-1"), uses(state.db))
 
 
 def test_a_hard_expired_version_loses_its_standbys_and_gets_no_new_ones(state: State) -> None:

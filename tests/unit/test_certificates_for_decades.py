@@ -107,15 +107,16 @@ async def test_a_certificate_of_another_grid_is_refused_all_the_same(asleep: Asl
 @contextmanager
 def founded(folder: Path, clock: ManualClock) -> Iterator[tuple[LocalGrid, Presence]]:
     """A grid of one whose presence keeps its certificate."""
-    where = {"grid_address": "127.0.0.1:1", "web_address": "127.0.0.1:2", "version": "1"}
-    own = create_grid(folder, grid_name="office", name="a", now_ms=clock.now_ms(), **where)
+    grid_address, web_address, version = "127.0.0.1:1", "127.0.0.1:2", "1"
+    own = create_grid(
+        folder, grid_name="office", name="a", grid_address=grid_address, web_address=web_address, version=version,
+        now_ms=clock.now_ms(),
+    )  # fmt: skip
     grid = LocalGrid(own.server, path=folder / "s", appliers=APPLIERS, schemas=(SCHEMA,), clock=clock)
     book = ContactBook(own)
     port = GridPort(own, folder, contacts=book)
-    yield (
-        grid,
-        Presence(grid, own=own, data_dir=folder, where=Whereabouts(**where), book=book, port=port, clock=clock),
-    )
+    where = Whereabouts(grid_address, web_address, version)
+    yield grid, Presence(grid, own=own, data_dir=folder, where=where, book=book, port=port, clock=clock)
     grid.close()
 
 

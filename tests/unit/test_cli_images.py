@@ -30,11 +30,9 @@ class Door:
         words = images_door.operations(services.grid, services.importer, services.reception, services.fetch_sum)
         self.server = ControlServer(self.data, words, taking=images_door.taking(services.reception))
 
-    async def run(self, *arguments: Any, **options: Any) -> None:
+    async def run(self, source: str, name: str, *, notes: str = "", sha256: str = "") -> None:
         """Run a command as another process would: in a thread with a loop of its own."""
-        await asyncio.to_thread(
-            command.bring, *arguments, data=self.data, **{"notes": "", "sha256": "", "sums": "", **options}
-        )
+        await asyncio.to_thread(command.bring, source, name, notes=notes, sha256=sha256, sums="", data=self.data)
 
     def versions(self, name: str) -> int:
         with self.services.grid.view() as db:

@@ -1,7 +1,7 @@
 """The local door to the running daemon."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ async def refuse(_: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 @pytest.fixture
-async def data(tmp_path: Path):
+async def data(tmp_path: Path) -> AsyncIterator[Path]:
     server = ControlServer(tmp_path, {"greet": greet, "refuse": refuse})
     await server.start()
     yield tmp_path

@@ -6,7 +6,8 @@ from kmgr.clock import ManualClock
 
 
 async def test_sleepers_wake_in_order_of_their_time() -> None:
-    clock, woken = ManualClock(), []
+    clock = ManualClock()
+    woken: list[tuple[float, float]] = []
 
     async def sleeper(seconds: float) -> None:
         await clock.sleep(seconds)
@@ -17,12 +18,13 @@ async def test_sleepers_wake_in_order_of_their_time() -> None:
     await clock.advance(2.5)
     assert woken == [(1, 1.0), (2, 2.0)]
     await clock.advance(1)
-    assert woken[-1] == (3, 3.0)
+    assert woken == [(1, 1.0), (2, 2.0), (3, 3.0)]
     await asyncio.gather(*tasks)
 
 
 async def test_a_sleeper_that_sleeps_again_wakes_within_one_advance() -> None:
-    clock, beats = ManualClock(), []
+    clock = ManualClock()
+    beats: list[float] = []
 
     async def heart() -> None:
         for _ in range(5):

@@ -162,7 +162,8 @@ async def test_it_is_asked_for_taken_told_and_renewed(lab: Lab) -> None:
 
 async def test_it_is_dropped_with_the_majority_with_the_lead_and_with_its_interface(lab: Lab) -> None:
     await lab.choose(ADDRESS)
-    for bent in ({"majority": False}, {"leader": B}, {"leader": None, "majority": False}):
+    ways: list[dict[str, object]] = [{"majority": False}, {"leader": B}, {"leader": None, "majority": False}]
+    for bent in ways:
         lab.grid.bent = {}
         await lab.step()
         assert lab.network.held

@@ -11,7 +11,7 @@ import pytest
 from kmgr.errors import NotAllowed, Unavailable
 from kmgr.grid import authority, identity
 from kmgr.grid.discovery import Announcement, Announcer, browse
-from kmgr.grid.exchange import Exchange, Side
+from kmgr.grid.exchange import Exchange, Proofs, Side
 from kmgr.grid.join import TRIES
 from kmgr.grid.phrase import password_of
 from kmgr.grid.wire import JOIN
@@ -210,19 +210,19 @@ async def test_the_grid_proves_nothing_to_who_has_proven_nothing(office: Office)
 
 
 def test_the_proofs_cover_certificate_words_order_and_direction() -> None:
-    def pair(mine: bytes = b"cert", theirs: bytes = b"cert", said: bytes = b"said") -> tuple[object, object]:
+    def pair(mine: bytes = b"cert", theirs: bytes = b"cert", said: bytes = b"said") -> tuple[Proofs, Proofs]:
         left, right = Exchange(Side.NEWCOMER, b"p" * 32), Exchange(Side.GRID, b"p" * 32)
         one = left.finish(right.message, certificate_der=mine, said=b"said")
         return one, right.finish(left.message, certificate_der=theirs, said=said)
 
-    def passes(one: object, other: object) -> bool:
-        return bool(other.check(b"hello", one.prove(b"hello")))  # type: ignore[attr-defined]
+    def passes(one: Proofs, other: Proofs) -> bool:
+        return other.check(b"hello", one.prove(b"hello"))
 
     assert passes(*pair())
     assert not passes(*pair(theirs=b"another"))
     assert not passes(*pair(said=b"something else"))
     one, other = pair()
-    first, second = one.prove(b"1"), one.prove(b"2")  # type: ignore[attr-defined]
-    assert not other.check(b"2", second), "out of order"  # type: ignore[attr-defined]
-    assert other.check(b"1", first) and not other.check(b"1", first), "twice"  # type: ignore[attr-defined]
-    assert not one.check(b"2", second), "back to its sender"  # type: ignore[attr-defined]
+    first, second = one.prove(b"1"), one.prove(b"2")
+    assert not other.check(b"2", second), "out of order"
+    assert other.check(b"1", first) and not other.check(b"1", first), "twice"
+    assert not one.check(b"2", second), "back to its sender"

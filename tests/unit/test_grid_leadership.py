@@ -32,6 +32,9 @@ class Lab:
         self.said: list[str] = []
         self.leadership = Leadership(self.grids[1], clock=self.clock)
 
+    def leads(self) -> bool:
+        return self.leadership.leading is not None
+
     async def duty(self, leading: Leading) -> None:
         self.said.append(f"begin {leading.term} at {leading.since:.0f}")
         try:
@@ -57,11 +60,11 @@ async def test_a_duty_runs_only_while_this_server_leads(lab: Lab) -> None:
     lab.log.cut_off.add(IDS[0])
     await lab.clock.advance(1)
     assert lab.said == ["begin 1 at 5"]
-    assert lab.leadership.leading is not None
+    assert lab.leads()
     lab.log.cut_off.clear()
     await lab.clock.advance(1)
     assert lab.said == ["begin 1 at 5", "end"]
-    assert lab.leadership.leading is None
+    assert not lab.leads()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 

@@ -125,7 +125,8 @@ async def test_a_new_server_joins_a_recovered_grid_and_learns_of_it_from_the_log
     await eventually(lambda: grid.status().is_leader)
     newcomer = ServerId("srv-d")
     other = await lab.begin(newcomer)
-    assert other.fresh
+    was_fresh = other.fresh
+    assert was_fresh
     await other.adopt_epoch(grid.epoch)
     await grid.add_voter(newcomer)
     await lab.level()

@@ -87,7 +87,7 @@ class Linked:
         self.link = RaftLink(self.port, clock=clock or SystemClock())
         self.link.attach(self.heard)
         self.task: asyncio.Task[None] | None = None
-        self.orders: deque[Callable[[], None]] = deque()
+        self.orders: deque[Callable[[], object]] = deque()
         self._over = False
         self._turning = threading.Thread(target=self._turn, daemon=True)
         self._turning.start()
@@ -161,6 +161,12 @@ async def introduced(
     reader, writer = await asyncio.open_connection("127.0.0.1", port.port, ssl=context)
     writer.write(spell(Greeting("0")))
     return reader, writer, read(await reader.readexactly(int.from_bytes(await reader.readexactly(4))))
+
+
+def ear(writer: asyncio.StreamWriter) -> asyncio.Transport:
+    """Return what stops and goes on reading from a connection."""
+    assert isinstance(writer.transport, asyncio.Transport)
+    return writer.transport
 
 
 async def test_who_shows_no_certificate_is_cut_off_unheard(wires: Wires) -> None:
@@ -291,7 +297,7 @@ async def test_a_server_that_reads_nothing_holds_up_nobody_else(wires: Wires) ->
     await c.heard.until(1)
     wires.identity(B)
     _, writer, _ = await introduced(wires, a.port, B)
-    writer.transport.pause_reading()
+    ear(writer).pause_reading()
     await a.heard.until(2)
     # More than the kernel takes: the rest stays queued until the queue is full.
     while all(await a.send(B, b"x" * MAX_FRAME)):
@@ -311,10 +317,10 @@ async def test_what_did_not_fit_follows_when_there_is_room(wires: Wires) -> None
     reader, writer, _ = await introduced(wires, a.port, B)
     await a.heard.until(1)
     assert await reader.readexactly(4) == bytes(4)
-    writer.transport.pause_reading()
+    ear(writer).pause_reading()
     assert await a.send(B, b"x" * MAX_FRAME) == [True]
     await asyncio.sleep(0.2)
-    writer.transport.resume_reading()
+    ear(writer).resume_reading()
     assert await reader.readexactly(MAX_FRAME + 4) == MAX_FRAME.to_bytes(4) + b"x" * MAX_FRAME
     writer.transport.abort()
     await a.stop()

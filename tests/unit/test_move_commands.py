@@ -26,7 +26,7 @@ def state() -> State:
 def used(state: State, **fields: object) -> str:
     made = state.desktop("tpl-win", A, "in_use")
     if fields:
-        state.db["desktops"].update(made, fields)
+        state.db.table("desktops").update(made, fields)
     return made
 
 

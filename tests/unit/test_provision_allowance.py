@@ -7,6 +7,7 @@ import pytest
 
 from kmgr.errors import NotAllowed
 from kmgr.grid.envelope import Applied
+from kmgr.ids import ServerId
 from kmgr.provision.queries import asks, desktops
 from kmgr.templates.policy import policy_of, to_json
 from kmgr.users.broker import Broker, Ready
@@ -29,11 +30,11 @@ async def office(tmp_path: Path) -> AsyncIterator[Office]:
 
 def state(most: int = 1) -> State:
     made = State()
-    made.server("a")
+    server = made.server("a")
     made.do("setting.set", name="desktops_per_user", value=most)
     for template in ("office", "lab"):
         made.template(template)
-        made.desktop(f"tpl-{template}", "srv-a")  # type: ignore[arg-type]
+        made.desktop(f"tpl-{template}", server)
     return made
 
 
@@ -69,9 +70,8 @@ def test_no_desktop_is_begun_for_somebody_who_may_not_have_it() -> None:
 def test_a_pooled_desktop_of_a_lost_server_is_nobodys_but_a_personal_one_stays() -> None:
     made = state()
     made.do("desktop.claim", user="anna", template="tpl-office")
-    made.server("b")
-    made.become("srv-a", "lost")  # type: ignore[arg-type]
-    made.desktop("tpl-lab", "srv-b")  # type: ignore[arg-type]
+    made.become(ServerId("srv-a"), "lost")
+    made.desktop("tpl-lab", made.server("b"))
     made.db.execute("update desktops set kind = 'personal' where user = 'anna'")
     assert "You have" in rejected(made.do("desktop.claim", user="anna", template="tpl-lab"), "quota")
     made.db.execute("update desktops set kind = 'pooled' where user = 'anna'")
@@ -81,13 +81,13 @@ def test_a_pooled_desktop_of_a_lost_server_is_nobodys_but_a_personal_one_stays()
 def named(pattern: str, *taken: str) -> list[str]:
     """Return the names of three desktops that are placed under a pattern."""
     made = State()
-    made.server("a")
-    made.version("ver-1", ["srv-a"])  # type: ignore[list-item]
+    server = made.server("a")
+    made.version("ver-1", [server])
     policy = to_json(policy_of({"name_pattern": pattern}))
     made.template("office", policy=policy, next_number=1)
     made.template("other")
     for name in taken:
-        old = made.desktop("tpl-other", "srv-a")  # type: ignore[arg-type]
+        old = made.desktop("tpl-other", server)
         made.db.execute("update desktops set name = ? where id = ?", [name, old])
     for n in range(3):
         body = {"template": "tpl-office", "version": "ver-1", "server": "srv-a"}

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ async def test_a_report_follows_the_table_and_an_illegal_one_does_nothing(
 async def test_a_stale_report_is_rejected_and_changes_nothing(office: Office, report: str) -> None:
     await lead_to(office, S.RETIRED if report == "removed" else S.BUILDING)
     before = office.one("d-1")
-    more = {"step": "s", "cause": "c"}
+    more: dict[str, Any] = {"step": "s", "cause": "c"}
     said = await office.report(report, "d-1", 2, **more)
     assert "generation 1 on srv-a, the report was for 2" in rejected(said, "conflict")
     other = await office.do(f"desktop.{report}", desktop="d-1", generation=1, server=B, **more)
@@ -307,7 +308,8 @@ async def test_a_template_made_again_passes_over_names_that_desktops_of_the_form
 
 
 async def test_a_desktop_says_whether_its_guest_booted_or_was_restored(office: Office) -> None:
-    for name, more in (("cold", {}), ("warm", {"origin": "warm"}), ("odd", {"origin": "lukewarm"})):
+    told: dict[str, dict[str, Any]] = {"cold": {}, "warm": {"origin": "warm"}, "odd": {"origin": "lukewarm"}}
+    for name, more in told.items():
         done(await office.place(name))
         done(await office.report("building", name))
         done(await office.report("ready", name, **more))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from kmgr.grid.envelope import Applied, Outcome, Rejected
-from kmgr.ids import ServerId, VersionId
+from kmgr.ids import DesktopId, ServerId, VersionId
 from kmgr.provision.model import CopyState, DesktopState
 from kmgr.provision.queries import copies, put_backs
 from kmgr.provision.queries import desktop as find_desktop
@@ -13,13 +13,13 @@ from tests.lab.state import State
 ONE, TWO, THREE = (ServerId(f"srv-{letter}") for letter in "abc")
 
 
-def moved() -> tuple[State, str]:
+def moved() -> tuple[State, DesktopId]:
     """Return a grid in which Anna's desktop went on on b (generation 2); its disk of generation 1 is on a."""
     state = State()
     for name in "abc":
         state.server(name)
     state.template("own", kind="personal")
-    desktop = state.desktop("tpl-own", TWO, "in_use")  # type: ignore[arg-type]
+    desktop = state.desktop("tpl-own", TWO, "in_use")
     state.db.execute("update desktops set kind = 'personal', user = 'anna', generation = 2 where id = ?", [desktop])
     state.db.execute("insert into copies values (?, ?, 1, 'superseded', null, 0, 1)", [desktop, ONE])
     state.db.execute("insert into copies values (?, ?, 2, 'ready', 5, 1, 1)", [desktop, THREE])
@@ -43,7 +43,7 @@ def refused(outcome: Outcome) -> str:
 def test_the_present_disk_is_kept_and_the_desktop_runs_nowhere_until_its_server_has_said_so() -> None:
     state, desktop = moved()
     assert isinstance(order(state, desktop), Applied)
-    now = find_desktop(state.db, desktop)  # type: ignore[arg-type]
+    now = find_desktop(state.db, desktop)
     assert now is not None
     assert (now.server, now.generation, now.state) == (TWO, 3, DesktopState.BROKEN)
     assert held(state) == {(ONE, 1, "superseded"), (TWO, 2, "superseded"), (THREE, 2, "dropping")}
@@ -54,7 +54,7 @@ def test_the_present_disk_is_kept_and_the_desktop_runs_nowhere_until_its_server_
     aside = {"desktop": desktop, "server": TWO}
     assert "generation 3" in refused(state.do("desktop.put_aside", **aside, generation=2))
     assert isinstance(state.do("desktop.put_aside", **aside, generation=3), Applied)
-    now = find_desktop(state.db, desktop)  # type: ignore[arg-type]
+    now = find_desktop(state.db, desktop)
     assert now is not None
     assert (now.server, now.generation, now.state, now.cause) == (ONE, 4, DesktopState.IN_USE, "")
     assert (ONE, 1, "starting") in held(state)
@@ -68,7 +68,7 @@ def test_a_move_that_goes_on_ends_with_the_order() -> None:
     state, desktop = moved()
     state.db.execute("update desktops set moving_to = ? where id = ?", [THREE, desktop])
     assert isinstance(order(state, desktop), Applied)
-    now = find_desktop(state.db, desktop)  # type: ignore[arg-type]
+    now = find_desktop(state.db, desktop)
     assert now is not None
     assert now.moving_to is None
 
@@ -82,7 +82,7 @@ def test_what_a_live_move_left_is_put_back_only_once_the_server_that_it_moved_to
     lost_at = state.db.execute("select changed_at from servers where id = ?", [TWO]).fetchone()[0]
     aside = {"desktop": desktop, "server": TWO, "generation": 3, "lost_at": lost_at}
     assert isinstance(state.do("desktop.put_aside", **aside), Applied)
-    now = find_desktop(state.db, desktop)  # type: ignore[arg-type]
+    now = find_desktop(state.db, desktop)
     assert now is not None
     assert (now.server, now.generation, now.state) == (ONE, 4, DesktopState.IN_USE)
     assert (ONE, 1, "starting") in held(state)
@@ -114,7 +114,7 @@ def test_a_lost_server_is_waited_out_unless_it_may_run_it_without_a_majority() -
 
 def test_its_version_is_kept_where_it_lies_and_a_removed_server_is_no_reason_to_forget_it() -> None:
     state, desktop = moved()
-    now = find_desktop(state.db, desktop)  # type: ignore[arg-type]
+    now = find_desktop(state.db, desktop)
     assert now is not None
     assert uses(state.db).desktops[VersionId(now.version)][ONE] == 1
     state.do("server.remove", server=TWO)

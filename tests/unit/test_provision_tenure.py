@@ -121,10 +121,9 @@ def taken(state: State, desktop: str) -> Applied | Rejected:
 def copied() -> tuple[State, str]:
     """Return a grid in which Anna's desktop on a has a copy on b."""
     state = State()
-    for name in "ab":
-        state.server(name)
+    here, _ = (state.server(name) for name in "ab")
     state.template("own", kind="personal")
-    desktop = state.desktop("tpl-own", "srv-a", "in_use")  # type: ignore[arg-type]
+    desktop = state.desktop("tpl-own", here, "in_use")
     state.db.execute("update desktops set kind = 'personal', user = 'anna' where id = ?", [desktop])
     state.do("copy.assign", desktop=desktop, generation=1, server="srv-b")
     point = {"desktop": desktop, "generation": 1, "server": "srv-b", "as_of": 1, "bytes": 1}

@@ -231,9 +231,10 @@ def test_a_strangers_vote_counts_nothing(speaker: Speaker) -> None:
 
 def test_a_leader_leads_when_its_own_entry_is_committed(speaker: Speaker) -> None:
     elect(speaker)
-    assert speaker.core.shown.leader is None
+    before = [speaker.core.shown.leader]
     speaker.hear(C, Taken(3, 12, True))
-    assert speaker.core.shown.leader is None
+    before.append(speaker.core.shown.leader)
+    assert before == [None, None]
     speaker.hear(C, Taken(4, 12, True))
     assert (speaker.core.shown.leader, speaker.core.shown.applied, speaker.core.shown.majority) == (A, 11, True)
 

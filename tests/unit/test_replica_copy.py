@@ -3,7 +3,7 @@
 import asyncio
 import filecmp
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,21 @@ from tests.lab.sites import FRAME, MIB, QUICK, V1, Site, disk, hold_back, spoil,
 @pytest.fixture
 def sites(tmp_path: Path) -> Iterator[list[Site]]:
     yield from three_sites(tmp_path)
+
+
+def counted(sizes: list[int]) -> Callable[[bytes], bytes]:
+    """Note how long each piece is that is sent."""
+
+    def note(data: bytes) -> bytes:
+        sizes.append(len(data))
+        return data
+
+    return note
+
+
+def answering(lie: bytes) -> Callable[[bytes], bytes]:
+    """Send something else instead of what one has."""
+    return lambda data: lie if len(data) == HEAD.size and data[0] == Kind.HAVE else data
 
 
 async def test_every_server_gets_the_same_file(sites: list[Site], tmp_path: Path) -> None:
@@ -73,7 +88,7 @@ async def test_a_copy_that_was_broken_off_is_resumed_not_repeated(sites: list[Si
     sites[0].start()
     sites[1].start()
     resent: list[int] = []
-    spoil(sites[0], lambda data: (resent.append(len(data)), data)[1])
+    spoil(sites[0], counted(resent))
     assert "copied" in await sites[1].agent.run_once()
     assert filecmp.cmp(sites[0].raw, sites[1].raw, shallow=False)
     missing = [block for piece in range(manifest.pieces) if piece not in kept for block in manifest.piece(piece)]
@@ -115,7 +130,7 @@ async def test_a_source_whose_file_became_shorter_gives_nothing_of_the_rest(
 async def test_answers_that_were_not_asked_for_end_the_stream(sites: list[Site], tmp_path: Path) -> None:
     await sites[0].add_version(disk(tmp_path / "disk"))
     forged = HEAD.pack(Kind.BLOCKS, 2, 0)
-    spoil(sites[0], lambda data: forged if len(data) == HEAD.size and data[0] == Kind.HAVE else data)
+    spoil(sites[0], answering(forged))
     assert await sites[1].agent.run_once() == ""
     assert "no server that has the rest" in sites[1].agent.problems()[0]
 
@@ -126,7 +141,7 @@ async def test_frames_larger_than_can_be_end_the_stream_before_they_take_memory(
     await sites[0].add_version(disk(tmp_path / "disk"))
     for kind in (*Kind, 77):
         lie = HEAD.pack(kind, 0, 1 << 31)
-        spoil(sites[0], lambda data, lie=lie: lie if len(data) == HEAD.size and data[0] == Kind.HAVE else data)
+        spoil(sites[0], answering(lie))
         inlet = await transfer.open_blocks(sites[1].requests, sites[0].id, sites[0].version(), pieces=4)
         with pytest.raises(Unavailable, match="that cannot be"):
             await inlet.next()
@@ -168,7 +183,7 @@ async def test_a_new_version_is_sent_only_where_it_differs(sites: list[Site], tm
         file.write(b"a change in the first block")
     await sites[0].add_version(newer, version=VersionId("ver-2"))
     sent: list[int] = []
-    spoil(sites[0], lambda data: (sent.append(len(data)), data)[1])
+    spoil(sites[0], counted(sent))
     # One server has rot in its older version: what it holds of that is not taken over.
     sites[1].raw.chmod(0o600)
     with sites[1].raw.open("r+b") as file:

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,8 @@ async def test_an_absent_disk_is_not_a_loss_of_all_images(keepers: Keepers, tmp_
     await keepers.round()
     images, away = b.folder / "images", b.folder / "elsewhere"
     images.rename(away)
-    for make in (images.mkdir, lambda: images.symlink_to(tmp_path / "not-mounted")):
+    ways: list[Callable[[], None]] = [images.mkdir, lambda: images.symlink_to(tmp_path / "not-mounted")]
+    for make in ways:
         make()
         b.start()
         with pytest.raises(Unavailable, match="the disk of golden images is not there"):

@@ -100,7 +100,8 @@ def test_a_host_name_is_fine(desk: Desk, name: str) -> None:
 def test_every_quantity_has_limits(desk: Desk, field: str) -> None:
     least, most, unit = LIMITS[field]
     for wrong in (least - 1, most + 1, True, "2", 2.0, None):
-        assert unit in rejected(desk.create(**{field: wrong}), "refused")
+        changed: dict[str, Any] = {field: wrong}
+        assert unit in rejected(desk.create(**changed), "refused")
     desk.create(standby=0)
     for wrong in (least - 1, most + 1):
         assert unit in rejected(desk.update(**{field: wrong}), "refused")

@@ -64,7 +64,7 @@ async def test_until_something_is_published_it_is_off_and_needs_its_iso(bench: B
         assert installs(db) == {TPL: "ver-iso"}
     assert new is not None
     assert not new.enabled
-    assert used.others["ver-iso"] == ("the installation of new",)
+    assert used.others[VersionId("ver-iso")] == ("the installation of new",)
     said = rejected(await bench.do("version.delete", version="ver-iso"), "conflict")
     assert "is used by the installation of new" in said
     assert "still being installed" in rejected(

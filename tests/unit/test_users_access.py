@@ -1,5 +1,7 @@
 """Who may do what: verdicts and their reasons."""
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,10 +65,10 @@ assignments = st.lists(st.builds(Assignment, st.sampled_from([TPL, OTHER]), st.s
 
 
 @given(persons, assignments, st.randoms())
-def test_order_and_repetition_change_nothing(person: Person, given_: list[Assignment], random: object) -> None:
+def test_order_and_repetition_change_nothing(person: Person, given_: list[Assignment], random: Random) -> None:
     verdict = may_use(person, TPL, given_)
     shuffled = [*given_, *given_[:2]]
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     assert may_use(person, TPL, shuffled) == verdict
 
 

@@ -10,7 +10,7 @@ import pytest
 from kmgr.grid.envelope import Applied, Command, Outcome
 from kmgr.grid.queries import events
 from kmgr.grid.store import Store
-from kmgr.ids import CommandId, TemplateId
+from kmgr.ids import CommandId, ServerId, TemplateId
 from kmgr.registry import APPLIERS, SCHEMAS
 from kmgr.users import queries
 from kmgr.users.commands import LONGEST_SESSION_MS
@@ -26,7 +26,7 @@ class Desk:
 
     def __init__(self, store: Store) -> None:
         self.db = store.writer
-        self.do("server.add", **added("srv-a"))  # type: ignore[arg-type]
+        self.do("server.add", **added(ServerId("srv-a")))
         self.do("image.create", image="img-1", name="debian", notes="")
         self.do(
             "version.add", version="ver-1", image="img-1", notes="", server="srv-a", size_bytes=1 << 20,

@@ -108,8 +108,7 @@ async def test_every_address_answers_as_it_is_described(lab: WebLab, site: Site,
 
 
 def spec_of(desktop: str) -> DomainSpec:
-    names = dict.fromkeys(("name", "grid", "template", "disk", "display", "log", "accelerator"), "x")
-    return DomainSpec(DesktopId(desktop), 1, vcpus=1, memory_mib=64, network="user", **names)
+    return DomainSpec(DesktopId(desktop), 1, "x", "x", "x", 1, 64, "x", "x", "x", "x", "user")
 
 
 async def test_the_description_names_every_route_and_is_whole(site: Site) -> None:

@@ -101,8 +101,7 @@ async def test_a_desktop_whose_server_was_lost_is_gone_for_its_user_and_not_only
 
 async def test_a_screenshot_comes_from_the_desktops_server(lab: WebLab, site: Site) -> None:
     desktop = await mine(lab, site, SERVERS[2])
-    names = dict.fromkeys(("name", "grid", "template", "disk", "display", "log", "accelerator"), "x")
-    spec = DomainSpec(DesktopId(desktop), 1, vcpus=1, memory_mib=64, network="user", **names)
+    spec = DomainSpec(DesktopId(desktop), 1, "x", "x", "x", 1, 64, "x", "x", "x", "x", "user")
     hypervisor = lab.hypervisors[SERVERS[2]]
     await hypervisor.define(spec)
     path = f"/api/v1/desktops/{desktop}/screenshot"

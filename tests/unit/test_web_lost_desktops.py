@@ -29,7 +29,8 @@ async def cut_off(lab: WebLab, desktop: str) -> None:
 async def told(site: Site) -> dict[str, Any] | None:
     status, body = await site.ask("GET", "/offers", who=USER)
     assert status == 200, body
-    return next(one["lost"] for one in body["items"] if one["name"] == "room")
+    lost: dict[str, Any] | None = next(one["lost"] for one in body["items"] if one["name"] == "room")
+    return lost
 
 
 async def test_who_worked_on_a_lost_server_is_told_what_is_gone_before_and_beside_the_next_one(

@@ -1,6 +1,7 @@
 """The portal's and the console's pages: they render for everyone, empty and full, safe and labelled."""
 
 import re
+from collections.abc import Mapping
 
 import pytest
 
@@ -57,7 +58,7 @@ async def fill(lab: WebLab) -> None:
     lab.boards[SERVERS[0]].put(ill)
 
 
-async def loaded(site: Site, path: str, who: str, *, status: int = 200, **headers: str) -> str:
+async def loaded(site: Site, path: str, who: str, headers: Mapping[str, str] = {}, *, status: int = 200) -> str:
     """Load a page and return it if a browser and a careful reader have nothing against it."""
     said = await site.page(path, who=who, **headers)
     assert said.status == status, (path, said.status, said.text[:500])
@@ -82,16 +83,16 @@ async def test_every_page_is_sound(lab: WebLab, site: Site, full: bool) -> None:
         page = await loaded(site, f"/console{section}", ADMIN)
         assert "data-live" in page
     for part in PARTS:
-        assert "<html" not in await loaded(site, f"/console/part/{part}", ADMIN, **HTMX)
+        assert "<html" not in await loaded(site, f"/console/part/{part}", ADMIN, HTMX)
 
 
 async def test_every_dialog_is_sound_as_a_fragment_and_on_a_page_of_its_own(lab: WebLab, site: Site) -> None:
     await fill(lab)
     for path in DIALOGS:
-        fragment = await loaded(site, f"/console{path}", ADMIN, **HTMX)
+        fragment = await loaded(site, f"/console{path}", ADMIN, HTMX)
         assert "dialog-title" in fragment and "<html" not in fragment
         assert "<html" in await loaded(site, f"/console{path}", ADMIN)
-    await loaded(site, "/release/dsk-1", USER, **HTMX)
+    await loaded(site, "/release/dsk-1", USER, HTMX)
 
 
 async def test_a_grid_without_anything_says_what_to_do_first(lab: WebLab, site: Site) -> None:
@@ -102,7 +103,7 @@ async def test_a_grid_without_anything_says_what_to_do_first(lab: WebLab, site: 
     assert "No golden image yet" in await loaded(site, "/console/images", ADMIN)
     assert "First a golden image" in await loaded(site, "/console/templates", ADMIN)
     assert "No desktop yet" in await loaded(site, "/console/desktops", ADMIN)
-    assert "First a golden image" in await loaded(site, "/console/templates/new", ADMIN, **HTMX)
+    assert "First a golden image" in await loaded(site, "/console/templates/new", ADMIN, HTMX)
 
 
 async def test_what_people_and_machines_wrote_is_shown_as_text(lab: WebLab, site: Site) -> None:
@@ -254,7 +255,7 @@ async def test_waiting_tells_how_long_and_opens_by_itself(lab: WebLab, site: Sit
 async def test_giving_back_asks_first_and_takes_the_desktop_away(lab: WebLab, site: Site) -> None:
     desktop = await lab.office.standby()
     await site.submit("/open/tpl-office", {}, who=USER)
-    assert "office-1" in await loaded(site, f"/release/{desktop}", USER, **HTMX)
+    assert "office-1" in await loaded(site, f"/release/{desktop}", USER, HTMX)
     assert (await site.page(f"/release/{desktop}", who=OTHER)).status == 404
     said = await site.submit(f"/release/{desktop}", {}, who=USER)
     assert (said.status, said.headers["Location"]) == (303, "/")
@@ -270,7 +271,7 @@ async def test_more_events_are_shown_step_by_step(lab: WebLab, site: Site) -> No
 
     first = await loaded(site, "/console/events?kind=template", ADMIN)
     assert len(shown(first)) == 50 and "Show older events" in first
-    more = await loaded(site, "/console/part/events?kind=template&limit=100", ADMIN, **HTMX)
+    more = await loaded(site, "/console/part/events?kind=template&limit=100", ADMIN, HTMX)
     assert len(shown(more)) > 60 and shown(more)[:50] == shown(first)
     assert "Show older events" not in more
 

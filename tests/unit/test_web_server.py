@@ -5,7 +5,7 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from kmgr.config import Config
 from kmgr.errors import ConfigError, Refused
 from kmgr.grid.discovery import Found
 from kmgr.grid.identity import ensure_web_certificate
+from kmgr.grid.preflight import Finding
 from kmgr.web.app import make_app, make_setup_app
 from kmgr.web.server import WebServer, redirecting_app
 from kmgr.web.services import JoinAnswers, NewGridAnswers, SetupServices
@@ -163,8 +164,9 @@ class Wizard:
             raise Refused("a password needs 8 to 256 characters")
         self.answers.append(answers)
 
-    async def join(self, answers: JoinAnswers) -> None:
+    async def join(self, answers: JoinAnswers) -> Sequence[Finding]:
         self.answers.append(answers)
+        return ()
 
 
 @pytest.fixture
