@@ -129,9 +129,9 @@ class Table(Desk):
 
         self.lease = Lease(self.grid, clock=self.clock)
         kept = PersonalDisks(
-            grid,  # type: ignore[arg-type]
-            store,  # type: ignore[arg-type]
-            Cuttable(self.hypervisor, knife),  # type: ignore[arg-type]
+            grid,
+            store,
+            Cuttable(self.hypervisor, knife),
             data_dir=self.folder,
             clock=self.clock,
             blocking=blocking,
@@ -140,8 +140,8 @@ class Table(Desk):
             data_dir=self.folder, grid_id="grid-1", backing=backing, display=display, max_builds=self.max_builds
         )
         self.agent = ProvisionAgent(
-            grid,  # type: ignore[arg-type]
-            Cuttable(self.hypervisor, knife),  # type: ignore[arg-type]
+            grid,
+            Cuttable(self.hypervisor, knife),
             clock=self.clock,
             shape=shape,
             blocking=blocking,
