@@ -1,5 +1,6 @@
 """Personal desktops that cannot be moved while they run leave a draining server all the same, and nothing is lost."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from kmgr.errors import Unavailable
 from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.cold_moves import SHUT_DOWN_S
 from kmgr.provision.drain_rows import leaving
-from kmgr.provision.hypervisor import DomainState
+from kmgr.provision.hypervisor import DomainSpec, DomainState
 from kmgr.provision.model import Copy, CopyState, Desktop, DesktopState
 from kmgr.provision.queries import copies
+from kmgr.replica.mirror import CopyPoint
 from kmgr.users.broker import Ready
 from tests.lab.whole_grid import Lab, Simulated
 
@@ -26,6 +28,7 @@ class Stuck(Lab):
         self.users = ["anna"]
         self.desktop = DesktopId("")
         self.saves = 0
+        self.went_on: list[tuple[str, str]] = []
         self.most_running = 0
         for server in self.servers:
             server.hypervisor.guest = lambda *_: {"value": [{"user": name} for name in self.users]}
@@ -38,6 +41,7 @@ class Stuck(Lab):
         await self.until(lambda: self.copies_of(CopyState.READY), 60)
         (copy,) = self.copies_of(CopyState.READY)
         self.refuge = copy.server
+        self._watch_last_words()
         await self.wait(5)
 
     async def _is_given(self) -> bool:
@@ -67,9 +71,6 @@ class Stuck(Lab):
     def where(self) -> list[ServerId]:
         return [server.id for server in self.servers if self.runs(server)]
 
-    def written(self, server: ServerId) -> str:
-        return self.disks.content.get(self.at(server).disk(self.desktop), "")
-
     async def until(self, holds: Callable[[], object], seconds: float) -> None:
         for _ in range(round(seconds * 2)):
             told = holds()
@@ -90,22 +91,31 @@ class Stuck(Lab):
     def goes(self) -> bool:
         return self.anna().moving_to == self.refuge
 
+    async def leave(self) -> None:
+        """Have it leave at this very moment, as the leader does once nobody is logged on."""
+        anna = self.anna()
+        key = {"desktop": anna.id, "generation": anna.generation, "server": anna.server, "target": self.refuge}
+        seen = {"connected_at": anna.connected_at, "disconnected_at": anna.disconnected_at}
+        await self.do("drain.leave", **key, **seen, left=True)
+
+    def _watch_last_words(self) -> None:
+        """Note what the disk said that it went on from, and what was written last by then."""
+        store = self.at(self.refuge).store
+        promote = store.promote
+
+        async def watched(desktop: DesktopId, generation: int, target: Path) -> CopyPoint:
+            point = await promote(desktop, generation, target)
+            self.went_on.append((self.disks.content[target], f"save {self.saves}"))
+            return point
+
+        store.promote = watched  # type: ignore[method-assign]
+
     async def arrives(self, seconds: float = 60) -> None:
         """Wait until it runs where its copy was; all that was written before must be there."""
-        last = ""
-
-        def gone() -> bool:
-            nonlocal last
-            if self.where() == [self.home]:
-                last = f"save {self.saves}"
-            return self.anna().server == self.refuge and self.where() == [self.refuge]
-
-        for _ in range(round(seconds * 10)):
-            if gone():
-                break
-            await self.wait(0.1)
-        assert self.where() == [self.refuge]
-        assert int(self.written(self.refuge).split()[1]) >= int(last.split()[1]) if last else True
+        await self.until(lambda: self.where() == [self.refuge], seconds)
+        ((has, last),) = self.went_on
+        assert has == last
+        assert self.anna().server == self.refuge
         assert self.anna().state is DesktopState.IN_USE
         assert self.most_running == 1
 
@@ -119,15 +129,6 @@ async def lab(tmp_path: Path) -> AsyncIterator[Stuck]:
 
 
 async def test_at_the_moment_that_was_told_it_is_shut_down_and_goes_on_with_all_that_was_written(lab: Stuck) -> None:
-    promoted = []
-    promote = lab.at(lab.refuge).store.promote
-
-    async def watched(*args: object) -> object:
-        promoted.append((lab.written(lab.home), await promote(*args)))  # type: ignore[arg-type]
-        assert lab.written(lab.refuge) == promoted[-1][0], "what was written last is there"
-        return promoted[-1][1]
-
-    lab.at(lab.refuge).store.promote = watched  # type: ignore[method-assign, assignment]
     await lab.drain(minutes=2)
     await lab.until(lab.told, 60)
     began = lab.clock.monotonic()
@@ -135,7 +136,6 @@ async def test_at_the_moment_that_was_told_it_is_shut_down_and_goes_on_with_all_
     assert (lab.where(), lab.anna().moving_to) == ([lab.home], None), "it is not its time yet"
     await lab.arrives(120)
     assert lab.clock.monotonic() - began > 60
-    assert promoted
     assert lab.anna().generation == 2
     texts = lab.texts("desktop")
     assert any("is told that desktop" in text and "is shut down and goes on elsewhere" in text for text in texts)
@@ -217,6 +217,45 @@ async def test_when_its_copy_cannot_be_reached_it_goes_on_here_and_is_tried_agai
     assert lab.anna().generation == 1
     lab.at(lab.home).mirror.fail = None
     await lab.arrives(2 * MINUTE)
+
+
+async def test_a_start_that_was_asked_of_the_hypervisor_before_loses_nothing(lab: Stuck) -> None:
+    home = lab.at(lab.home)
+    home.mirror.takes_s = 2.0
+    start, begun = home.hypervisor.start, asyncio.Event()
+
+    async def slow(desktop: DesktopId) -> None:
+        begun.set()
+        await lab.clock.sleep(1.0)
+        await start(desktop)
+
+    await lab.drain()
+    home.hypervisor.start = slow  # type: ignore[method-assign]
+    home.hypervisor.power_off(lab.desktop)
+    await lab.until(begun.is_set, 10)
+    await lab.leave()
+    await lab.arrives()
+
+
+async def test_a_start_that_was_on_its_way_before_is_not_asked_of_the_hypervisor(lab: Stuck) -> None:
+    home = lab.at(lab.home)
+    home.mirror.takes_s = 2.0
+    define, begun = home.hypervisor.define, asyncio.Event()
+
+    async def slow(spec: DomainSpec) -> None:
+        begun.set()
+        await lab.clock.sleep(3.0)
+        await define(spec)
+
+    await lab.drain()
+    home.hypervisor.define = slow  # type: ignore[method-assign]
+    await home.hypervisor.remove(lab.desktop)
+    await lab.until(begun.is_set, 10)
+    await lab.leave()
+    before = lab.saves
+    await lab.arrives()
+    assert lab.most_running == 1
+    assert before < lab.saves
 
 
 @pytest.mark.parametrize("after_tenths", range(0, 45, 5))
