@@ -3,13 +3,15 @@
 Memory only, never in the log. `Heart` measures this server (psutil), asks the
 other packages for their contributions (image progress, accelerator, problems)
 and calls the operation `heartbeat` on all others; `Board` keeps the last word of each.
-Runs in the daemon's loop; measuring happens on a thread, because a sick disk may hang.
+Runs in the daemon's loop; measuring happens on a thread of its own: a sick disk may hang, and the threads that all
+share may be busy for longer than the others wait for a sign of life.
 """
 
 import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -133,8 +135,7 @@ class Heart:
         return {}
 
     async def _vitals(self) -> dict[str, Any]:
-        extra = {"applied": self._grid.status().applied, "clock_ms": self._clock.now_ms()}
-        told: dict[str, Any] = {"problems": [], "images": {}, "extra": extra}
+        told: dict[str, Any] = {"problems": [], "images": {}, "extra": {}}
         wrong = skew.complaint(self._board.all(), server=self._grid.server, now=self._clock.monotonic())
         if wrong:
             told["problems"].append(wrong)
@@ -145,6 +146,8 @@ class Heart:
             told |= await self._measure()
         except OSError as error:
             told["problems"].append(f"this server cannot be measured: {error.strerror or error}")
+        # After the measuring, which may take its time: what was true before it would look like a wrong clock.
+        told["extra"] |= {"applied": self._grid.status().applied, "clock_ms": self._clock.now_ms()}
         for name, contribution in self._contributions.items():
             try:
                 _merge(told, contribution())
@@ -170,8 +173,10 @@ def measurer(data_dir: Path) -> Measure:
             "disk_free_mib": disk.free // _MIB,
         }
 
+    thread = ThreadPoolExecutor(1, thread_name_prefix="vitals")
+
     async def measure() -> Mapping[str, Any]:
-        return await asyncio.to_thread(look)
+        return await asyncio.get_running_loop().run_in_executor(thread, look)
 
     return measure
 

@@ -1,6 +1,9 @@
-"""What tests of pages and of the API look at."""
+"""What tests of pages and of the API look at, and a daemon whose threads are all busy."""
 
+import asyncio
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,3 +22,15 @@ async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
 async def site(lab: WebLab) -> Site:
     """The web of one of them, to ask."""
     return await lab.site()
+
+
+@pytest.fixture
+async def every_thread_busy() -> AsyncIterator[None]:
+    """Whoever asks for one of the loop's own threads waits until the test has ended."""
+    free = threading.Event()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    busy = asyncio.create_task(asyncio.to_thread(free.wait))
+    await asyncio.sleep(0)
+    yield
+    free.set()
+    await busy

@@ -154,6 +154,33 @@ async def test_this_machine_can_be_measured(tmp_path: Path) -> None:
     assert found.disk_mib >= found.disk_free_mib > 0
 
 
+async def test_a_server_whose_threads_are_all_busy_still_measures_itself(
+    tmp_path: Path, every_thread_busy: None
+) -> None:
+    async with asyncio.timeout(30):
+        assert (await measurer(tmp_path)())["cpus"] >= 1
+
+
+async def test_what_measuring_takes_is_not_taken_for_a_wrong_clock(lab: Lab) -> None:
+    async def slowly() -> Mapping[str, Any]:
+        await lab.clock.sleep(12)
+        return {"cpus": 4}
+
+    heart = Heart(
+        lab.grid,
+        lab.network.port(A),
+        board=lab.board,
+        contacts=lambda: Contacts({A: "a:1"}),
+        clock=lab.clock,
+        measure=slowly,
+    )
+    beat = asyncio.create_task(heart.beat())
+    await lab.clock.advance(0)
+    await lab.clock.advance(12)
+    await beat
+    assert lab.board.all()[A].extra["clock_ms"] == lab.clock.now_ms()
+
+
 def test_a_clock_that_differs_from_the_others_is_told() -> None:
     def board(*offs: int) -> dict[ServerId, Vitals]:
         return {

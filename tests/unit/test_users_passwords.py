@@ -1,5 +1,6 @@
 """Passwords of built-in accounts."""
 
+import asyncio
 import time
 from pathlib import Path
 
@@ -40,6 +41,12 @@ async def test_a_longer_password_than_any_never_fits() -> None:
 @pytest.mark.parametrize("hashed", [None, "", "nonsense", "$argon2id$broken"])
 async def test_without_a_good_hash_nothing_fits(hashed: str | None) -> None:
     assert not await verify("nobody has this password", hashed)
+
+
+async def test_a_crowd_that_logs_in_leaves_the_loops_threads_to_others(every_thread_busy: None) -> None:
+    async with asyncio.timeout(30):
+        hashed = await hash_password("password 1")
+        assert all(await asyncio.gather(*(verify("password 1", hashed) for _ in range(3))))
 
 
 async def test_a_name_nobody_has_takes_as_long_as_one_that_exists() -> None:
