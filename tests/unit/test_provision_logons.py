@@ -13,7 +13,8 @@ from kmgr.ids import DesktopId
 from kmgr.provision import guest
 from kmgr.provision.logons import LOOK_S, LogOns, Seen, after_look
 from kmgr.provision.model import DesktopState
-from tests.lab.provision import Desk, done
+from tests.lab.hypervisors import plain
+from tests.lab.provision import A, Desk, done
 
 D1 = DesktopId("dsk-4k2mzzzzzzzz")
 ANNA = frozenset({"anna"})
@@ -144,3 +145,34 @@ def test_a_silent_agent_is_asked_less_and_less() -> None:
         waits.append(seen.next_at)
     assert waits == [10, 20, 40, 80, 160, 300, 300, 300]
     assert after_look(seen, ANNA, 0.0).next_at == LOOK_S
+
+
+async def test_of_a_personal_desktop_it_is_only_told_and_only_while_its_server_drains(desk: Guest) -> None:
+    await desk.found(kind="personal")
+    await desk.standby(D1)
+    done(await desk.do("desktop.claim", user="anna", template="tpl"))
+    desk.hypervisor.adopt(plain(desk.folder, D1, 1), 1)
+    await desk.hypervisor.start(D1)
+    desk.users = []
+
+    def left() -> list[str]:
+        return list(desk.log_ons.vitals()["extra"]["left"])
+
+    await desk.pass_(60)
+    assert left() == []
+    done(await desk.do("server.drain", server=A))
+    desk.users = None
+    await desk.pass_(60)
+    assert left() == [], "an agent that does not answer tells nothing"
+    desk.users = ["anna"]
+    await desk.pass_(400)
+    assert left() == []
+    desk.users = []
+    await desk.pass_(5)
+    assert left() == [], "one look may fall between two sessions"
+    await desk.pass_(3 * LOOK_S)
+    assert left() == [D1]
+    assert desk.states()[D1] == "in_use", "what is somebody's is not given back"
+    desk.users = ["anna"]
+    await desk.pass_(2 * LOOK_S)
+    assert left() == []
