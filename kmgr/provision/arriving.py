@@ -101,6 +101,7 @@ class Arriving:
 
     async def run(self) -> None:
         """Let go on what was handed over, and clear away what is not coming, until cancelled."""
+        await self._blocking(self._close_doors)
         while True:
             seen = self._grid.status().applied
             try:
@@ -233,6 +234,12 @@ class Arriving:
         if guest is not None:
             with contextlib.suppress(OSError):
                 guest.door.unlink(missing_ok=True)
+
+    def _close_doors(self) -> None:
+        """Remove the sockets of an earlier life: whose disks they led to begins anew, or has arrived. Blocks."""
+        for door in sorted((self._data_dir / "run").glob("*.disk")):
+            if DesktopId(door.stem) not in self._guests:
+                door.unlink(missing_ok=True)
 
     def _mark(self, desktop: DesktopId) -> Path:
         return mark_of(self._data_dir / "run", desktop)

@@ -87,6 +87,8 @@ class Moving:
 
     async def run(self) -> None:
         """Do rounds until cancelled: whenever the state changes, and every two seconds."""
+        for left in sorted(self._run_dir.glob("*.move")):  # doors of an earlier life, which was killed
+            left.unlink(missing_ok=True)
         try:
             while True:
                 seen = self._grid.status().applied

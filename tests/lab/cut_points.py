@@ -14,14 +14,18 @@ from typing import Any, TypeVar
 
 from kmgr.grid.envelope import Outcome
 from kmgr.ids import DesktopId, VersionId
+from kmgr.provision import warm_files
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.hypervisor import DomainState
 from kmgr.provision.lease import Lease
 from kmgr.provision.personal_disks import PersonalDisks
+from kmgr.provision.queries import desktops
 from kmgr.provision.timely import at_once
+from kmgr.provision.warm import sleepers
 from kmgr.provision.work import Personal
 from kmgr.replica.mirror import CopyPoint
 from kmgr.replica.mirror_fake import FakeCopyStore, FakeDisks
+from kmgr.templates.queries import templates
 from tests.lab.provision import A, Desk, settle
 
 T = TypeVar("T")
@@ -103,10 +107,14 @@ class _Store(FakeCopyStore):
 
 
 class Table(Desk):
-    """Server a of the office, on which daemons die. `personal` ones run under a lease that the table renews."""
+    """Server a of the office, on which daemons die. `personal` ones run under a lease that the table renews.
 
-    def __init__(self, folder: Path) -> None:
+    Desktops are restored from saved memories by the mode of `instant_clones`.
+    """
+
+    def __init__(self, folder: Path, *, instant_clones: str = "never") -> None:
         self.knife = Knife()
+        self.instant_clones = instant_clones
         self.copies = FakeDisks()
         self.store = _Store(self.copies, A)
         super().__init__(folder, max_builds=3)
@@ -137,7 +145,12 @@ class Table(Desk):
             blocking=blocking,
         )
         shape = Shape(
-            data_dir=self.folder, grid_id="grid-1", backing=backing, display=display, max_builds=self.max_builds
+            data_dir=self.folder,
+            grid_id="grid-1",
+            backing=backing,
+            display=display,
+            max_builds=self.max_builds,
+            instant_clones=self.instant_clones,
         )
         self.agent = ProvisionAgent(
             grid,
@@ -196,6 +209,8 @@ class Table(Desk):
         """Say what does not belong there: domains, files and records that nothing explains, in words."""
         records = {name: self.one(name) for name in self.states()}
         domains = {status.desktop: status for status in await self.hypervisor.domains()}
+        with self.grid.view() as db:
+            asleep = sleepers(desktops(db), templates(db), now_ms=self.clock.now_ms())
         found = [f"domain of {desktop}, which is no desktop" for desktop in domains if desktop not in records]
         for folder, name in self.lying():
             desktop, _, kind = name.partition(".")
@@ -208,10 +223,14 @@ class Table(Desk):
             if record.state in ("placed", "building", "retired"):
                 found.append(f"{name} is still {record.state}")
             elif record.state in ("ready", "in_use"):
-                if domain is None or domain.state is not DomainState.RUNNING:
-                    found.append(f"{name} is {record.state} and does not run")
+                right = DomainState.PAUSED if record.id in asleep else DomainState.RUNNING
+                if domain is None or domain.state is not right:
+                    found.append(f"{name} is {record.state} and {domain.state if domain else 'gone'}, not {right}")
                 elif domain.generation != record.generation:
                     found.append(f"{name} runs as generation {domain.generation} instead of {record.generation}")
                 if not self.overlay(name).exists():
                     found.append(f"{name} has no disk")
+            if domain is not None and domain.provisional:
+                found.append(f"the domain of {name} is half made")
+        found += [f"a saved memory {key}, half of it" for key in warm_files.unfinished(self.folder)]
         return found

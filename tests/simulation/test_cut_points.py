@@ -9,6 +9,9 @@ import pytest
 
 from kmgr.grid.queries import server
 from kmgr.ids import DesktopId
+from kmgr.provision import warm_files
+from kmgr.provision.hypervisor import DomainState
+from kmgr.provision.warm import CALM_S
 from kmgr.replica.mirror import CopyPoint
 from tests.lab.cut_points import Table
 from tests.lab.provision import A, B, done
@@ -28,6 +31,7 @@ class Transition:
     ends: Mapping[str, str]
     lasts_s: float = 20
     personal: bool = False
+    instant_clones: str = "never"
 
 
 async def nothing(table: Table) -> None:
@@ -77,6 +81,37 @@ async def broken(table: Table) -> None:
     await table.live(4)
     table.hypervisor.fail.clear()
     assert table.states() == {D1: "broken"}
+
+
+async def standing_by_for_long(table: Table) -> None:
+    await standing_by(table)
+    await table.live(CALM_S + 2)
+
+
+async def asleep(table: Table) -> None:
+    await standing_by_for_long(table)
+    await let_standbys_sleep(table)
+    await table.live(4)
+    (domain,) = await table.hypervisor.domains()
+    assert domain.state is DomainState.PAUSED
+
+
+async def let_standbys_sleep(table: Table) -> None:
+    done(await table.do("template.update", template="tpl", policy={"suspend_standby": True}))
+
+
+async def let_standbys_run(table: Table) -> None:
+    done(await table.do("template.update", template="tpl", policy={"suspend_standby": False}))
+
+
+async def memory_saved(table: Table) -> None:
+    await placed(table)
+    await table.live(2 * BOOT_S)
+    assert len(warm_files.kept(table.folder)) == 1
+
+
+async def place_another(table: Table) -> None:
+    done(await table.place(D2))
 
 
 async def retry(table: Table) -> None:
@@ -130,6 +165,11 @@ TRANSITIONS: Mapping[str, Transition] = {
     "power one in use on again": Transition(in_use, power_cut, {D1: "in_use"}),
     "retry": Transition(broken, retry, {D1: "ready"}),
     "remove a stranger": Transition(stranger, nothing, {}),
+    "sleep": Transition(standing_by_for_long, let_standbys_sleep, {D1: "ready"}),
+    "wake for whoever claims it": Transition(asleep, claim, {D1: "in_use"}),
+    "wake because none is to sleep": Transition(asleep, let_standbys_run, {D1: "ready"}),
+    "save a memory": Transition(nothing, placed, {D1: "ready"}, lasts_s=26, instant_clones="shared"),
+    "instant clone": Transition(memory_saved, place_another, {D1: "ready", D2: "ready"}, instant_clones="shared"),
     "build a personal one": Transition(nothing, placed, {D1: "ready"}, personal=True),
     "revive a personal one": Transition(in_use, domain_lost, {D1: "in_use"}, personal=True),
     "power a personal one on again": Transition(in_use, power_cut, {D1: "in_use"}, personal=True),
@@ -139,7 +179,7 @@ TRANSITIONS: Mapping[str, Transition] = {
 
 async def table(folder: Path, transition: Transition) -> Table:
     folder.mkdir()  # noqa: ASYNC240 - there are no threads here
-    made = Table(folder)
+    made = Table(folder, instant_clones=transition.instant_clones)
     if transition.personal:
         made.member(B)
         await made.found(kind="personal")
