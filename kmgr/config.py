@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kmgr.errors import ConfigError
+from kmgr.whole import is_whole, must_be
 
 FILE_NAME = "kmgr.toml"
 ACCELERATORS = ("auto", "kvm", "tcg")
@@ -62,13 +63,11 @@ def _host_name(value: Any) -> str | None:
 
 
 def _port(value: Any) -> str | None:
-    good = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535
-    return None if good else f"{value!r} is not a port number (1 to 65535)"
+    return None if is_whole(value, 1, 65535) else must_be(value, 1, 65535)
 
 
 def _count(value: Any) -> str | None:
-    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 1000
-    return None if good else f"{value!r} is not a number from 0 to 1000"
+    return None if is_whole(value, 0, 1000) else must_be(value, 0, 1000)
 
 
 def _flag(value: Any) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kmgr.errors import Refused
+from kmgr.whole import is_whole, must_be
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,8 @@ def check(name: str, value: object) -> int:
     setting = SETTINGS.get(name)
     if setting is None:
         raise Refused(f"there is no setting {name!r}; known are {', '.join(sorted(SETTINGS))}")
-    if not isinstance(value, int) or isinstance(value, bool) or not setting.least <= value <= setting.most:
-        raise Refused(f"{name} must be a whole number from {setting.least} to {setting.most} ({setting.help})")
+    if not is_whole(value, setting.least, setting.most):
+        raise Refused(f"{name} {must_be(value, setting.least, setting.most)} ({setting.help})")
     return value
 
 

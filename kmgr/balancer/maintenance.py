@@ -22,6 +22,7 @@ from kmgr.grid.queries import servers
 from kmgr.ids import ServerId
 from kmgr.provision.drain_commands import MOST_MINUTES
 from kmgr.provision.queries import tenure_of
+from kmgr.whole import is_whole, must_be
 
 # It looks once a second whether it still needs its tenure.
 GIVES_BACK_S = 10.0
@@ -58,8 +59,9 @@ async def carry_out(
 
     With a notice, desktops that cannot be moved from a draining server end after so many minutes.
     """
-    if not 0 <= notice_minutes <= MOST_MINUTES:
-        raise Refused(f"A notice is given in whole minutes, at most {MOST_MINUTES} (a week); 0: nobody has to leave.")
+    if not is_whole(notice_minutes, 0, MOST_MINUTES):
+        problem = must_be(notice_minutes, 0, MOST_MINUTES)
+        raise Refused(f"The minutes of a notice {problem} (a week at most; 0: nobody has to leave).")
     weighed = weigh(grid, board, action, clock=clock)
     if weighed.reasons and not force:
         raise Refused(

@@ -7,7 +7,6 @@ from kmgr.balancer.maintenance import by_name, carry_out
 from kmgr.balancer.redundancy import Drain, Remove
 from kmgr.clock import Clock
 from kmgr.control import Operation
-from kmgr.errors import Refused
 from kmgr.grid.outcomes import applied
 from kmgr.grid.port import Grid, VitalsBoard
 
@@ -20,8 +19,6 @@ def operations(grid: Grid, board: VitalsBoard, *, clock: Clock) -> Mapping[str, 
     async def drain(body: Mapping[str, Any]) -> Mapping[str, Any]:
         action = Drain(by_name(grid, str(body.get("server", ""))))
         minutes = body.get("notice_minutes", 0)
-        if not isinstance(minutes, int) or isinstance(minutes, bool):
-            raise Refused("A notice is given in whole minutes.")
         forced = body.get("force") is True
         await carry_out(grid, board, action, by=_BY, force=forced, notice_minutes=minutes, clock=clock)
         return {}

@@ -46,7 +46,7 @@ def operations(grid: Grid, log: RaftGrid, data_dir: Path, *, clock: Clock) -> Ma
         if name == ZONE:
             return applied(await grid.propose("grid.zone", {"zone": check_zone(value)}, by="local"))
         if not value.lstrip("-").isdecimal():
-            raise Refused(f"{name}: {value!r} is not a whole number")
+            check(name, value)
         return applied(
             await grid.propose("setting.set", {"name": name, "value": check(name, int(value))}, by="local")
         )

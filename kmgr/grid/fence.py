@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
+from kmgr.whole import is_whole
+
 # Raised when servers could no longer understand each other.
 PROTOCOL = 1
 MOST_BYTES = 4096
@@ -133,6 +135,6 @@ def read(data: bytes) -> Greeting:
 
 
 def _whole(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 60:
+    if not is_whole(value, 0, (1 << 60) - 1):
         raise ValueError(f"its first words are no greeting: {value!r} is no number")
     return value

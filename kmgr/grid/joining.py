@@ -32,6 +32,7 @@ from kmgr.grid.model import ServerRole
 from kmgr.grid.preflight import Finding
 from kmgr.grid.wire import Connection
 from kmgr.ids import ServerId
+from kmgr.whole import is_whole
 
 STEP_S = 10.0
 # The grid looks at the newcomer, or waits for its log, before it answers.
@@ -197,7 +198,7 @@ def text(message: Mapping[str, Any], name: str) -> str:
 def number(message: Mapping[str, Any], name: str) -> int:
     """Return a whole number of a message; raise ValueError if it is not there."""
     value = message.get(name)
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not is_whole(value):
         raise ValueError(f"a join message without {name}")
     return value
 

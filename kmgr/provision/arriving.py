@@ -30,6 +30,7 @@ from kmgr.provision.stillness import Owed, spell
 from kmgr.provision.thawing import mark_of
 from kmgr.provision.timely import Blocking
 from kmgr.provision.tunnel import both_ways
+from kmgr.whole import is_whole
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +102,8 @@ class Arriving:
 
     async def run(self) -> None:
         """Let go on what was handed over, and clear away what is not coming, until cancelled."""
-        await self._blocking(self._close_doors)
+        with contextlib.suppress(KmgrError, OSError):
+            await self._blocking(self._close_doors)
         while True:
             seen = self._grid.status().applied
             try:
@@ -191,7 +193,7 @@ class Arriving:
                 await self._clock.sleep(_POLL_S)
             await self._migrations.close_disk(desktop.id)
             since = body.get(FROZEN)
-            if isinstance(since, int):
+            if is_whole(since):
                 await self._blocking(lambda: self._mark(desktop.id).write_text(spell(Owed(since, 0))))
             guest.loaded = True
         return {}

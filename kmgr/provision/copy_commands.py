@@ -29,6 +29,7 @@ from kmgr.provision.model import CopyState as C
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.queries import tenure_of
 from kmgr.provision.stillness import CURE
+from kmgr.whole import is_whole
 
 _AWAY = (ServerState.LOST, ServerState.REMOVED)
 
@@ -281,7 +282,7 @@ def _key(copy: Row) -> list[Any]:
 
 
 def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 53
+    return is_whole(value, 0, (1 << 53) - 1)
 
 
 def _clock(at_ms: int) -> str:

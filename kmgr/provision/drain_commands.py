@@ -26,6 +26,7 @@ from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import CopyState, Purpose
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.move_rows import announce_cold, why_not_move
+from kmgr.whole import is_whole, must_be
 
 # A week: longer notices are forgotten by all who read them.
 MOST_MINUTES = 7 * 24 * 60
@@ -36,8 +37,8 @@ _LEAST_MS = 5 * 60_000
 def notice(db: Database, command: Command) -> Outcome:
     """Say in how many minutes desktops of a draining server end that cannot move. body: server, minutes."""
     minutes = command.body["minutes"]
-    if not isinstance(minutes, int) or isinstance(minutes, bool) or not 1 <= minutes <= MOST_MINUTES:
-        return Rejected("refused", f"a notice is given in whole minutes, from 1 to {MOST_MINUTES} (a week)")
+    if not is_whole(minutes, 1, MOST_MINUTES):
+        return Rejected("refused", f"the minutes of a notice {must_be(minutes, 1, MOST_MINUTES)} (a week at most)")
     server = one(db, "select * from servers where id = ?", [command.body["server"]])
     if server is None or server["state"] == ServerState.REMOVED:
         return Rejected("not_found", f"no server {command.body['server']} in this grid")

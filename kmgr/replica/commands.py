@@ -15,6 +15,7 @@ from kmgr.grid.history import note
 from kmgr.grid.model import ServerState
 from kmgr.grid.rows import Row, one, scalar
 from kmgr.replica.model import ALL_SERVERS, FEWEST_COPIES, MOST_COPIES, VersionState, name_problem
+from kmgr.whole import is_whole, must_be
 
 _HEX = frozenset("0123456789abcdef")
 
@@ -105,8 +106,8 @@ def version_gone(db: Database, command: Command) -> Outcome:
 def set_copies(db: Database, command: Command) -> Outcome:
     """Let so many servers keep each version of an image; 0 is all servers. body: image, copies."""
     copies = command.body["copies"]
-    if not isinstance(copies, int) or isinstance(copies, bool):
-        return Rejected("refused", "copies must be a whole number; 0 means all servers")
+    if not is_whole(copies, ALL_SERVERS, MOST_COPIES):
+        return Rejected("refused", f"copies {must_be(copies, ALL_SERVERS, MOST_COPIES)}; 0 means all servers")
     if copies != ALL_SERVERS and not FEWEST_COPIES <= copies <= MOST_COPIES:
         return Rejected(
             "refused",
@@ -158,8 +159,9 @@ def version_damaged(db: Database, command: Command) -> Outcome:
         return found
     version, server = found
     body = command.body
-    if not isinstance(body["blocks"], int) or not isinstance(body["offset"], int):
-        return Rejected("refused", "blocks and offset of a damage must be whole numbers")
+    for name in ("blocks", "offset"):
+        if not is_whole(body[name]):
+            return Rejected("refused", f"{name} of a damage {must_be(body[name])}")
     if not holds(db, version["id"], server["id"]):
         return Rejected("conflict", f"{server['name']} does not hold {described(version)}")
     key = [version["id"], server["id"]]
@@ -246,8 +248,8 @@ APPLIERS: Mapping[str, Applier] = {
 def _bad_numbers(body: Mapping[str, object]) -> Rejected | None:
     for name, least in (("size_bytes", 1), ("used_bytes", 0), ("block_bytes", 1)):
         value = body[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            return Rejected("refused", f"{name} of a version must be a whole number of at least {least}")
+        if not is_whole(value, least):
+            return Rejected("refused", f"{name} of a version {must_be(value, least)}")
     digest = body["manifest_hash"]
     if not isinstance(digest, str) or len(digest) != 64 or not set(digest) <= _HEX:
         return Rejected("refused", "manifest_hash of a version must be 64 hexadecimal digits")

@@ -22,6 +22,7 @@ from kmgr.replica import manifest as m
 from kmgr.replica.images import Images
 from kmgr.replica.inplace import Reader, Shorter, rewrite
 from kmgr.replica.model import Version
+from kmgr.whole import is_whole
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def _same(manifest: m.Manifest, block: m.Block) -> m.Block | None:
 
 
 def _at(manifest: m.Manifest, offset: object) -> m.Block:
-    if isinstance(offset, int) and not isinstance(offset, bool):
+    if is_whole(offset):
         low, high = 0, manifest.blocks
         while low < high:
             middle = (low + high) // 2

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from kmgr.ids import VersionId
+from kmgr.whole import is_whole
 
 _DAY_MS = 86_400_000
 
@@ -103,11 +104,7 @@ def read(told: Any) -> Passes:
 
 def _pass(told: Mapping[str, Any]) -> Pass | None:
     bad = told.get("bad", [])
-    if not isinstance(bad, Sequence) or not all(_whole(one) for one in bad):
+    if not isinstance(bad, Sequence) or not all(is_whole(one) for one in bad):
         return None
     numbers = {name: told.get(name, 0) for name in ("next", "done_at", "mended", "mended_before", "first_byte")}
-    return Pass(bad=list(bad), **numbers) if all(_whole(one) for one in numbers.values()) else None
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return Pass(bad=list(bad), **numbers) if all(is_whole(one) for one in numbers.values()) else None

@@ -34,6 +34,7 @@ from kmgr.replica.images import Images
 from kmgr.replica.model import Version
 from kmgr.replica.part import Part, Whole
 from kmgr.replica.squeeze import Link, Squeeze
+from kmgr.whole import is_whole, must_be
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +80,8 @@ class Source:
 
     async def _manifest(self, _peer: ServerId, body: Mapping[str, Any]) -> Mapping[str, Any]:
         version, offset = _version(body), body.get("offset", 0)
-        if not isinstance(offset, int) or offset < 0:
-            raise Refused("offset must be a whole number from 0")
+        if not is_whole(offset):
+            raise Refused(f"offset {must_be(offset)}")
         data = await background(self._images.manifest_bytes, version)
         return {"total": len(data), "data": base64.b64encode(data[offset : offset + _STRETCH]).decode()}
 
@@ -315,7 +316,7 @@ async def fetch_manifest(requests: Requests, server: ServerId, version: Version)
         answer = await requests.call(server, "manifest", {"version": version.id, "offset": len(data)})
         total = answer.get("total", 0)
         stretch = _unpacked(answer.get("data"))
-        if not isinstance(total, int) or not 0 < total <= most or not stretch:
+        if not is_whole(total, 1, most) or not stretch:
             raise Refused(f"server {server} sent a manifest of version {version.id} that cannot be right")
         data += stretch
     if m.manifest_hash(data) != version.manifest_hash:

@@ -16,6 +16,7 @@ from kmgr.templates.install_queries import installs
 from kmgr.templates.model import Kind, Refresh, name_problem
 from kmgr.templates.policy import USUAL, Policy, as_values, from_json, policy_of, to_json
 from kmgr.templates.version_commands import expired, first_version, template_row, version_problem
+from kmgr.whole import is_whole, must_be
 
 # Field → (least, most, unit): what a person may ask for. 64 MiB is the least a Linux guest boots in.
 LIMITS: Mapping[str, tuple[int, int, str]] = {
@@ -159,8 +160,8 @@ def delete_image(db: Database, command: Command) -> Outcome:
 def _shape_problem(body: Mapping[str, Any]) -> str:
     for name, (least, most, unit) in LIMITS.items():
         value = body[name]
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            return f"{value!r} {unit} cannot be: a template has {least} to {most}"
+        if not is_whole(value, least, most):
+            return f"{unit} of a template {must_be(value, least, most)}"
     if body["standby"] > body["maximum"]:
         return f"{body['standby']} standby desktops are more than the maximum of {body['maximum']}"
     if body["refresh"] not in list(Refresh):

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from kmgr.errors import Refused
+from kmgr.whole import is_whole, must_be
 
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)|24:00")
 _NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -226,9 +227,7 @@ class _Reader:
         return _WRONG
 
     def whole(self, value: Any, what: str, least: int, most: int) -> Any:
-        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
-            return value
-        return self.wrong(f"{what} is a whole number from {least} to {most}, not {value!r}")
+        return value if is_whole(value, least, most) else self.wrong(f"{what} {must_be(value, least, most)}")
 
     def flag(self, value: Any, what: str) -> Any:
         return value if isinstance(value, bool) else self.wrong(f"{what} is true or false, not {value!r}")

@@ -22,6 +22,7 @@ from kmgr.templates.model import ImageKind
 from kmgr.templates.queries import template_of_row
 from kmgr.templates.version_queries import template_versions
 from kmgr.templates.versions import OVER, Stand, before, tag_problem
+from kmgr.whole import is_whole, must_be
 
 
 def publish(db: Database, command: Command) -> Outcome:
@@ -361,14 +362,14 @@ def _canary_wanted(row: Row, body: Mapping[str, Any]) -> int | str | None:
     """Return how many desktops are tried first; None: no canary; a text: why that cannot be."""
     count, percent = body.get("canary", 0), body.get("canary_percent", 0)
     numbers = {
-        "desktops": (count, 0, 1000),
-        "percent": (percent, 0, 100),
-        "seconds of watching": (body.get("watch_s", canary.WATCH_S), 1, canary.LONGEST_S),
-        "seconds of patience": (body.get("patience_s", canary.PATIENCE_S), 1, canary.LONGEST_S),
+        "the desktops": (count, 0, 1000),
+        "the percentage": (percent, 0, 100),
+        "the seconds of watching": (body.get("watch_s", canary.WATCH_S), 1, canary.LONGEST_S),
+        "the seconds of patience": (body.get("patience_s", canary.PATIENCE_S), 1, canary.LONGEST_S),
     }
     for unit, (value, least, most) in numbers.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            return f"a canary with {value!r} {unit} cannot be: {least} to {most}"
+        if not is_whole(value, least, most):
+            return f"{unit} of a canary {must_be(value, least, most)}"
     if count and percent:
         return "say either how many desktops are tried first or which part of the standbys, not both"
     if not count and not percent:
@@ -408,7 +409,7 @@ def _expiry_passed(db: Database, row: Row, version: str, at: int) -> str:
 
 def _dates_problem(soft: object, hard: object) -> str:
     for value in (soft, hard):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        if value is not None and not is_whole(value):
             return f"{value!r} is no moment: give ms since 1970, or null for never"
     if isinstance(soft, int) and isinstance(hard, int) and hard < soft:
         return "a version cannot end before new desktops of it do"

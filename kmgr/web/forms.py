@@ -6,6 +6,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from kmgr.errors import Refused
+from kmgr.whole import must_be
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ class Form:
         value = self.text(name)
         if value.isascii() and value.isdecimal() and least <= int(value) <= most:
             return int(value)
-        self._problems.append(f"{label} must be a whole number from {least} to {most}")
+        self._problems.append(f"{label} {must_be(value, least, most)}")
         return least
 
     def choice(self, name: str, label: str, among: Iterable[str]) -> str:

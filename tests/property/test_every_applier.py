@@ -108,6 +108,7 @@ FIELDS: Mapping[str, tuple[Any, ...]] = {
     "grid_address": ("srv-a", "srv-new:7400", ""),
     "outbox": ("out-1", "out-2"),
     "zone": ("Europe/Berlin", "UTC", "", "../etc/passwd", None, 3),
+    "left": (True, False, 1),
     "connected_at": (None, 1_001, "1"),
     "disconnected_at": (None, 1_002, HUGE),
     "policy": (
@@ -211,6 +212,7 @@ BODIES: Mapping[str, str] = {
     "drain.notice": "server minutes",
     "drain.tell": REPORT,
     "drain.end": f"{REPORT} until",
+    "drain.leave": f"{REPORT} target ?left ?connected_at ?disconnected_at",
     "tenure.begin": "server tenure",
     "tenure.give_back": "server tenure",
     "tenure.end": "server",

@@ -32,7 +32,7 @@ def test_every_problem_is_named_in_one_error() -> None:
     assert told == [
         "size: there is no such field here",
         "name: must have a length from 1 to 8",
-        "count: must be a whole number",
+        "count: must be a whole number from 1 to 10, not True",
         "on: must be true or false",
         "groups: must be a list of texts",
         "colour: must be one of red, green",

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from kmgr.errors import Refused
 from kmgr.web.api.shapes import Schema
+from kmgr.whole import is_whole, must_be
 
 
 class Kind(StrEnum):
@@ -132,6 +133,9 @@ def field_schema(field: Field) -> Schema:
 def _problem(value: object, field: Field) -> str:
     if field.kind is Kind.ANY:
         return ""
+    if field.kind is Kind.WHOLE:
+        least = field.least or 0
+        return "" if is_whole(value, least, field.most) else must_be(value, least, field.most)
     right = isinstance(value, _TYPES[field.kind]) and (isinstance(value, bool) == (field.kind is Kind.FLAG))
     if not right:
         return f"must be {field.kind}"
@@ -139,18 +143,16 @@ def _problem(value: object, field: Field) -> str:
         return f"must be one of {', '.join(field.choices)}"
     if isinstance(value, list):
         return "" if all(isinstance(one, str) for one in value) else f"must be {field.kind}"
-    if field.kind is Kind.WHOLE and isinstance(value, int):
-        return _outside(value, field, "must be a whole number")
     if field.kind is Kind.TEXT and isinstance(value, str):
-        return _outside(len(value.strip()) if field.required else len(value), field, "must have a length")
+        return _outside(len(value.strip()) if field.required else len(value), field)
     return ""
 
 
-def _outside(value: int, field: Field, what: str) -> str:
-    least, most = field.least, field.most
-    if (least is None or value >= least) and (most is None or value <= most):
+def _outside(length: int, field: Field) -> str:
+    least, most = field.least or 0, field.most
+    if is_whole(length, least, most):
         return ""
-    return f"{what} from {least or 0} to {most if most is not None else 'any'}"
+    return f"must have a length from {least} to {most if most is not None else 'any'}"
 
 
 def _number(given: str, field: Field) -> object:
