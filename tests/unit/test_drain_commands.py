@@ -61,7 +61,7 @@ def test_a_notice_needs_a_drain_and_sensible_minutes(state: State) -> None:
     assert "no server srv-x" in why(state.do("drain.notice", server="srv-x", minutes=30))
     good(state.do("server.drain", server=A))
     for minutes in (0, -1, MOST_MINUTES + 1, "30", True, None):
-        assert "the minutes of a notice must be a whole number from 1" in why(state.do("drain.notice", server=A, minutes=minutes))
+        assert "minutes of a notice must be" in why(state.do("drain.notice", server=A, minutes=minutes))
     assert notices(state.db) == {}
 
 
