@@ -13,7 +13,6 @@ in threads.
 import asyncio
 import base64
 import logging
-import socket
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -32,6 +31,7 @@ from kmgr.replica.fetch import MOST_ASKS, listed
 from kmgr.replica.frames import Buffers, Inlet, Kind
 from kmgr.replica.images import Images
 from kmgr.replica.model import Version
+from kmgr.replica.outlet import SLICE, Outlet
 from kmgr.replica.part import Part, Whole
 from kmgr.replica.squeeze import Link, Squeeze
 from kmgr.whole import is_whole, must_be
@@ -40,9 +40,6 @@ logger = logging.getLogger(__name__)
 
 # As base64 this stays below the 1 MiB that an answer may have.
 _STRETCH = 640 * 1024
-# Handed to the connection at a time; what is queued there delays news and costs memory.
-_SLICE = 256 * 1024
-_UNSENT = 128 * 1024
 # News go with the next answer; where there is none to send, they rest this long after the last ones.
 # Each costs two servers more than a hundredth of a piece does; this is far less than a piece takes at 1 Gbit/s.
 NEWS_S = 0.02
@@ -120,6 +117,7 @@ class _Serving:
         self._hung_up = False
         self._small: list[bytes] = []
         self._resting: asyncio.TimerHandle | None = None
+        self._outlet: Outlet | None = None
 
     async def prepare(self) -> None:
         """Find what there is to give; raise `NotFound` if nothing is."""
@@ -150,7 +148,7 @@ class _Serving:
 
     async def serve(self, stream: Stream) -> None:
         """Answer until the receiver hangs up."""
-        _keep_short(stream)
+        self._outlet = Outlet(stream)
         await stream.reader.readexactly(len(frames.HELLO))
         self._have()
         listening = asyncio.create_task(self._listen(stream.reader))
@@ -274,15 +272,17 @@ class _Serving:
 
     async def _send(self, stream: Stream, kind: Kind, piece: int, data: bytes) -> None:
         self._small.append(frames.HEAD.pack(kind, piece, len(data)))
-        view = memoryview(data)
-        source = self._source
-        for at in range(0, len(data), _SLICE):
-            part = view[at : at + _SLICE]
+        rest = memoryview(data)
+        source, outlet = self._source, self._outlet
+        assert outlet is not None  # noqa: S101 - nothing is sent before there is a stream
+        while rest:
+            part, rest = rest[:SLICE], rest[SLICE:]
             if source._clock is None:
                 self._write(stream, part)
                 await stream.writer.drain()
             else:
                 await self._timed(stream, part, source._clock)
+                outlet.sent(len(part), now=source._clock.monotonic())
             source._sent[self._version] = source._sent.get(self._version, 0) + len(part)
 
     async def _timed(self, stream: Stream, part: memoryview, clock: Clock) -> None:
@@ -298,14 +298,6 @@ class _Serving:
             taken = len(part)
         finally:
             link.took(taken, now=clock.monotonic())
-
-
-def _keep_short(stream: Stream) -> None:
-    """Let little wait in this connection: news overtakes nothing, and many connections add up."""
-    stream.writer.transport.set_write_buffer_limits(high=_SLICE)
-    sock = stream.writer.get_extra_info("socket")
-    if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
 
 
 async def fetch_manifest(requests: Requests, server: ServerId, version: Version) -> bytes:
