@@ -24,7 +24,8 @@ from kmgr.ids import DesktopId, ServerId
 from kmgr.provision import disks
 from kmgr.provision.hypervisor import DomainSpec, Hypervisor
 from kmgr.provision.migration import Migrations, Traits, traits_from
-from kmgr.provision.model import Desktop
+from kmgr.provision.model import CopyState, Desktop
+from kmgr.provision.queries import copies
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.stillness import Owed, spell
 from kmgr.provision.thawing import mark_of
@@ -123,7 +124,11 @@ class Arriving:
     async def _judge(self, desktop: DesktopId, guest: _Guest) -> None:
         with self._grid.view() as db:
             now = find_desktop(db, desktop)
-        if now is not None and now.server == self._grid.server:
+            held = copies(db, desktop=desktop, server=self._grid.server)
+        here = now is not None and now.server == self._grid.server
+        # It may be here because its server was lost: then it starts from its safe copy, and this is a part of it.
+        lost = any(copy.state is CopyState.STARTING for copy in held)
+        if now is not None and here and not lost and now.generation == guest.generation + 1:
             if not self._may_run(now):
                 return  # it stands still until this server may run it
             await self._migrations.close_disk(desktop)
@@ -133,7 +138,7 @@ class Arriving:
             logger.info("a desktop has arrived", extra={"desktop": now.name})
             self._forget(desktop)
             self._owe(desktop)
-        elif now is None or now.moving_to != self._grid.server or now.generation != guest.generation:
+        elif now is None or here or now.moving_to != self._grid.server or now.generation != guest.generation:
             await self._clear(desktop)
             self._forget(desktop)
 

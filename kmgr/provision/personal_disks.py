@@ -88,6 +88,10 @@ class PersonalDisks:
             raise
         return point.as_of
 
+    def awaits(self, desktop: Desktop) -> bool:
+        """Tell whether a desktop is still to be given its disk here: what lies there is something else. Blocks."""
+        return self._row(desktop.id, CopyState.STARTING) is not None and not self._is_marked(desktop)
+
     def set_aside(self, desktop: DesktopId) -> bool:
         """Keep an overlay as superseded if the log says that it is; False if it is to be deleted. Blocks."""
         overlay = disks.overlay_path(self._data_dir, desktop)

@@ -142,6 +142,8 @@ class Work:
 
     async def restart(self, desktop: Desktop, *, edited: bool = False) -> None:
         """Power a desktop on again, on the disk that it has; first undo what a person `edited` in its domain."""
+        if await self._is_a_part(desktop):
+            return
         if not await self._blocking(self._disk(desktop.id).exists):
             await self.fail(desktop, "run", "its disk is gone from this server: somebody removed it by hand")
             return
@@ -157,12 +159,27 @@ class Work:
 
     async def wake(self, desktop: Desktop) -> None:
         """Let a desktop that slept go on, and tell it the time."""
+        if await self._is_a_part(desktop):
+            return
         await self._start(desktop)
         logger.info("a desktop that slept goes on", extra={"desktop": desktop.name})
         try:
             await set_clock(self._hypervisor, self._clock, desktop.id)
         except Refused as error:  # it works all the same; most guests ask the network for the time
             logger.info("a desktop was not told the time", extra={"desktop": desktop.name, "cause": error.message})
+
+    async def _is_a_part(self, desktop: Desktop) -> bool:
+        """Tell whether a domain is only what had arrived of a desktop when its server was lost, and remove that."""
+        if self._personal is None:
+            return False
+        personal = self._personal.disks
+        if not await self._blocking(lambda: personal.awaits(desktop)):
+            return False
+        await self._hypervisor.remove(desktop.id)  # the next round gives it its disk
+        logger.warning(
+            "a part of a desktop was removed: it starts from its safe copy", extra={"desktop": desktop.name}
+        )
+        return True
 
     async def sleep(self, desktop: Desktop) -> None:
         """Have a standby sleep until it is claimed."""
