@@ -136,14 +136,17 @@ class Watch:
         self._grid = grid
         self._board = board
         self._clock = clock
+        self._looked_at = 0.0
+        self._silences: Mapping[ServerId, liveness.Silence] = {}
 
     async def run(self, leading: Leading) -> None:
         """Judge several times per heartbeat: what a verdict is late by is time that people wait."""
+        self._looked_at, self._silences = leading.since, {}
         while True:
-            beat_s = await self.run_once(leading)
+            beat_s = await self.run_once()
             await self._clock.sleep(min(beat_s / 2, JUDGE_S))
 
-    async def run_once(self, leading: Leading) -> float:
+    async def run_once(self) -> float:
         """Propose what has to be proposed now; return the heartbeat's period in seconds."""
         with self._grid.view() as db:
             known = servers(db)
@@ -151,14 +154,11 @@ class Watch:
         status = self._grid.status()
         board, now = self._board.all(), self._clock.monotonic()
         beat_s, lost_after_s = values["heartbeat_ms"] / 1000, values["lost_after_ms"] / 1000
-        missing = liveness.lost(
-            known,
-            board,
-            leader=self._grid.server,
-            elected_at=leading.since,
-            now=now,
-            lost_after_s=lost_after_s,
+        self._silences = liveness.listened(
+            self._silences, (server.id for server in known), board, looked_at=self._looked_at, now=now
         )
+        self._looked_at = now
+        missing = liveness.lost(known, self._silences, leader=self._grid.server, lost_after_s=lost_after_s)
         returned = liveness.back(
             known,
             board,

@@ -2,18 +2,52 @@
 
 Heartbeats never enter the log: the leader keeps them in memory, by its own
 monotonic clock, and proposes only the verdict. A new leader starts every timer
-afresh, so a server may be declared lost late but never early.
+afresh, so a server may be declared lost late but never early. Nor does it blame
+others for a time in which it listened to nobody: a leader that was stopped (its
+machine paused, swapping, out of processors) wakes to a long silence of all.
 
 Pure.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from kmgr.grid.model import RUNNING, Server, ServerState, Vitals
 from kmgr.ids import ServerId
 
 # A server that lags by more log entries than this still acts on an old state: it is not back yet.
 MOST_BEHIND = 100
+# The leader looks several times a second. When it looks later than this, it was itself held up for the rest.
+MOST_LISTENED_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """A server was last heard at `heard`; since then the leader has listened for `lasts` seconds in vain."""
+
+    heard: float
+    lasts: float
+
+
+def listened(
+    before: Mapping[ServerId, Silence],
+    servers: Iterable[ServerId],
+    board: Mapping[ServerId, Vitals],
+    *,
+    looked_at: float,
+    now: float,
+) -> Mapping[ServerId, Silence]:
+    """Return the silences at this look; `before` are those at the last one, at `looked_at` or the election."""
+    step = min(now - looked_at, MOST_LISTENED_S)
+    found = {}
+    for server in servers:
+        known = before.get(server)
+        heard = board[server].heard_at if server in board else -1.0
+        if known is None or heard > known.heard:
+            found[server] = Silence(heard, min(step, max(0.0, now - heard)))
+        else:
+            found[server] = Silence(heard, known.lasts + step)
+    return found
 
 
 def silent(
@@ -29,18 +63,11 @@ def silent(
 
 
 def lost(
-    servers: Sequence[Server],
-    board: Mapping[ServerId, Vitals],
-    *,
-    leader: ServerId,
-    elected_at: float,
-    now: float,
-    lost_after_s: float,
+    servers: Sequence[Server], silences: Mapping[ServerId, Silence], *, leader: ServerId, lost_after_s: float
 ) -> tuple[ServerId, ...]:
-    """Name the running servers that the leader should declare lost; it never declares itself."""
-    running = [s.id for s in servers if s.state in RUNNING and s.id != leader]
-    heard = {server: vitals.heard_at for server, vitals in board.items()}
-    return silent(running, heard, elected_at=elected_at, now=now, lost_after_s=lost_after_s)
+    """Name the running servers that the leader should declare lost, in id order; it never declares itself."""
+    running = {s.id for s in servers if s.state in RUNNING and s.id != leader}
+    return tuple(s for s in sorted(running) if s in silences and silences[s].lasts >= lost_after_s)
 
 
 def back(

@@ -9,9 +9,10 @@ import pytest
 from kmgr.clock import ManualClock
 from kmgr.errors import Unavailable
 from kmgr.grid.commands import APPLIERS
-from kmgr.grid.leadership import Leadership, Leading, Voting
+from kmgr.grid.leadership import Leadership, Leading, Voting, Watch
 from kmgr.grid.local import LocalGrid, LocalLog
 from kmgr.grid.model import Vitals
+from kmgr.grid.queries import servers
 from kmgr.grid.schema import SCHEMA
 from kmgr.grid.vitals import Board
 from kmgr.ids import ServerId
@@ -148,3 +149,27 @@ async def test_a_member_that_cannot_be_made_a_voter_does_not_keep_others_from_it
         board.put(Vitals(server, lab.clock.monotonic()))
     with pytest.raises(Unavailable):
         await voting.run_once(leading)
+
+
+async def test_a_leader_that_was_stopped_blames_nobody_for_the_silence_that_it_slept_through(lab: Lab) -> None:
+    leader, board = lab.grids[0], Board()
+    for name in IDS:
+        body = {"server": name, "name": name[4:], "grid_address": f"{name}:1", "web_address": f"{name}:2"}
+        await leader.propose("server.add", {**body, "version": "1", "fingerprint": ""}, by="test")
+        await leader.propose("server.up", {"server": name}, by="test")
+        board.put(Vitals(name, lab.clock.monotonic()))
+    watch = asyncio.create_task(Watch(leader, board, clock=lab.clock).run(Leading(1, lab.clock.monotonic())))
+    await lab.clock.advance(1)
+
+    def states() -> list[str]:
+        with leader.view() as db:
+            return [server.state.value for server in servers(db)]
+
+    # The whole process stands still: when it goes on, what was due in between is done once, and late.
+    lab.clock._elapsed += 60
+    await lab.clock.advance(0)
+    assert states() == ["up", "up", "up"]
+    board.put(Vitals(IDS[1], lab.clock.monotonic()))
+    await lab.clock.advance(6)
+    assert states() == ["up", "up", "lost"], "who is silent while it listens is lost as ever"
+    watch.cancel()

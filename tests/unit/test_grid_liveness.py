@@ -1,6 +1,10 @@
 """Who is lost and who is back, by the leader's own clock."""
 
-from kmgr.grid.liveness import back, lost, silent
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from kmgr.grid.liveness import Silence, back, listened, lost, silent
 from kmgr.grid.model import Server, ServerState, Vitals
 from kmgr.ids import ServerId
 
@@ -23,10 +27,37 @@ def test_a_new_leader_gives_everybody_a_full_term() -> None:
 
 def test_only_running_servers_are_lost_and_never_the_leader_itself() -> None:
     fleet = [server(A), server(B, ServerState.LOST), server(C, ServerState.JOINING), server(ServerId("srv-d"))]
-    found = lost(fleet, {}, leader=A, elected_at=0, now=100, lost_after_s=8)
-    assert found == ("srv-d",)
-    draining = [server(B, ServerState.DRAINING)]
-    assert lost(draining, heard(B, 1), leader=A, elected_at=0, now=100, lost_after_s=8) == (B,)
+    quiet = {one.id: Silence(0, 100) for one in fleet}
+    assert lost(fleet, quiet, leader=A, lost_after_s=8) == ("srv-d",)
+    assert lost([server(B, ServerState.DRAINING)], quiet, leader=A, lost_after_s=8) == (B,)
+    assert lost([server(B)], {B: Silence(0, 7.9)}, leader=A, lost_after_s=8) == ()
+
+
+def lasts(looks: Sequence[float], beats: Sequence[float], *, elected_at: float = 0.0) -> float:
+    """Return how long b has been silent after these looks; it was heard whenever a beat had come before one."""
+    silences: Mapping[ServerId, Silence] = {}
+    looked_at = elected_at
+    for now in looks:
+        board = heard(B, max(at for at in beats if at <= now)) if any(at <= now for at in beats) else {}
+        silences = listened(silences, [B], board, looked_at=looked_at, now=now)
+        looked_at = now
+    return silences[B].lasts
+
+
+def test_a_silence_is_what_the_leader_listened_to() -> None:
+    every_quarter = [n / 4 for n in range(1, 33)]
+    assert lasts(every_quarter, []) == 8
+    assert lasts(every_quarter, [1.0]) == pytest.approx(7, abs=0.25)
+    assert lasts(every_quarter, [1.0, 2.0, 7.9]) == pytest.approx(0.1)
+    assert lasts([100.25, 100.5], [1.0], elected_at=100.0) == 0.5, "what came before the election counts for nobody"
+
+
+def test_a_leader_that_slept_blames_nobody_for_its_sleep() -> None:
+    assert lasts([0.25, 0.5, 60.0], [0.4]) <= 1.5
+    assert lasts([0.25, 0.5, 60.0, 60.25], [0.4, 60.1]) == pytest.approx(0.15)
+    assert lasts([0.25, 0.5, 60.0, 60.25], [0.6]) <= 1.25
+    held_up_again_and_again = [2.0 * n for n in range(1, 9)]
+    assert lasts(held_up_again_and_again, [0.1]) >= 7.9, "one that is truly dead is found all the same"
 
 
 def test_a_lost_server_is_back_when_it_is_heard_and_has_caught_up() -> None:
