@@ -11,7 +11,8 @@ from appliance.demo.progress import Progress
 from appliance.demo.scene import Director, Scene
 from tests.integration.conftest import MakeGrid
 from tests.lab import grids
-from tests.lab.api import wait_for
+from tests.lab.api import Api, wait_for
+from tests.lab.daemons import kmgr
 from tests.lab.writing import Guest
 
 pytestmark = pytest.mark.libvirt
@@ -94,11 +95,16 @@ def test_one_of_two_dies_and_a_new_user_works_at_the_other_within_ten_seconds(pa
     grids.agreed(clients, "templates")
 
 
+def own_template(boss: Api) -> None:
+    if all(template["name"] != "own" for template in boss.items("templates")):
+        shape = {"vcpus": 1, "memory_mib": 192, "standby": 0, "maximum": 2}
+        boss.ask("POST", "/templates", {"name": "own", "image": "test-guest", "kind": "personal", **shape}).ok()
+
+
 def test_a_personal_desktop_goes_on_on_the_server_that_is_left_and_is_taken_over_by_nobody(pair: Cluster) -> None:
     one, two = pair.servers
     boss = grids.admin(pair, one)
-    shape = {"vcpus": 1, "memory_mib": 192, "standby": 0, "maximum": 2}
-    boss.ask("POST", "/templates", {"name": "own", "image": "test-guest", "kind": "personal", **shape}).ok()
+    own_template(boss)
     boss.ask("POST", f"/servers/{two.id}/drain", {"force": True}).ok()
     erna, fritz = (grids.person(pair, one, name) for name in ("erna", "fritz"))
     given = grids.claim(erna, "own")
@@ -146,3 +152,26 @@ def test_a_personal_desktop_goes_on_on_the_server_that_is_left_and_is_taken_over
     clients = [grids.admin(pair, server) for server in pair.servers]
     agreed = next(d for d in grids.agreed(clients, "desktops") if d["id"] == desktop)
     assert (agreed["server"], agreed["generation"], agreed["user"]) == (one.id, 1, "erna")
+
+
+def test_a_live_one_is_removed_undrained_and_nobody_has_to_say_that_it_is_off(pair: Cluster) -> None:
+    one, two = pair.servers
+    boss = grids.admin(pair, two)
+    own_template(boss)
+    boss.ask("POST", f"/servers/{two.id}/drain", {"force": True}).ok()
+    given = grids.claim(grids.person(pair, two, "gerda"), "own")
+    boss.ask("POST", f"/servers/{two.id}/undrain").ok()
+    assert given["server"] == one.id
+    path, domain = f"/desktops/{given['id']}", f"kmgr-{given['id']}"
+    wait_for("it has a safe copy", lambda: boss.ask("GET", path).ok()["protection"]["state"] == "safe", timeout_s=120)
+    done = kmgr("remove", "one", "--force", "--data", str(two.data))
+    assert done.returncode == 0, done.stderr
+
+    def goes_on() -> bool:
+        there = boss.ask("GET", path).ok()["server"] == two.id and given["id"] in grids.domains(two)
+        return there and grids.virsh(two, "domstate", domain) == "running"
+
+    wait_for("it goes on on the other one", goes_on, timeout_s=90)
+    told = grids.api(one).ask("GET", "/status")
+    assert (told.status, "was removed from the grid" in str(told.body)) == (503, True)
+    assert given["id"] not in grids.domains(one) or grids.virsh(one, "domstate", domain) != "running"
