@@ -1,4 +1,7 @@
-"""A user who does nothing at their desktop: asked in the browser, staying with a click, closed without one."""
+"""A user who does nothing at their desktop: asked in the browser, staying with a click, closed without one.
+
+And what the page says when the desktop's server drains.
+"""
 
 import shutil
 import tempfile
@@ -73,3 +76,14 @@ def test_who_does_nothing_is_asked_and_who_does_not_answer_is_closed(grid: Clust
 
     page.get_by_role("button", name="Try again").click()
     page.locator('body[data-state="connected"]').wait_for(timeout=30_000)
+
+    # Its server drains, and nothing else can take it: the page says so, as long as that is true.
+    boss.ask("PATCH", rules, {**RULE, "idle_s": 3600}).ok()
+    boss.ask("POST", f"/servers/{one.id}/drain", {"force": True, "notice_minutes": 30}).ok()
+    farewell = page.locator("#farewell")
+    expect(farewell).to_be_visible(timeout=90_000)
+    expect(farewell).to_contain_text("the desktop ends at")
+    farewell.locator("summary").click()
+    expect(page.locator("#farewell-text")).to_be_hidden()
+    boss.ask("POST", f"/servers/{one.id}/undrain", {}).ok()
+    expect(farewell).to_be_hidden(timeout=90_000)

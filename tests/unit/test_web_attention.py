@@ -57,8 +57,20 @@ async def pass_(lab: WebLab, seconds: float) -> None:
 async def test_without_a_rule_there_is_nothing_to_say(lab: WebLab, far: Site) -> None:
     async with looked_at(lab, far) as (desktop, _):
         assert await asked(far, desktop) == {
-            "idleness": "no_rule", "left_s": 0, "again_s": 0, "then": "disconnect", "text": "",
+            "idleness": "no_rule", "left_s": 0, "again_s": 0, "then": "disconnect", "text": "", "farewell": "",
         }  # fmt: skip
+
+
+async def test_that_its_server_drains_and_when_it_ends_is_told_until_it_is_undrained(lab: WebLab, far: Site) -> None:
+    async with looked_at(lab, far) as (desktop, _):
+        server = SERVERS[0]
+        await lab.office.do("server.drain", server=server)
+        await lab.office.do("drain.notice", server=server, minutes=30)
+        assert not (await asked(far, desktop))["farewell"]
+        await lab.office.do("drain.tell", desktop=desktop, generation=1, server=server)
+        assert "the desktop ends at" in (await asked(far, desktop))["farewell"]
+        await lab.office.do("server.undrain", server=server)
+        assert not (await asked(far, desktop))["farewell"]
 
 
 async def test_a_warning_comes_and_the_button_takes_it_away(lab: WebLab, far: Site) -> None:

@@ -209,7 +209,7 @@ COMPONENTS: Mapping[str, Schema] = {
     "Attention": record(
         {
             "idleness": one_of("no_rule", "active", "warned", "over", "closed"), "left_s": WHOLE, "again_s": WHOLE,
-            "then": one_of("disconnect", "log_out"), "text": TEXT,
+            "then": one_of("disconnect", "log_out"), "text": TEXT, "farewell": TEXT,
         }
     ),
     "DesktopHere": record(

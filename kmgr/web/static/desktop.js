@@ -9,6 +9,7 @@ const { desktop, name } = body.dataset;
 const csrf = document.querySelector("meta[name=csrf]").content;
 const RETRY_MS = [500, 1000, 2000, 3000, 5000];
 const SCREENLESS_TRIES = 4;
+const NEWS_S = 30;
 let rfb = null;
 let tries = 0;
 let timer = 0;
@@ -65,7 +66,8 @@ function connected() {
   attend();
 }
 
-// How the desktop stands with its idle rule: asked when there may be news, and every few seconds during a warning.
+// How the desktop stands with its idle rule, and whether its server drains: asked when there may be news, and every few
+// seconds during a warning.
 async function attention(method = "GET") {
   const answer = await fetch(`/api/v1/desktops/${encodeURIComponent(desktop)}/attention`, {
     method,
@@ -80,9 +82,17 @@ async function attend(method = "GET") {
   const told = await attention(method).catch(() => null);
   if (body.dataset.state !== "connected") return;
   warn(told?.idleness === "warned" ? told : null);
-  if (told?.idleness === "no_rule") return;
-  const again = !told ? 15 : told.idleness === "active" ? Math.min(told.again_s + 0.5, 300) : 2;
+  if (told) farewell(told.farewell);
+  const again = !told ? 15 : told.idleness === "active" ? Math.min(told.again_s + 0.5, NEWS_S) : told.idleness === "no_rule" ? NEWS_S : 2;
   asking = setTimeout(attend, Math.max(again, 1) * 1000);
+}
+
+// That its server drains, and when this desktop ends there: said once, and whoever has read it folds it up.
+function farewell(text) {
+  if (text === byId("farewell-text").textContent) return;
+  byId("farewell-text").textContent = text;
+  byId("farewell").hidden = !text;
+  byId("farewell").open = true;
 }
 
 function warn(told) {
