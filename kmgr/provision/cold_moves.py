@@ -16,9 +16,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from kmgr.clock import Clock
-from kmgr.errors import KmgrError, NotFound, Unavailable
+from kmgr.errors import Conflict, KmgrError, NotFound, Unavailable
 from kmgr.grid.port import Grid
 from kmgr.ids import DesktopId, ServerId
+from kmgr.provision import guest
 from kmgr.provision.drain_rows import leaving
 from kmgr.provision.hypervisor import DomainState, Hypervisor
 from kmgr.provision.model import Desktop
@@ -82,11 +83,24 @@ class ColdMoves:
             if state is DomainState.PAUSED and self._may_run(desktop):
                 await self._hypervisor.start(desktop.id)
             elif state is DomainState.RUNNING and now >= ask_at:
+                if not ask_at:
+                    await self._check_nobody(desktop)
                 ask_at = now + _ASK_AGAIN_S
                 await self._ask(desktop)
             await self._clock.sleep(_LOOK_S)
         check()
         return True
+
+    async def _check_nobody(self, desktop: Desktop) -> None:
+        """Raise if somebody has logged on since the leader heard that nobody is, unless their time is over."""
+        if self._was_told(desktop):
+            return
+        try:
+            users = await guest.logged_on(self._hypervisor, desktop.id)
+        except KmgrError:  # it told so a moment ago
+            return
+        if users:
+            raise Conflict("somebody has logged on in it")
 
     async def _ask(self, desktop: Desktop) -> None:
         try:

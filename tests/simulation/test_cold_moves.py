@@ -166,6 +166,14 @@ async def test_whoever_looks_at_its_screen_keeps_it(lab: Stuck) -> None:
     await lab.arrives(60)
 
 
+async def test_whoever_logs_on_before_it_is_shut_down_keeps_it(lab: Stuck) -> None:
+    await lab.drain()
+    await lab.leave()
+    await lab.wait(30)
+    assert (lab.where(), lab.anna().generation, lab.anna().moving_to) == ([lab.home], 1, None)
+    assert any("somebody has logged on in it" in text for text in lab.texts("desktop"))
+
+
 async def test_undrained_before_the_moment_it_stays(lab: Stuck) -> None:
     await lab.drain(minutes=2)
     await lab.until(lab.told, 60)
