@@ -41,7 +41,7 @@ _MOST_QUEUED = 16 << 20
 _SPARES = 8
 # How much of a piece must have arrived before the loop is woken: many small readings cost more than their bytes.
 # A TLS record that is half here hides up to 16 KiB from the count.
-_WORTH_WAKING = 512 * 1024
+_WORTH_WAKING = 256 * 1024
 _HIDDEN = 20 * 1024
 
 

@@ -1,8 +1,8 @@
 """How much of what a source sends may wait in a connection.
 
 Little, for news overtakes nothing that waits, and many connections add up. But the loop is woken whenever half of it
-has gone, and on a quick link that costs a tenth of all: so as much as this connection takes in `AHEAD_S`, which
-is no longer than news rest anyway (`transfer.NEWS_S`), however many connections share the link.
+has gone, and on a quick link that costs a tenth of all that a source does: so as much as this connection takes in
+`AHEAD_S`. Not longer: receivers that hear late what others were given ask for it, and the source sends more.
 """
 
 import socket
@@ -10,7 +10,7 @@ import socket
 from kmgr.grid.port import Stream
 
 LEAST, MOST = 128 * 1024, 512 * 1024
-AHEAD_S = 0.02
+AHEAD_S = 0.005
 # Handed over and encrypted in one go; twice as much would not fit a core's cache three times.
 SLICE = 256 * 1024
 # What waits already is quick to be rid of: over this much that makes little difference.

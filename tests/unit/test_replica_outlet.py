@@ -42,8 +42,7 @@ def test_what_waits_is_gone_in_a_moment_or_is_the_least(mbit: float) -> None:
 
 def test_a_full_gigabit_is_worth_more_than_a_share_of_it() -> None:
     assert waiting(940 * MBIT) == MOST
-    assert waiting(940 / 7 * MBIT) == MOST / 2
-    assert waiting(200 / 7 * MBIT) == LEAST
+    assert waiting(940 / 7 * MBIT) == waiting(200 * MBIT) == LEAST
 
 
 async def test_a_connection_begins_with_little_and_gets_more_while_it_is_quick(stream: Stream) -> None:
