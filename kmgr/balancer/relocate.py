@@ -7,6 +7,7 @@ Rule 3: for balance only in calm weather, when nothing else happens, one server 
 much fuller than another, and the move leaves it the fuller one still: so
 nothing goes back and forth. Never if the loss of a server would be worse afterwards, and
 never a personal desktop without a whole safe copy: its copy is made anew after each move.
+Nor does one move while it is being started from another disk.
 Rule 4: one that could not be moved so often stays until its user logs out. A personal one can then be shut down, and
 started where its safe copy is (`farewells`).
 
@@ -23,7 +24,7 @@ from kmgr.balancer.protection import safe_copies
 from kmgr.balancer.redundancy import homeless
 from kmgr.grid.model import PLACEABLE, Server, ServerState
 from kmgr.ids import ServerId
-from kmgr.provision.model import Desktop, DesktopState, Purpose
+from kmgr.provision.model import CopyState, Desktop, DesktopState, Purpose
 
 EACH_AT_ONCE = 2
 ALL_AT_ONCE = 16
@@ -76,6 +77,7 @@ class _Moving:
         self._left = ALL_AT_ONCE - len(going)
         self._on_each = by_server(view.desktops)
         self._safe = safe_copies(view)
+        self._starting = {copy.desktop for copy in view.copies if copy.state is CopyState.STARTING}
         self.chosen: list[Relocate] = []
 
     @property
@@ -86,7 +88,7 @@ class _Moving:
     def empty(self, server: Server) -> None:
         """Move what is used away from a draining server."""
         for desktop in sorted(self._on_each.get(server.id, ()), key=lambda d: d.id):
-            if desktop.moving_to is None and movable(desktop, self._view):
+            if desktop.moving_to is None and self._may_go(desktop):
                 self._choose(desktop, Why.DRAINING, self._targets(desktop))
 
     def balance(self) -> None:
@@ -111,12 +113,15 @@ class _Moving:
         for desktop in sorted(self._on_each.get(fullest.server, ()), key=lambda d: (d.memory_mib, d.id)):
             size = desktop.memory_mib + OVERHEAD_MIB
             stays_fuller = fullest.percent(-size) >= emptiest.percent(size)
-            if desktop.id in taken or not movable(desktop, self._view) or not stays_fuller:
+            if desktop.id in taken or not self._may_go(desktop) or not stays_fuller:
                 continue
             if desktop.owned and desktop.id not in self._safe:
                 continue
             if not self._is_worse(desktop, emptiest.server):
                 yield desktop
+
+    def _may_go(self, desktop: Desktop) -> bool:
+        return movable(desktop, self._view) and desktop.id not in self._starting
 
     def _is_worse(self, desktop: Desktop, target: ServerId) -> bool:
         """Tell whether after the move fewer desktops would find a home when a server is lost."""

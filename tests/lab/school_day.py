@@ -39,6 +39,7 @@ MEMORY_MIB, OVERHEAD_MIB = 1024, 64
 LOST_AFTER_S = 8
 BOOT_S = 12.0
 REMOVE_S = 1.0
+START_S = 5.0
 MOVE_S = 20.0
 COPY_S = 60.0
 ASK_AGAIN_S = 2.0
@@ -351,11 +352,19 @@ class SchoolDay:
                 body = {"desktop": desktop.id, "generation": desktop.generation, "server": desktop.server}
                 self._do("desktop.take_over", desktop.id, **body, lost_at=lost_at, target=target)
                 self.report.taken_over += 1
+                self._at(self.now + START_S, partial(self._promoted, desktop.id, desktop.generation + 1, target))
             case DropCopy(copy):
                 self.state.do("copy.drop", desktop=copy.desktop, server=copy.server, generation=copy.generation)
                 self.state.do("copy.dropped", desktop=copy.desktop, server=copy.server, generation=copy.generation)
             case ForgetCopy():
                 pass
+
+    def _promoted(self, desktop: DesktopId, generation: int, server: ServerId) -> None:
+        now = self.desktops.get(desktop)
+        if now is not None and (now.server, now.generation) == (server, generation) and self.boxes[server].power:
+            body = {"desktop": desktop, "generation": generation, "server": server, "as_of": round(self.now * 1000)}
+            self._must(self._do("copy.promoted", desktop, **body))
+            self._soon()
 
     def _copied(self, desktop: Desktop, server: ServerId) -> None:
         now = self.desktops.get(desktop.id)

@@ -85,6 +85,21 @@ def test_what_an_administrator_edits_stays_until_that_is_done(state: State) -> N
     assert planned(state) == []
 
 
+def test_a_desktop_that_is_being_started_from_its_safe_copy_is_not_asked_to_move_again_and_again(
+    state: State,
+) -> None:
+    (own,) = used(state, A)
+    state.db.execute("update desktops set kind = 'personal'")
+    state.do("copy.assign", desktop=own, generation=1, server=B)
+    state.do("copy.points", server=A, points=[{"desktop": own, "generation": 1, "server": B, "as_of": 5, "bytes": 1}])
+    state.become(B, "draining")
+    state.db.execute("update copies set state = 'starting'")
+    state.db.execute("update desktops set server = ?, generation = 2", [B])
+    assert planned(state) == []
+    state.db.execute("delete from copies")
+    assert [(move.desktop.id, move.why) for move in planned(state)] == [(own, Why.DRAINING)]
+
+
 def test_nothing_moves_from_a_lost_server_nor_while_calm_is_kept(state: State) -> None:
     used(state, A)
     state.become(A, "draining")
