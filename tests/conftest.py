@@ -24,7 +24,8 @@ _SHARED = ("office", "show")
 _LONG = (
     "test_idle_desktop", "test_real_instant_clones", "test_mirror_running", "test_two_servers",
     "test_personal_leaves", "test_damaged_folder", "test_canary", "test_hypervisor_warm", "test_operating",
-    "test_real_desktops", "test_cut_points", "test_move_cut_points", "test_cold_moves", "test_protect_walk", "test_raft_simulation",
+    "test_real_desktops", "test_cut_points", "test_move_cut_points", "test_cold_moves", "test_protect_walk",
+    "test_raft_simulation",
 )  # fmt: skip
 _HERE = Path(__file__).parent
 
