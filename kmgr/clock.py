@@ -68,6 +68,10 @@ class ManualClock:
         self._sleepers.append((self._elapsed + seconds, self._order, future))
         await future
 
+    def skip(self, seconds: float) -> None:
+        """Move time forward while nobody runs, as for a process that stood still: who was due wakes late, once."""
+        self._elapsed += seconds
+
     async def advance(self, seconds: float, *, settle: int = 20) -> None:
         """Move time forward, waking sleepers in order; `settle` loop turns follow each wake."""
         target = self._elapsed + seconds

@@ -1,13 +1,17 @@
 """What all tests share: how property tests choose their examples, and what may run side by side."""
 
+import inspect
 import os
 import re
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
+
+from tests.lab.sockets import all_gone
 
 # On a build machine the same examples at every run: what is found there was put in by the change, not by chance.
 # Everywhere else they are drawn anew each time, and that is where new faults are found.
@@ -28,6 +32,27 @@ _LONG = (
     "test_raft_simulation",
 )  # fmt: skip
 _HERE = Path(__file__).parent
+
+
+# A TLS connection that was closed ends when the other side has said goodbye too, which a busy machine delays.
+GOODBYE_S = 10.0
+
+
+@pytest.fixture(autouse=True)
+def _goodbyes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """An async test ends when its connections have: else the garbage collector complains in the middle of another."""
+    function = getattr(request.node, "function", None)
+    if not inspect.iscoroutinefunction(inspect.unwrap(function) if function else None):
+        yield
+        return
+    runner = request.getfixturevalue("_function_scoped_runner")
+    yield
+    runner.run(_all_gone())
+
+
+async def _all_gone() -> None:
+    left = [str(transport.get_extra_info("sockname")) for transport in await all_gone(GOODBYE_S)]
+    assert not left, f"connections were left open: {', '.join(left)}"
 
 
 class Lanes(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types

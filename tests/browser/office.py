@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from kmgr.grid.identity import ensure_web_certificate
 from kmgr.web import auth
 from kmgr.web.app import make_app
 from kmgr.web.server import WebServer
+from tests.lab.sockets import all_gone
 from tests.lab.web_lab import ADMIN, WebLab, opened
 
 HERE = "127.0.0.1"
@@ -40,12 +41,7 @@ class Office:
 
     async def _hung_up(self) -> None:
         """Wait until a busy browser has said goodbye as TLS wants it; cut off what it has not even opened yet."""
-        left: Mapping[int, asyncio.Transport] = self._loop._transports  # type: ignore[attr-defined]
-        for _ in range(int(HANG_UP_S / 0.01)):
-            if not left:
-                return
-            await asyncio.sleep(0.01)
-        for transport in tuple(left.values()):
+        for transport in await all_gone(HANG_UP_S):
             transport.abort()
         await asyncio.sleep(0)
 
