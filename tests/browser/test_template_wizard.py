@@ -73,7 +73,7 @@ def test_an_iso_becomes_a_desktop_that_is_installed(office: Office, console: Pag
     file = tmp_path / "setup.iso"
     file.write_bytes(boot_iso.image())
     form = begun(console, "fresh", file)
-    iso = form.get_by_role("radio", name="setup.iso install from this ISO")
+    iso = form.get_by_role("radio", name="setup install from this ISO")
     expect(iso).to_be_visible(timeout=PATIENCE_MS)
     expect(form.get_by_label("Empty disk for the installation")).to_be_hidden()
     iso.check()
