@@ -4,10 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kmgr.balancer.model import View
-from kmgr.balancer.place import rooms
+from kmgr.balancer.place import Room, rooms
+from kmgr.balancer.protection import safe_copies
 from kmgr.balancer.relocate import EACH_AT_ONCE, movable, refuge, refused
 from kmgr.ids import DesktopId, ServerId
-from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.model import Copy, Desktop, DesktopState
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +68,21 @@ def progress(view: View, server: ServerId, *, percents: Mapping[DesktopId, int],
 def stays(view: View, server: ServerId) -> Iterator[Waits]:
     """Yield the desktops in use there that are not on their way, with why they cannot be (empty: they are next)."""
     spaces = [room for room in rooms(view) if room.server != server]
+    safe = safe_copies(view)
     for desktop in sorted((d for d in view.desktops if d.server == server), key=lambda d: (d.name, d.id)):
         if desktop.state is DesktopState.IN_USE and desktop.moving_to is None:
-            why = _why(desktop, view, {room.name: refused(desktop, room, view) for room in spaces})
+            why = _why(desktop, view, spaces, safe.get(desktop.id, ()))
             yield Waits(desktop.id, desktop.name, why)
 
 
-def _why(desktop: Desktop, view: View, refusals: Mapping[str, str]) -> str:
+def _why(desktop: Desktop, view: View, spaces: Sequence[Room], held: Sequence[Copy]) -> str:
     if not movable(desktop, view):
         failed = view.moves.get(desktop.id)
         cause = f": {failed.cause}" if failed is not None else ""
-        if desktop.owned and refuge(desktop, view, rooms(view)) is None:
+        if desktop.owned and refuge(desktop, held, spaces) is None:
             return f"it could not be moved while it runs, and nothing can start it from a whole safe copy{cause}"
         return f"it could not be moved while it runs and leaves when its user logs out{cause}"
+    refusals = {room.name: refused(desktop, room, view) for room in spaces}
     if refusals and all(refusals.values()):
         return f"no server can take it: {'; '.join(f'{name} {why}' for name, why in sorted(refusals.items()))}"
     return "" if refusals else "there is no other server"

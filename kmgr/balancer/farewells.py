@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from kmgr.balancer.drains import stays
 from kmgr.balancer.model import View
 from kmgr.balancer.place import OVERHEAD_MIB, Room, rooms
+from kmgr.balancer.protection import safe_copies
 from kmgr.balancer.relocate import EACH_AT_ONCE, refuge
 from kmgr.grid.model import ServerState
 from kmgr.ids import DesktopId, ServerId
-from kmgr.provision.model import Desktop, Leaving, Purpose
+from kmgr.provision.model import Copy, Desktop, Leaving, Purpose
 
 SURE_S = 10.0
 AGAIN_S = 60.0
@@ -76,11 +77,11 @@ class Farewells:
         over = {desktop for desktop, leaves in told.items() if now_ms >= leaves.until}
         staying = list(_staying(view))
         stuck = self._stuck(staying, now)
-        spaces = rooms(view)
+        spaces, safe = rooms(view), safe_copies(view)
         ends = [End(d, told[d.id].until) for d, _ in staying if d.id in over and not d.owned]
-        leaves = self._leaves(view, stuck, spaces, over, left, now)
+        leaves = self._leaves(view, stuck, spaces, safe, over, left, now)
         warned = [d for d in stuck if d.server in notices and d.id not in told]
-        tells = [Tell(d) for d in warned if not d.owned or refuge(d, view, spaces) is not None]
+        tells = [Tell(d) for d in warned if not d.owned or refuge(d, safe.get(d.id, ()), spaces) is not None]
         return (*ends, *leaves, *tells)
 
     def _stuck(self, staying: Sequence[tuple[Desktop, str]], now: float) -> list[Desktop]:
@@ -95,6 +96,7 @@ class Farewells:
         view: View,
         stuck: Sequence[Desktop],
         spaces: Sequence[Room],
+        safe: Mapping[DesktopId, Sequence[Copy]],
         over: Collection[DesktopId],
         left: Collection[DesktopId],
         now: float,
@@ -106,7 +108,7 @@ class Farewells:
             due = desktop.owned and (nobody or desktop.id in over)
             if not due or going[desktop.server] >= EACH_AT_ONCE or now - self._tried.get(key, -AGAIN_S) < AGAIN_S:
                 continue
-            if (room := refuge(desktop, view, spaces)) is not None:
+            if (room := refuge(desktop, safe.get(desktop.id, ()), spaces)) is not None:
                 room.memory_mib -= desktop.memory_mib + OVERHEAD_MIB
                 going[desktop.server] += 1
                 self._tried[key] = now

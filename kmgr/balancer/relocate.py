@@ -24,7 +24,7 @@ from kmgr.balancer.protection import safe_copies
 from kmgr.balancer.redundancy import homeless
 from kmgr.grid.model import PLACEABLE, Server, ServerState
 from kmgr.ids import ServerId
-from kmgr.provision.model import CopyState, Desktop, DesktopState, Purpose
+from kmgr.provision.model import Copy, CopyState, Desktop, DesktopState, Purpose
 
 EACH_AT_ONCE = 2
 ALL_AT_ONCE = 16
@@ -174,12 +174,12 @@ def refused(desktop: Desktop, room: Room, view: View) -> str:
     return "has too little disk left" if room.disk_mib < _disk_mib(desktop, view) else ""
 
 
-def refuge(desktop: Desktop, view: View, rooms: Sequence[Room]) -> Room | None:
-    """Return where a personal desktop could be started now from a whole safe copy, of the newest; None: nowhere."""
+def refuge(desktop: Desktop, held: Sequence[Copy], rooms: Sequence[Room]) -> Room | None:
+    """Return where a personal desktop could be started now; None: nowhere. `held` are its `safe_copies`."""
     spaces = {room.server: room for room in rooms}
-    held = [spaces[copy.server] for copy in safe_copies(view).get(desktop.id, ()) if copy.server in spaces]
+    there = [spaces[copy.server] for copy in held if copy.server in spaces]
     need_mib = desktop.memory_mib + OVERHEAD_MIB
-    return next((room for room in held if room.closed is None and room.memory_mib >= need_mib), None)
+    return next((room for room in there if room.closed is None and room.memory_mib >= need_mib), None)
 
 
 def _disk_mib(desktop: Desktop, view: View) -> int:
