@@ -45,10 +45,7 @@ def operations(grid: Grid, log: RaftGrid, data_dir: Path, *, clock: Clock) -> Ma
             return applied(await grid.propose("grid.address", {"address": value}, by="local"))
         if name == ZONE:
             return applied(await grid.propose("grid.zone", {"zone": check_zone(value)}, by="local"))
-        if not value.lstrip("-").isdecimal():
-            check(name, value)
-        return applied(
-            await grid.propose("setting.set", {"name": name, "value": check(name, int(value))}, by="local")
-        )
+        wanted = check(name, int(value) if value.lstrip("-").isdecimal() else value)
+        return applied(await grid.propose("setting.set", {"name": name, "value": wanted}, by="local"))
 
     return {"copy-state": copy_state, "set": change}

@@ -24,10 +24,8 @@ def cold_mark(db: Database, desktop: DesktopId) -> str:
     return str(scalar(db, "select mark from cold_moves where desktop = ?", [desktop], default=""))
 
 
-def why_not_move(db: Database, row: Row, target: Row | None) -> str:
+def why_not_move(db: Database, row: Row, target: Row) -> str:
     """Say why a desktop cannot begin to go to another server, whether it runs meanwhile or not; empty if it can."""
-    if target is None:
-        return "there is no such server"
     if target["id"] == row["server"]:
         return f"desktop {row['name']} is on {target['name']} already"
     if one(db, "select * from captures where desktop = ?", [row["id"]]) is not None:

@@ -108,7 +108,7 @@ def set_copies(db: Database, command: Command) -> Outcome:
     copies = command.body["copies"]
     if not is_whole(copies, ALL_SERVERS, MOST_COPIES):
         return Rejected("refused", f"copies {must_be(copies, ALL_SERVERS, MOST_COPIES)}; 0 means all servers")
-    if copies != ALL_SERVERS and not FEWEST_COPIES <= copies <= MOST_COPIES:
+    if ALL_SERVERS < copies < FEWEST_COPIES:
         return Rejected(
             "refused",
             f"{copies} copies cannot be: choose 0 for all servers, or {FEWEST_COPIES} to {MOST_COPIES}, so that one "
