@@ -17,7 +17,6 @@ from kmgr.grid.identity import ensure_web_certificate
 from kmgr.web.app import make_app
 from kmgr.web.server import WebServer
 from tests.lab.people import RIGHT
-from tests.lab.sockets import let_go
 from tests.lab.web_lab import ADMIN, USER, Site, WebLab
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
@@ -91,7 +90,6 @@ async def test_every_example_runs_and_answers_as_shown(lab: WebLab, tmp_path: Pa
         printed = await run([one.commands for one in shown], tmp_path, **where, USER_NAME=ADMIN, PASSWORD=RIGHT)
     finally:
         await server.stop()
-        await let_go(server.port)
     for example, text in zip(shown, printed, strict=True):
         if example.answer is not None:
             real, _ = json.JSONDecoder().raw_decode(text)

@@ -2,10 +2,11 @@
 
 import pytest
 
-from kmgr.grid.envelope import Applied, Outcome, Rejected
+from kmgr.grid.envelope import Outcome
 from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.drain_commands import MOST_MINUTES
 from kmgr.provision.drain_rows import leaving, notices
+from tests.lab.outcomes import good, why
 from tests.lab.state import State
 
 A, B = ServerId("srv-a"), ServerId("srv-b")
@@ -27,16 +28,6 @@ def drained(state: State, minutes: int = 30) -> int:
     good(state.do("server.drain", server=A))
     good(state.do("drain.notice", server=A, minutes=minutes))
     return state.at + minutes * MINUTE
-
-
-def good(outcome: Outcome) -> Applied:
-    assert isinstance(outcome, Applied), outcome
-    return outcome
-
-
-def why(outcome: Outcome) -> str:
-    assert isinstance(outcome, Rejected), outcome
-    return outcome.detail
 
 
 def tell(state: State, desktop: str, generation: int = 1) -> Outcome:

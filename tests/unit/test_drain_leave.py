@@ -2,12 +2,13 @@
 
 import pytest
 
-from kmgr.grid.envelope import Applied, Outcome, Rejected
+from kmgr.grid.envelope import Outcome
 from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.drain_rows import farewell, leaving
 from kmgr.provision.model import CopyState, Desktop
 from kmgr.provision.move_rows import cold_mark, moves
 from kmgr.provision.queries import copies, desktop
+from tests.lab.outcomes import good, why
 from tests.lab.state import State
 
 A, B, C = (ServerId(f"srv-{letter}") for letter in "abc")
@@ -52,16 +53,6 @@ def one(state: State, name: DesktopId) -> Desktop:
     found = desktop(state.db, name)
     assert found is not None
     return found
-
-
-def good(outcome: Outcome) -> Applied:
-    assert isinstance(outcome, Applied), outcome
-    return outcome
-
-
-def why(outcome: Outcome) -> str:
-    assert isinstance(outcome, Rejected), outcome
-    return outcome.detail
 
 
 def held(state: State, name: DesktopId) -> set[tuple[ServerId, int, CopyState]]:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from kmgr.grid.envelope import Applied, Outcome, Rejected
+from kmgr.grid.envelope import Applied
 from kmgr.grid.queries import server
 from kmgr.ids import DesktopId, ServerId
 from tests.lab.cut_points import Table
+from tests.lab.outcomes import why
 from tests.lab.provision import A, B, done
 from tests.lab.state import State
 
@@ -28,18 +29,13 @@ def bereft(disk: str, generation: int, on: ServerId = ONE) -> tuple[State, str]:
     return state, desktop
 
 
-def refused(outcome: Outcome) -> str:
-    assert isinstance(outcome, Rejected), outcome
-    return outcome.detail
-
-
 @pytest.mark.parametrize(
     ("disk", "generation", "words"),
     [("left", 1, "put it back, or delete it"), ("superseded", 1, "put it back"), ("ready", 2, "goes on from that")],
 )
 def test_a_desktop_is_not_forgotten_while_it_can_go_on_from_something(disk: str, generation: int, words: str) -> None:
     state, desktop = bereft(disk, generation)
-    assert words in refused(state.do("desktop.forget", desktop=desktop))
+    assert words in why(state.do("desktop.forget", desktop=desktop))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +56,7 @@ def test_a_desktop_that_is_still_being_started_from_another_disk_does_not_move()
     state.db.execute("update desktops set kind = 'personal', user = 'anna', generation = 2 where id = ?", [desktop])
     state.db.execute("insert into copies values (?, ?, 1, 'starting', 5, 1, 1)", [desktop, TWO])
     body = {"desktop": desktop, "generation": 2, "server": TWO, "target": THREE, "why": "balance"}
-    assert "being started from another disk" in refused(state.do("desktop.move", **body))
+    assert "being started from another disk" in why(state.do("desktop.move", **body))
     state.db.execute("delete from copies")
     assert isinstance(state.do("desktop.move", **body), Applied)
 

@@ -2,12 +2,13 @@
 
 from typing import Any
 
-from kmgr.grid.envelope import Applied, Outcome, Rejected
+from kmgr.grid.envelope import Applied, Outcome
 from kmgr.ids import DesktopId, ServerId, VersionId
 from kmgr.provision.model import CopyState, DesktopState
 from kmgr.provision.queries import copies, put_backs
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.uses import uses
+from tests.lab.outcomes import why
 from tests.lab.state import State
 
 ONE, TWO, THREE = (ServerId(f"srv-{letter}") for letter in "abc")
@@ -35,11 +36,6 @@ def held(state: State) -> set[tuple[str, int, str]]:
     return {(copy.server, copy.generation, copy.state.value) for copy in copies(state.db)}
 
 
-def refused(outcome: Outcome) -> str:
-    assert isinstance(outcome, Rejected), outcome
-    return outcome.detail
-
-
 def test_the_present_disk_is_kept_and_the_desktop_runs_nowhere_until_its_server_has_said_so() -> None:
     state, desktop = moved()
     assert isinstance(order(state, desktop), Applied)
@@ -48,17 +44,17 @@ def test_the_present_disk_is_kept_and_the_desktop_runs_nowhere_until_its_server_
     assert (now.server, now.generation, now.state) == (TWO, 3, DesktopState.BROKEN)
     assert held(state) == {(ONE, 1, "superseded"), (TWO, 2, "superseded"), (THREE, 2, "dropping")}
     assert put_backs(state.db) == {desktop}
-    assert "wait for that" in refused(state.do("desktop.retry", desktop=desktop))
-    assert "being put back" in refused(state.do("copy.drop", desktop=desktop, server=ONE, generation=1))
-    assert "already" in refused(order(state, desktop, generation=3))
+    assert "wait for that" in why(state.do("desktop.retry", desktop=desktop))
+    assert "being put back" in why(state.do("copy.drop", desktop=desktop, server=ONE, generation=1))
+    assert "already" in why(order(state, desktop, generation=3))
     aside = {"desktop": desktop, "server": TWO}
-    assert "generation 3" in refused(state.do("desktop.put_aside", **aside, generation=2))
+    assert "generation 3" in why(state.do("desktop.put_aside", **aside, generation=2))
     assert isinstance(state.do("desktop.put_aside", **aside, generation=3), Applied)
     now = find_desktop(state.db, desktop)
     assert now is not None
     assert (now.server, now.generation, now.state, now.cause) == (ONE, 4, DesktopState.IN_USE, "")
     assert (ONE, 1, "starting") in held(state)
-    assert "not" in refused(state.do("desktop.put_in_place", desktop=desktop, server=ONE, generation=3))
+    assert "not" in why(state.do("desktop.put_in_place", desktop=desktop, server=ONE, generation=3))
     assert isinstance(state.do("desktop.put_in_place", desktop=desktop, server=ONE, generation=4), Applied)
     assert held(state) == {(TWO, 2, "superseded"), (THREE, 2, "dropping")}
     assert put_backs(state.db) == frozenset()
@@ -76,7 +72,7 @@ def test_a_move_that_goes_on_ends_with_the_order() -> None:
 def test_what_a_live_move_left_is_put_back_only_once_the_server_that_it_moved_to_is_away() -> None:
     state, desktop = moved()
     state.db.execute("update copies set state = 'left' where generation = 1")
-    assert "no such former disk" in refused(order(state, desktop))
+    assert "no such former disk" in why(order(state, desktop))
     state.become(TWO, "removed")
     assert isinstance(order(state, desktop), Applied)
     lost_at = state.db.execute("select changed_at from servers where id = ?", [TWO]).fetchone()[0]
@@ -90,12 +86,12 @@ def test_what_a_live_move_left_is_put_back_only_once_the_server_that_it_moved_to
 
 def test_what_is_not_there_or_not_possible_is_refused() -> None:
     state, desktop = moved()
-    assert "no such former disk" in refused(order(state, desktop, disk=2))
-    assert "no such former disk" in refused(order(state, desktop, server=THREE))
-    assert "generation 2" in refused(order(state, desktop, generation=1))
-    assert "no desktop" in refused(order(state, "dsk-none"))
+    assert "no such former disk" in why(order(state, desktop, disk=2))
+    assert "no such former disk" in why(order(state, desktop, server=THREE))
+    assert "generation 2" in why(order(state, desktop, generation=1))
+    assert "no desktop" in why(order(state, "dsk-none"))
     state.do("server.lost", server=ONE)
-    assert "start it first" in refused(order(state, desktop))
+    assert "start it first" in why(order(state, desktop))
 
 
 def test_a_lost_server_is_waited_out_unless_it_may_run_it_without_a_majority() -> None:
@@ -103,11 +99,11 @@ def test_a_lost_server_is_waited_out_unless_it_may_run_it_without_a_majority() -
     state.do("tenure.begin", server=TWO, tenure="t-1")
     order(state, desktop)
     aside = {"desktop": desktop, "server": TWO, "generation": 3}
-    assert "may be running" in refused(state.do("desktop.put_aside", **aside, lost_at=0))
+    assert "may be running" in why(state.do("desktop.put_aside", **aside, lost_at=0))
     state.do("server.lost", server=TWO)
     lost_at = next(state.db.query("select changed_at from servers where id = ?", [TWO]))["changed_at"]
-    assert "may be running" in refused(state.do("desktop.put_aside", **aside, lost_at=lost_at - 1))
-    assert "is it off" in refused(state.do("desktop.put_aside", **aside, lost_at=lost_at))
+    assert "may be running" in why(state.do("desktop.put_aside", **aside, lost_at=lost_at - 1))
+    assert "is it off" in why(state.do("desktop.put_aside", **aside, lost_at=lost_at))
     state.do("tenure.end", server=TWO)
     assert isinstance(state.do("desktop.put_aside", **aside, lost_at=lost_at), Applied)
 
@@ -118,9 +114,9 @@ def test_its_version_is_kept_where_it_lies_and_a_removed_server_is_no_reason_to_
     assert now is not None
     assert uses(state.db).desktops[VersionId(now.version)][ONE] == 1
     state.do("server.remove", server=TWO)
-    assert "it goes on from that" in refused(state.do("desktop.forget", desktop=desktop))
+    assert "it goes on from that" in why(state.do("desktop.forget", desktop=desktop))
     state.do("server.remove", server=THREE)
-    assert "put it back, or delete it" in refused(state.do("desktop.forget", desktop=desktop))
+    assert "put it back, or delete it" in why(state.do("desktop.forget", desktop=desktop))
     assert uses(state.db).desktops[VersionId(now.version)][ONE] == 1
     state.do("copy.drop", desktop=desktop, server=ONE, generation=1)
     assert isinstance(state.do("desktop.forget", desktop=desktop), Applied)

@@ -11,7 +11,7 @@ from kmgr.balancer.maintenance import GIVES_BACK_S, carry_out
 from kmgr.balancer.redundancy import Remove
 from kmgr.clock import ManualClock
 from kmgr.errors import Unavailable
-from kmgr.grid.envelope import Applied, Outcome, Rejected
+from kmgr.grid.envelope import Applied, Outcome
 from kmgr.grid.local import LocalGrid, LocalLog
 from kmgr.grid.queries import events, server
 from kmgr.grid.vitals import Board
@@ -19,6 +19,7 @@ from kmgr.ids import ServerId
 from kmgr.provision.queries import tenures
 from kmgr.provision.tenure import Tenure
 from kmgr.registry import APPLIERS, SCHEMAS
+from tests.lab.outcomes import rejected
 from tests.lab.state import State
 
 A, B = ServerId("srv-a"), ServerId("srv-b")
@@ -26,9 +27,7 @@ DRAINS = "b drains: it is given no new desktops"
 
 
 def refused(outcome: Outcome) -> str:
-    assert isinstance(outcome, Rejected), outcome
-    assert outcome.code == "tenure"
-    return outcome.detail
+    return rejected(outcome, "tenure")
 
 
 def tenured() -> State:

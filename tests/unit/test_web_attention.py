@@ -3,24 +3,17 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import ClientWebSocketResponse
 
 from tests.lab.people import SERVERS
-from tests.lab.web_lab import ADMIN, OTHER, USER, Site, WebLab, opened
+from tests.lab.web_lab import ADMIN, OTHER, USER, Site, WebLab
 from tests.unit.test_provision_rfb_input import HANDSHAKE, KEY
 from tests.unit.test_web_desktops import ended, mine, open_screen, ticket
 
 RULE = {"idle_s": 600, "idle_warning_s": 60}
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
 
 
 @pytest.fixture

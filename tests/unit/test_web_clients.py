@@ -19,7 +19,6 @@ from kmgr.web.app import make_app
 from kmgr.web.server import WebServer
 from tests.lab.api import Api
 from tests.lab.people import RIGHT
-from tests.lab.sockets import let_go
 from tests.lab.web_lab import ADMIN, WebLab, opened
 
 HERE = "127.0.0.1"
@@ -53,7 +52,6 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
         await server.start()
         yield Running(lab, f"{HERE}:{server.port}", cert)
         await server.stop()
-        await let_go(server.port)
 
 
 async def until(what: Callable[[], bool]) -> None:

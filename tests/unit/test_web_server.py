@@ -21,16 +21,9 @@ from kmgr.grid.preflight import Finding
 from kmgr.web.app import make_app, make_setup_app
 from kmgr.web.server import WebServer, redirecting_app
 from kmgr.web.services import JoinAnswers, NewGridAnswers, SetupServices
-from tests.lab.sockets import let_go
-from tests.lab.web_lab import USER, WebLab, opened
+from tests.lab.web_lab import USER, WebLab
 
 HERE = "127.0.0.1"
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
 
 
 @pytest.fixture
@@ -44,7 +37,6 @@ async def server(lab: WebLab, files: tuple[Path, Path]) -> AsyncIterator[WebServ
     await server.start()
     yield server
     await server.stop()
-    await let_go(server.port)
 
 
 def tls(cert: Path) -> ssl.SSLContext:

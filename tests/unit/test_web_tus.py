@@ -5,25 +5,18 @@ import base64
 import hashlib
 from collections.abc import AsyncIterator
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from tests.lab.people import SERVERS
-from tests.lab.web_lab import ADMIN, USER, Said, Site, WebLab, opened
+from tests.lab.web_lab import ADMIN, USER, Said, Site, WebLab
 
 MIB = 1 << 20
 DISK = (bytes(510) + b"\x55\xaa" + b"installed" * 50_000).ljust(MIB, b"\0")
 TUS = {"Tus-Resumable": "1.0.0"}
 PIECE = {**TUS, "Content-Type": "application/offset+octet-stream"}
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from kmgr.clock import SystemClock
 from kmgr.grid.identity import ensure_web_certificate
 from kmgr.web.app import make_app
 from kmgr.web.server import WebServer
-from tests.lab.sockets import let_go
-from tests.lab.web_lab import ADMIN, USER, WebLab, opened
+from tests.lab.web_lab import ADMIN, USER, WebLab
 
 HERE = "127.0.0.1"
 UPLOAD = "/api/v1/images?name=win"
@@ -23,19 +22,12 @@ ENDLESS = 1 << 40
 
 
 @pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
 async def server(lab: WebLab, tmp_path: Path) -> AsyncIterator[WebServer]:
     cert, key = ensure_web_certificate(tmp_path, frozenset({HERE}), now_ms=SystemClock().now_ms())
     server = WebServer(make_app(lab.services()), host=HERE, port=0, cert=cert, key=key)
     await server.start()
     yield server
     await server.stop()
-    await let_go(server.port)
 
 
 class Plain:
