@@ -70,7 +70,13 @@ class Handlers:
         task = asyncio.create_task(_serve(handler, peer, parse(spell(body)), opened))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return await opened
+        try:
+            return await opened
+        except asyncio.CancelledError:
+            if not opened.cancelled() and opened.exception() is None:
+                # It opened in the very moment in which the caller was stopped: nobody else would hang up.
+                opened.result().writer.close()
+            raise
 
     def _unknown(self, op: str) -> NotFound:
         return NotFound(f"server {self._server} does not answer {op!r}: is it an older version?")

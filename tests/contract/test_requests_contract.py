@@ -261,3 +261,21 @@ async def test_the_handler_notices_that_its_caller_hung_up(pair: Pair) -> None:
         await stream.writer.wait_closed()
     async with asyncio.timeout(5):
         assert await ended == b"bye"
+
+
+async def test_a_caller_who_is_stopped_as_its_stream_opens_leaves_no_open_end(pair: Pair) -> None:
+    ended = asyncio.Event()
+
+    async def tell(peer: ServerId, body: Body, accept: Accept) -> None:
+        stream = await accept()
+        asking.cancel()
+        with contextlib.suppress(ConnectionError):  # or in order, as it happens
+            await stream.reader.read()
+        ended.set()
+
+    pair.b.serve_stream("tell", tell)
+    asking = asyncio.create_task(pair.a.open(B, "tell", {}))
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    async with asyncio.timeout(10):
+        await ended.wait()
