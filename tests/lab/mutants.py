@@ -36,6 +36,11 @@ def _unsynced(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Journal, "decide", honest)
 
 
+def _believing(patch: pytest.MonkeyPatch) -> None:
+    """A sync is believed after one that failed, although nothing is written again."""
+    patch.setattr(Journal, "_make_sure", lambda self, _found, _raw: self._file.sync())
+
+
 def _forgetful(patch: pytest.MonkeyPatch) -> None:
     """Term and vote are kept in memory only."""
 
@@ -112,6 +117,7 @@ def _trusting(patch: pytest.MonkeyPatch) -> None:
 # Name → faults under which it shows, a seed that shows it soon, and what it does.
 MUTANTS: Mapping[str, tuple[str, int, Mutation]] = {
     "entries acknowledged unsynced": ("power", 1, _unsynced),
+    "a sync believed after one that failed": ("sick", 1, _believing),
     "votes in memory only": ("kills", 1, _forgetful),
     "matching entries thrown away": ("power", 3, _truncating),
     "changes of voters overlap": ("voters", 2, _overlapping),

@@ -27,25 +27,13 @@ from kmgr.grid.schema import SCHEMA
 from kmgr.grid.store import Store
 from kmgr.ids import CommandId, ServerId
 from tests.lab.sim_copies import older_copy
-from tests.lab.sim_parts import NOTES, Faults, Killed, Later, Promise, SimFile, SimLink, add_note
+from tests.lab.sim_parts import NOTES, Faults, Killed, Later, Promise, Sick, SimFile, SimLink, Simulated, add_note
 
 TIMING = Timing(election_min_s=0.5, election_max_s=1.0, beat_s=0.1, fallback_s=0.75, compact_entries=15)
 
 
 class Broken(AssertionError):
     """A promise of the log was broken; the message says which, with the seed."""
-
-
-@dataclass
-class Simulated:
-    """One server; `core` is None while it is dead."""
-
-    id: ServerId
-    core: Core | None = None
-    store: Store | None = None
-    checked: int = 0
-    # What it was like when it was looked at last: whoever is still the same need not be looked at again.
-    seen: tuple[object, ...] = ()
 
 
 @dataclass
@@ -71,6 +59,8 @@ class Sim:
         self.leaders: dict[int, ServerId] = {}
         self.blocked: set[frozenset[ServerId]] = set()
         self.lives: int | None = None
+        # No disk is sick meanwhile.
+        self.well = True
         self.said = 0
         self.servers: dict[ServerId, Simulated] = {}
         self.fed: set[ServerId] = set()
@@ -119,7 +109,7 @@ class Sim:
                 timing=TIMING,
                 background=Later(self.dice),
             )
-        except Killed:
+        except (Killed, Sick):
             store.close()
             self.count["killed at start"] += 1
             return
@@ -127,7 +117,7 @@ class Sim:
         for other in self.servers:
             self.connect(id, other)
 
-    def kill(self, id: ServerId) -> None:
+    def kill(self, id: ServerId, *, power: float = 0.7) -> None:
         """End a server, perhaps together with its power."""
         server = self.servers[id]
         if server.core is None or server.store is None:
@@ -142,7 +132,7 @@ class Sim:
         server.store.close()
         home = self.folder / id
         self.count["kills"] += 1
-        if self.faults.power_cuts and self.dice.random() < 0.7:
+        if self.faults.power_cuts and self.dice.random() < power:
             self.files[home / "raft" / "journal"].lose_power(self.dice)
         if self.dice.random() < 0.3:
             for file in home.glob("state.sqlite*"):
@@ -182,10 +172,11 @@ class Sim:
             self.ask_for_voter(server)
         for _ in range(self.faults.learners):
             self.newcomer()
+        self.well = False
         for _ in range(steps):
             self.step()
         self.blocked.clear()
-        self.lives = None
+        self.lives, self.well = None, True
         self.calm(self.level)
         self.judge()
 
@@ -242,6 +233,10 @@ class Sim:
         except Killed:
             self.kill(server.id)
             return
+        except Sick:
+            self.count["sick disks"] += 1
+            self.kill(server.id, power=0.1)
+            return
         vote = server.core._journal.vote
         if (
             self.faults.kills
@@ -279,10 +274,10 @@ class Sim:
     def hear_out(self, source: ServerId, target: ServerId) -> None:
         """Deliver all that is on the way from one server to another."""
         queue, core = self.queues[source, target], self.servers[target].core
-        lives, self.lives = self.lives, None
+        lives, self.lives, well, self.well = self.lives, None, self.well, True
         while queue and core is not None:
             core.receive(source, queue.popleft())
-        self.lives = lives
+        self.lives, self.well = lives, well
 
     def propose(self) -> None:
         """Propose a change somewhere."""

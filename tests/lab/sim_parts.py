@@ -1,5 +1,7 @@
 """What a simulated server stands on: a disk that forgets, wires that are queues, and no threads."""
 
+import errno
+import os
 import random
 from collections import deque
 from collections.abc import Callable
@@ -10,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from sqlite_utils import Database
 
 from kmgr.grid.envelope import Applied, Command, Outcome
+from kmgr.grid.raft.core import Core
 from kmgr.grid.raft.journal import Journal
 from kmgr.grid.raft.logfile import LogFile
 from kmgr.grid.raft.messages import Taken, Vote, decode
+from kmgr.grid.store import Store
 from kmgr.ids import ServerId
 
 if TYPE_CHECKING:
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 
 
 NOTES = "create table if not exists notes (at integer primary key, n integer not null);"
+# How many of the syncs fail where disks are sick.
+SICK = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +34,8 @@ class Faults:
 
     kills: bool = False
     power_cuts: bool = False
+    # Syncs fail now and then; what was not written is then taken for written, as Linux does.
+    sick_disks: bool = False
     voters: bool = False
     # How many servers are sent the log without a vote; with `voters` they and the voters change places.
     learners: int = 0
@@ -41,8 +49,27 @@ def add_note(db: Database, command: Command) -> Outcome:
     return Applied()
 
 
+@dataclass
+class Simulated:
+    """One server; `core` is None while it is dead."""
+
+    id: ServerId
+    core: Core | None = None
+    store: Store | None = None
+    checked: int = 0
+    # What it was like when it was looked at last: whoever is still the same need not be looked at again.
+    seen: tuple[object, ...] = ()
+
+
 class Killed(BaseException):
     """The process ends here."""
+
+
+class Sick(OSError):
+    """A sync failed."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, os.strerror(errno.EIO))
 
 
 class SimFile(LogFile):
@@ -56,29 +83,44 @@ class SimFile(LogFile):
         super().__init__(path)
         before = SimFile.sim.files.get(path)
         self.durable: int = self.size if before is None else min(before.durable, self.size)
+        # What failed syncs left in memory only; it looks as if it were on the disk, until it is written again.
+        self.forgotten: list[tuple[int, int]] = [] if before is None else before.forgotten
         SimFile.sim.files[path] = self
 
     def cut(self, size: int) -> None:
         super().cut(size)
         self.durable = size
+        self.forgotten = [(begin, min(end, size)) for begin, end in self.forgotten if begin < size]
 
     def append(self, data: bytes) -> None:
         SimFile.sim.breath()
         super().append(data)
 
+    def write_again(self, begin: int, data: bytes) -> None:
+        SimFile.sim.breath()
+        super().write_again(begin, data)
+        self.forgotten = [(first, min(end, begin)) for first, end in self.forgotten if first < begin]
+
     def sync(self) -> None:
         SimFile.sim.breath()
+        if SimFile.sim.faults.sick_disks and not SimFile.sim.well and SimFile.sim.dice.random() < SICK:
+            self.forgotten.append((self.durable, self.size))
+            raise Sick
         self.durable = self.size
 
     def replace(self, data: bytes) -> None:
         SimFile.sim.breath()
         super().replace(data)
         self.durable = self.size
+        self.forgotten = []
         SimFile.sim.breath()
 
     def lose_power(self, dice: random.Random) -> None:
         """Leave what was synced, and of the rest a part: its end is missing or zeros, or there are holes in it."""
-        raw = self.path.read_bytes()
+        raw = bytearray(self.path.read_bytes())
+        for begin, end in self.forgotten:
+            raw[begin:end] = bytes(end - begin)
+        self.forgotten = []
         tail = bytearray(raw[self.durable : self.size])
         del tail[dice.randrange(len(tail) + 1) :]
         if tail and dice.random() < 0.5:

@@ -27,7 +27,7 @@ from tests.lab.sim_parts import Faults, SimFile
 PROFILES = (
     Faults(),
     Faults(kills=True),
-    Faults(kills=True, power_cuts=True),
+    Faults(kills=True, power_cuts=True, sick_disks=True),
     Faults(kills=True, voters=True),
     Faults(kills=True, power_cuts=True, voters=True),
     Faults(kills=True, voters=True, learners=2),

@@ -19,6 +19,7 @@ PROFILES = {
     "wires": Faults(),
     "kills": Faults(kills=True),
     "power": Faults(kills=True, power_cuts=True),
+    "sick": Faults(kills=True, power_cuts=True, sick_disks=True),
     "voters": Faults(kills=True, voters=True),
     "learners": Faults(kills=True, voters=True, learners=3),
     "older": Faults(kills=True, voters=True, older=True),

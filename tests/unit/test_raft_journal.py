@@ -311,3 +311,50 @@ def test_a_full_disk_is_an_error_and_loses_nothing_that_was_synced(path: Path) -
         journal.sync()
     journal.abandon()
     assert opened(path).last == entry(3)
+
+
+class Kernel(LogFile):
+    """Knows what is on the disk; a sync that fails takes for written what is not, as Linux does."""
+
+    def __init__(self, path: Path, disk: bytearray) -> None:
+        super().__init__(path)
+        self.disk = disk
+        self.failing = False
+        self._dirty: list[tuple[int, bytes]] = []
+
+    def replace(self, data: bytes) -> None:
+        super().replace(data)
+        self.disk[:] = data
+
+    def sync(self) -> None:
+        written, self._dirty = self._dirty, []
+        if self.failing:
+            raise OSError(errno.EIO, "Input/output error")
+        for at, data in written:
+            self.disk[at : at + len(data)] = data
+
+    def _put(self, data: bytes, at: int) -> int:
+        self._dirty.append((at, data))
+        return super()._put(data, at)
+
+
+def test_what_a_failed_sync_left_in_memory_is_written_again_before_it_is_believed(path: Path) -> None:
+    disk = bytearray()
+    file = Kernel(path, disk)
+    journal = Journal.create(file, A)
+    for index in range(3, 6):
+        journal.add(entry(index))
+        journal.sync()
+    file.failing = True
+    journal.add(entry(6))
+    with pytest.raises(OSError, match="Input/output"):
+        journal.sync()
+    assert journal.synced == 5
+    journal.abandon()
+    # The next process reads it from the kernel's memory, and is asked to acknowledge it.
+    again = Journal.open(Kernel(path, disk))
+    assert again.synced == 6
+    again.abandon()
+    # The power is cut.
+    path.write_bytes(disk)
+    assert opened(path).last == entry(6)

@@ -87,9 +87,9 @@ class Journal:
     @classmethod
     def open(cls, file: LogFile) -> "Journal":
         """Read a log, dropping a torn tail; raise `ConfigError` if what had been promised is damaged."""
-        journal = cls(file)
+        journal, raw = cls(file), file.read()
         try:
-            found = records.scan(file.read())
+            found = records.scan(raw)
         except ValueError as error:
             raise _damaged(file.path, str(error)) from error
         if found.damaged:
@@ -103,8 +103,7 @@ class Journal:
             raise _damaged(file.path, "it holds no entry")
         if found.end < file.size:
             file.cut(found.end)
-        # What the last process wrote may have survived it only in memory, and must not be acknowledged from there.
-        file.sync()
+        journal._make_sure(found, raw)
         journal.synced = journal.last.index
         return journal
 
@@ -298,6 +297,15 @@ class Journal:
                 self.least = (term, index)
             case Kind.SYNCED | Kind.REMEMBERED:
                 pass
+
+    def _make_sure(self, found: records.Scan, raw: bytes) -> None:
+        """Put on the disk what the last process wrote: it may have survived it only in memory.
+
+        If it ended because a sync had failed, Linux takes the pages for written although they are not, and a new sync
+        alone would say yes.
+        """
+        self._file.write_again(found.sure, raw[found.sure : found.end])
+        self._file.sync()
 
     def _doubt(self) -> bytes:
         return records.pack(Kind.DOUBT, json.dumps([self.doubt, self.forked]).encode())

@@ -62,11 +62,11 @@ class LogFile:
         """Write behind the end; survives a kill from here on, a power cut only after `sync`."""
         if self.size + len(data) > self._reserved:
             self._reserve(len(data) + self.AHEAD)
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(self._descriptor, view, self.size)
-            self.size += written
-            view = view[written:]
+        self.size = self._put(data, self.size)
+
+    def write_again(self, begin: int, data: bytes) -> None:
+        """Write what lies at `begin` already: only what is written anew is sure to be on the disk after `sync`."""
+        self._put(data, begin)
 
     def sync(self) -> None:
         """Return when all bytes are on the disk."""
@@ -95,6 +95,14 @@ class LogFile:
                     os.ftruncate(self._descriptor, self.size)
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _put(self, data: bytes, at: int) -> int:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._descriptor, view, at)
+            at += written
+            view = view[written:]
+        return at
 
     def _reserve(self, count: int) -> None:
         # A full disk has no room ahead; whether it has some for the bytes themselves shows when they come.

@@ -75,6 +75,11 @@ class Scan:
     end: int
     damaged: bool
 
+    @property
+    def sure(self) -> int:
+        """Up to where a later batch says that all was on the disk."""
+        return max((number(body) for kind, body in self.records if kind is Kind.SYNCED), default=0)
+
 
 def pack(kind: Kind, body: bytes) -> bytes:
     """Spell one record."""
