@@ -19,7 +19,7 @@ from typing import Any
 
 from kmgr.ids import ServerId
 from tests.bench.__main__ import machine
-from tests.bench.harness import ROOT, Figure, figure, report
+from tests.bench.harness import ROOT, Figure, Limit, figure, report
 from tests.lab.raft_children import Process, grow, identities
 
 SERVERS = [ServerId(f"srv-{letter}") for letter in "abc"]
@@ -72,21 +72,22 @@ async def commit() -> list[Figure]:
         other = next(process for process in processes if process is not leader)
         for where, process in (("leader", leader), ("follower", other)):
             told = await process.ask({"single": 300}, timeout_s=60)
-            floor = [append + call for append, call in zip(told["append"], told["call"], strict=True)]
-            found.append(
-                figure(f"a change, at the {where} (floor: append + call)", told["commit"], unit="ms", floor=floor)
-            )
+            floor = [3 * append + call for append, call in zip(told["append"], told["call"], strict=True)]
+            name = f"a change, at the {where} (floor: three appends and a call)"
+            limit = Limit(1, "floor") if process is leader else None
+            found.append(figure(name, told["commit"], unit="ms", floor=floor, limit=limit))
             if process is leader:
                 found.append(figure("a synced append", told["append"], unit="ms"))
                 found.append(figure("a call to another server", told["call"], unit="ms"))
             read = await process.ask({"barriers": 200}, timeout_s=60)
             found.append(figure(f"a current read, at the {where}", read["barrier"], unit="ms", floor=told["call"]))
         took = await _loaded(processes, 0)
-        found.append(Figure(f"changes a second of {CLIENTS} clients", round(len(took) / LOAD_S), "1/s", len(took)))
+        rate, name = round(len(took) / LOAD_S), f"changes a second of {CLIENTS} clients"
+        found.append(Figure(name, rate, "1/s", len(took), limit=Limit(RATE, at_least=True)))
         found.append(figure(f"a change, one of {CLIENTS} clients at once", took, unit="ms"))
         took = await _loaded(processes, RATE)
         found.append(Figure(f"changes a second, {RATE} asked for", round(len(took) / LOAD_S), "1/s", len(took)))
-        found.append(figure(f"a change, of {CLIENTS} clients at that rate", took, unit="ms"))
+        found.append(figure(f"a change, of {CLIENTS} clients at that rate", took, unit="ms", limit=Limit(5)))
     return found
 
 
@@ -117,7 +118,7 @@ async def kills() -> list[Figure]:
     worst = sorted(took)[int(0.99 * len(took))]
     return [
         figure("leader killed, next change acknowledged", took, unit="s"),
-        Figure("the same, 99th percentile", round(worst, 3), "s", len(took)),
+        Figure("the same, 99th percentile", round(worst, 3), "s", len(took), limit=Limit(1.5)),
     ]
 
 
@@ -130,7 +131,7 @@ async def idle() -> list[Figure]:
         after = [await process.ask({"cpu": 1}) for process in processes]
     used = [100 * (b["cpu"] - a["cpu"]) / (b["wall"] - a["wall"]) for a, b in zip(before, after, strict=True)]
     many = [found for count in (5, 16, 64) for found in await _many(count)]
-    return [figure("idle, 3 servers: CPU of each", used, unit="%"), *many]
+    return [figure("idle, 3 servers: CPU of each", used, unit="%", limit=Limit(3)), *many]
 
 
 async def _many(count: int) -> list[Figure]:
@@ -220,15 +221,15 @@ async def snapshot() -> list[Figure]:
         caught_up = await _applied(behind, target)
         installing = await behind.ask({"rounds": 1})
     return [
-        _longest(f"longest round, snapshots of {rounds['mib']} MiB made (floor: append)", rounds),
+        _longest(f"longest round, snapshots of {rounds['mib']} MiB made (floor: append)", rounds, Limit(100)),
         _longest("longest round of the server that installs one", installing),
         Figure("a server far behind, started and caught up", round(caught_up, 2), "s", 1),
         figure("a change in that state", quiet["commit"], unit="ms"),
     ]
 
 
-def _longest(name: str, told: Mapping[str, Any]) -> Figure:
-    return figure(name, [told["longest"]], unit="ms", floor=[told["append"]])
+def _longest(name: str, told: Mapping[str, Any], limit: Limit | None = None) -> Figure:
+    return figure(name, [told["longest"]], unit="ms", floor=[told["append"]], limit=limit)
 
 
 async def restart() -> list[Figure]:
@@ -248,7 +249,8 @@ async def restart() -> list[Figure]:
             await other.begin()
             await _applied(other, target)
             took = time.perf_counter() - began
-            found.append(Figure(f"restart with {target} entries, {name}", round(took, 2), "s", 1))
+            told = f"restart with {target} entries, {name}"
+            found.append(Figure(told, round(took, 2), "s", 1, limit=Limit(10)))
     return found
 
 

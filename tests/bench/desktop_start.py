@@ -13,7 +13,7 @@ from kmgr.ids import DesktopId
 from kmgr.provision import disks, domainxml
 from kmgr.provision.hypervisor import DomainSpec
 from kmgr.provision.libvirt_driver import connect
-from tests.bench.harness import Figure, Stopwatch, alternate, figure
+from tests.bench.harness import Figure, Limit, Stopwatch, alternate, figure
 
 GRID = "grid-bench"
 MEMORY_MIB = 192
@@ -28,17 +28,20 @@ async def measure(folder: Path, runs: int) -> list[Figure]:
     return [await compared(folder, runs, _all_by_hand, "desktop: clone + define + start")]
 
 
-async def compared(folder: Path, runs: int, by_hand: ByHand, name: str) -> Figure:
+async def compared(folder: Path, runs: int, by_hand: ByHand, name: str, *, limit: Limit | None = None) -> Figure:
     """Return how long overlay, definition and start take by kmgr, beside what is done by hand, in turn."""
     server = PrivateLibvirt(folder / "libvirt", "bench")
     await asyncio.to_thread(server.start)
     try:
-        return await _compared(server, folder, runs, by_hand, name)
+        mine, low = await _compared(server, folder, runs, by_hand)
     finally:
         await asyncio.to_thread(server.stop)
+    return figure(name, mine, unit="ms", floor=low, limit=limit)
 
 
-async def _compared(server: PrivateLibvirt, folder: Path, runs: int, by_hand: ByHand, name: str) -> Figure:
+async def _compared(
+    server: PrivateLibvirt, folder: Path, runs: int, by_hand: ByHand
+) -> tuple[list[float], list[float]]:
     raw = await asyncio.to_thread(image, folder)
     driver = connect(server.uri, grid=GRID)
     bare = libvirt.open(server.uri)
@@ -63,11 +66,10 @@ async def _compared(server: PrivateLibvirt, folder: Path, runs: int, by_hand: By
         return await asyncio.to_thread(done_by_hand, turn)
 
     try:
-        mine, low = await alternate(runs, ours, floor)
+        return await alternate(runs, ours, floor)
     finally:
         await driver.close()
         bare.close()
-    return figure(name, mine, unit="ms", floor=low)
 
 
 def _all_by_hand(bare: libvirt.virConnect, made: DomainSpec, raw: Path) -> tuple[libvirt.virDomain, float]:
