@@ -96,7 +96,7 @@ def reset(data: DataOption = DEFAULT_DATA, yes: YesOption = False) -> None:
 
 def _show(own: Identity, finding: Finding, answers: tuple[Answer, ...]) -> None:
     print(f"Server {own.name} of the grid {own.grid_name!r}, epoch {finding.epoch}:")
-    print(f"  its log ends at entry {finding.last} (term {finding.term});")
+    print(f"  its log ends at entry {finding.last} of term {finding.last_term};")
     print(f"  up to entry {finding.committed} it is known to be agreed on, all of it is kept.")
     if finding.doubt is not None:
         print(
@@ -107,8 +107,13 @@ def _show(own: Identity, finding: Finding, answers: tuple[Answer, ...]) -> None:
     for server in finding.others:
         votes = "votes" if server.id in finding.voters else "does not vote"
         answer = answering.get(server.id)
-        said = "does not answer" if answer is None else answer.refusal or f"ANSWERS, its log is at {answer.applied}"
+        said = "does not answer" if answer is None else answer.refusal or _standing(answer)
         print(f"  {server.name:<16} {server.grid_address:<22} {votes}, {said}")
+
+
+def _standing(answer: Answer) -> str:
+    term, index = answer.end
+    return f"ANSWERS, its log ends at entry {index} of term {term}"
 
 
 def _confirm(word: str, consequences: str, *, yes: bool) -> None:

@@ -39,10 +39,10 @@ _PROBE_S = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What another server said when it was called: how much of the log it has, or why it would not talk."""
+    """What another server said when it was called: term and index of its log's end, or why it would not talk."""
 
     server: Server
-    applied: int
+    end: tuple[int, int] = (0, 0)
     refusal: str = ""
 
 
@@ -72,10 +72,10 @@ async def probe(data_dir: Path, own: Identity, finding: Finding) -> tuple[Answer
             connection = await port.dial(server.id, CALL, timeout_s=_PROBE_S)
         except Unavailable as error:
             # "fenced" and "removed" are answers; "unavailable" is none.
-            return Answer(server, 0, error.message) if error.code != Unavailable.code else None
-        applied = connection.greeting.applied if connection.greeting is not None else 0
+            return Answer(server, refusal=error.message) if error.code != Unavailable.code else None
+        end = connection.greeting.end if connection.greeting is not None else (0, 0)
         connection.cut()
-        return Answer(server, applied)
+        return Answer(server, end)
 
     found = await asyncio.gather(*(call(server) for server in finding.others))
     return tuple(answer for answer in found if answer is not None)
@@ -94,12 +94,15 @@ def refuse_if_needless(own: Identity, finding: Finding, answers: tuple[Answer, .
             f"nothing has to be recovered: {there}, and with this server that is a majority of the "
             f"{len(finding.voters)} voters. Start kmgr here and the grid goes on"
         )
-    newer = [answer for answer in answers if answer.applied > finding.last]
-    if newer:
-        best = max(newer, key=lambda answer: answer.applied)
+    best = max(answers, key=lambda answer: answer.end, default=None)
+    # As in an election: an entry that was acknowledged anywhere is in the log with the newest last entry, known to be
+    # agreed on there or not.
+    if best is not None and best.end > finding.end:
+        term, index = best.end
         raise Refused(
-            f"server {best.server.name} ({best.server.grid_address}) has more of the grid's log (entry "
-            f"{best.applied}, here it ends at {finding.last}): run kmgr grid recover there, then kmgr reset here"
+            f"server {best.server.name} ({best.server.grid_address}) has more of the grid's log (entry {index} of "
+            f"term {term}, here it ends at {finding.last} of term {finding.last_term}): stop kmgr there and run kmgr grid "
+            "recover there, then kmgr reset here"
         )
 
 
@@ -174,7 +177,7 @@ class _Asking(Guardian):
 
     def greeting(self) -> Greeting:
         """Say what the folder's server would say."""
-        return Greeting(__version__, epoch=self._finding.epoch, applied=self._finding.applied)
+        return Greeting(__version__, epoch=self._finding.epoch, end=self._finding.end)
 
 
 def _described(own: Identity, told: Mapping[str, Any]) -> Backup:

@@ -26,12 +26,12 @@ _RESET = "Run kmgr reset on it and let it join again; its images are kept"
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """What a server says about itself. `applied` tells how much of the log it has; `refused` is (code, words)."""
+    """What a server says about itself. `end` is (term, index) of its log's last entry; `refused` is (code, words)."""
 
     version: str
     epoch: int = 0
     fresh: bool = False
-    applied: int = 0
+    end: tuple[int, int] = (0, 0)
     recovered_at: int = 0
     recovered_by: str = ""
     protocol: int = PROTOCOL
@@ -124,7 +124,7 @@ def read(data: bytes) -> Greeting:
             version=str(raw["version"])[:40],
             epoch=_whole(raw["epoch"]),
             fresh=raw["fresh"] is True,
-            applied=_whole(raw["applied"]),
+            end=_pair(raw["end"]),
             recovered_at=_whole(raw.get("recovered_at", 0)),
             recovered_by=str(raw.get("recovered_by", ""))[:70],
             protocol=_whole(raw["protocol"]),
@@ -132,6 +132,11 @@ def read(data: bytes) -> Greeting:
         )
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"its first words are no greeting: {error!r}") from error
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    first, second = value
+    return _whole(first), _whole(second)
 
 
 def _whole(value: object) -> int:

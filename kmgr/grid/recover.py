@@ -38,14 +38,18 @@ class Finding:
     """What one server's folder knows: its log, who votes, and the other servers as the state names them."""
 
     epoch: int
-    term: int
     last: int
+    last_term: int
     committed: int
-    applied: int
     voters: frozenset[ServerId]
     others: tuple[Server, ...]
     # Whom it had promised more than it has, if an older copy of the folder was put back.
     doubt: ServerId | None = None
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """(Term, index) of the last entry: of two servers the one with the greater has more."""
+        return self.last_term, self.last
 
     def lacking(self, here: ServerId, answering: Iterable[ServerId]) -> int:
         """Return how many voters are missing for a majority, if those that answer and this server are there."""
@@ -63,10 +67,9 @@ def examine(data_dir: Path, own: Identity, schemas: Iterable[str]) -> Finding:
         known = tuple(s for s in servers(store.writer) if s.id != own.server)
         return Finding(
             epoch=journal.epoch,
-            term=journal.term,
             last=journal.last.index,
+            last_term=journal.last.term,
             committed=max(journal.commit, store.applied()),
-            applied=store.applied(),
             voters=journal.voters(),
             others=known,
             doubt=journal.doubt,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kmgr import __version__
+from kmgr.errors import Unavailable
 from kmgr.grid import identity
 from kmgr.grid.fence import Greeting
 from kmgr.grid.raft.grid import RaftGrid
@@ -38,7 +39,7 @@ class Standpoint(Guardian):
             __version__,
             epoch=self._grid.epoch,
             fresh=self._grid.fresh,
-            applied=self._grid.status().applied,
+            end=self._grid.end,
             recovered_at=last.at if last else 0,
             recovered_by=last.name if last else "",
         )
@@ -51,7 +52,10 @@ class Standpoint(Guardian):
         """Note that the grid went on without this server, and let the daemon know."""
         if not self._told:
             self._told = True
-            identity.atomic_write(identity.folder(self._data_dir) / FENCED, json.dumps({"words": words}).encode())
+            try:
+                identity.atomic_write(identity.folder(self._data_dir) / FENCED, json.dumps({"words": words}).encode())
+            except Unavailable as error:  # it is told again after the next start
+                logger.error("that this server was left behind cannot be noted", extra={"cause": error.message})
             logger.error("this server stops acting", extra={"cause": words})
             self._left_behind(words)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kmgr.daemon.recovery import Answer, refuse_if_needless
 from kmgr.errors import ConfigError, Refused, Unavailable
 from kmgr.grid import fence, recover, standing
 from kmgr.grid.backup import Backup, copy_state, pack, unpack
@@ -16,19 +17,22 @@ from kmgr.grid.commands import APPLIERS
 from kmgr.grid.envelope import Command, encode
 from kmgr.grid.fence import Adopt, Fenced, Greeting, Refuse, Welcome
 from kmgr.grid.identity import Identity
-from kmgr.grid.model import ServerState
+from kmgr.grid.model import Server, ServerState
 from kmgr.grid.queries import servers
 from kmgr.grid.raft.journal import ENVELOPE, Journal
 from kmgr.grid.raft.logfile import LogFile
 from kmgr.grid.raft.records import Entry
-from kmgr.grid.recover import Origin
+from kmgr.grid.recover import Finding, Origin
 from kmgr.grid.schema import SCHEMA
+from kmgr.grid.standpoint import Standpoint
 from kmgr.grid.wire import CALL, Guardian
 from kmgr.ids import CommandId, ServerId
 from tests.lab.raft_lab import A, B, C, RaftLab, eventually, put
 from tests.lab.wires import Wires
 
 NOW = 1_764_000_000_000
+D, E = ServerId("srv-d"), ServerId("srv-e")
+VOTERS = frozenset({A, B, C, D, E})
 
 
 def own(server: ServerId) -> Identity:
@@ -197,6 +201,53 @@ def test_a_server_without_a_log_has_nothing_to_recover(tmp_path: Path) -> None:
     Journal.create(LogFile(tmp_path / "raft" / "journal"), None).close()
     with pytest.raises(Refused, match="had not received anything"):
         recover.recover(tmp_path, own(A), (SCHEMA,), now_ms=NOW)
+
+
+# ── which survivor ──
+
+
+def finding(end: tuple[int, int]) -> Finding:
+    others = tuple(Server(s, s[4:], f"{s}:1", "", ServerState.UP, "", "", 0, 0) for s in (A, B, D, E) if s != C)
+    return Finding(epoch=0, last=end[1], last_term=end[0], committed=1, voters=VOTERS, others=others)
+
+
+def answering(server: ServerId, end: tuple[int, int]) -> Answer:
+    return Answer(next(s for s in finding((0, 0)).others if s.id == server), end)
+
+
+def test_the_survivor_with_the_newest_last_entry_is_the_one_to_recover_as_in_an_election() -> None:
+    def judged(here: tuple[int, int], *there: tuple[int, int]) -> str:
+        answers = tuple(answering(server, end) for server, end in zip((D, E), there, strict=False))
+        try:
+            refuse_if_needless(own(C), finding(here), answers)
+        except Refused as error:
+            return error.message
+        return ""
+
+    assert judged((3, 40)) == ""
+    assert judged((3, 40), (3, 40)) == ""
+    assert judged((3, 40), (3, 39)) == ""
+    assert "server d" in judged((3, 40), (3, 41))
+    # The longer log may be the older one: what it has more was never agreed on.
+    assert judged((3, 40), (2, 90)) == ""
+    assert "entry 30 of term 4" in judged((3, 40), (4, 30))
+
+
+async def test_a_survivor_tells_of_entries_that_it_does_not_know_to_be_agreed_on(lab: RaftLab) -> None:
+    await grown(lab)
+    for server in (A, B, C):
+        await lab.kill(server)
+    # The leader acknowledged an entry that C had as well, and died with B before it could say so.
+    journal = Journal.open(LogFile(lab.folder / C / "raft" / "journal"))
+    command = Command("setting.set", CommandId("cmd-late"), NOW, "test", {"name": "heartbeat_ms", "value": 1777})
+    journal.add(Entry(ENVELOPE + encode(command), journal.last.index + 1, journal.term))
+    told = (journal.last.term, journal.last.index)
+    journal.close()
+    grid = await lab.begin(C)
+    assert grid.status().applied < told[1]
+    assert Standpoint(grid, lab.folder / C, left_behind=pytest.fail).greeting().end == told
+    assert fence.read(fence.spell(Greeting("1", end=told))[4:]).end == told
+    assert grid.end == told
 
 
 # ── greetings ──

@@ -61,7 +61,7 @@ class Shown:
 
 
 class Core:
-    """Raft on one server. Everything but `proposals` and `shown` belongs to the raft thread."""
+    """Raft on one server. Everything but `proposals`, `shown` and `end` belongs to the raft thread."""
 
     def __init__(
         self,
@@ -86,6 +86,7 @@ class Core:
         self._link = link
         self._timing = timing
         self._journal = opened.journal
+        self.end = (self._journal.last.term, self._journal.last.index)
         self._machine = Machine(store, appliers)
         self._machine.skip(log.FIRST.index)
         self._background = background or Thread(f"raft files {server}")
@@ -419,6 +420,7 @@ class Core:
 
     def _show(self) -> None:
         library, leader = self._library, self._guard.election.leader()
+        self.end = (self._journal.last.term, self._journal.last.index)
         majority = leader is not None and (leader != self.server or library.heard_from_majority())
         epoch, fresh = self._journal.epoch, self._journal.fresh
         indexes, doubt = (self._machine.applied, library.committed), self._guard.trust.doubt

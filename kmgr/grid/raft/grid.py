@@ -97,7 +97,7 @@ class RaftGrid:
     async def stop(self) -> None:
         """End in order, everything on the disk; also after `on_fatal`."""
         await asyncio.to_thread(self._worker.stop)
-        with suppress(OSError):  # a full or broken disk: the note is a help, not a promise to anybody
+        with suppress(Unavailable):  # a full or broken disk: the note is a help, not a promise to anybody
             await asyncio.to_thread(self.note_promise)
 
     @property
@@ -210,6 +210,11 @@ class RaftGrid:
     def epoch(self) -> int:
         """How often this server's grid was recovered without its majority."""
         return self._shown().epoch
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """(Term, index) of the last entry that this server has, whether it is committed or not."""
+        return self._core.end if self._core is not None else (0, 0)
 
     @property
     def fresh(self) -> bool:
