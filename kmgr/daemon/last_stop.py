@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kmgr import __version__
-from kmgr.errors import ConfigError, InvariantBroken
+from kmgr.errors import ConfigError, InvariantBroken, Unavailable
 from kmgr.grid.identity import atomic_write
 
 MOST = 3
@@ -49,7 +49,7 @@ def _note(data_dir: Path, error: InvariantBroken, *, ran_s: float) -> None:
     told = {"version": __version__, "reason": error.message, "times": times}
     try:
         atomic_write(_path(data_dir), json.dumps(told).encode())
-    except OSError:
+    except Unavailable:
         return  # the reason is on its way to the log anyway
 
 

@@ -14,11 +14,12 @@ temporary name, synced and renamed; nobody but the daemon's user may read them.
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kmgr.errors import ConfigError, Conflict
+from kmgr.errors import ConfigError, Conflict, Unavailable
 from kmgr.grid import authority
 from kmgr.ids import ServerId
 
@@ -207,20 +208,37 @@ def ensure_web_certificate(data_dir: Path, names: frozenset[str], *, now_ms: int
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Replace a file as a whole, readable by its owner only, safe against a power cut."""
+    """Replace a file as a whole, readable by its owner only, safe against a power cut; if not, raise `Unavailable`."""
     temporary = path.with_name(path.name + ".new")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, data)
+        _write_synced(temporary, data)
+        temporary.replace(path)
+        _sync_names(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise Unavailable(
+            f"{path} cannot be written: {error.strerror or error}. Make room, or look after the disk, and try again"
+        ) from error
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    temporary.replace(path)
-    parent = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def _sync_names(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(parent)
+        os.fsync(descriptor)
     finally:
-        os.close(parent)
+        os.close(descriptor)
 
 
 def _made(data_dir: Path) -> Path:

@@ -102,7 +102,10 @@ class Presence:
             if self._port is not None:
                 self._port.refresh()
             peers = {s.id: s.grid_address for s in known if s.state is not ServerState.REMOVED}
-            self._own = identity.remember_peers(self._data_dir, self._own, peers)
+            try:
+                self._own = identity.remember_peers(self._data_dir, self._own, peers)
+            except Unavailable as error:  # a help for the next start, no more
+                logger.warning("where the others are cannot be noted", extra={"cause": error.message})
 
     async def announce_once(self) -> bool:
         """Announce this server if its row differs from what it is; False as long as it has no row."""

@@ -56,8 +56,13 @@ def make_overlay(path: Path, backing: Path) -> None:
     partial = path.with_suffix(_UNFINISHED)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
     try:
-        os.write(descriptor, data)
+        view = memoryview(data)
+        while view:  # a disk that is almost full takes less than it is given
+            view = view[os.write(descriptor, view) :]
         os.fsync(descriptor)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     finally:
         os.close(descriptor)
     partial.replace(path)
