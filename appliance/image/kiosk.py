@@ -87,8 +87,8 @@ def build(target: Path) -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(tree, ignore_errors=True)
     os.environ["KMGR_FILES"] = str(FILES)
-    hooks = [f'"{FILES / "customize-kiosk"}" "$1"']
-    rootfs.build(rootfs.Tree(tree, PACKAGES, hooks=hooks, left_out=LEFT_OUT), log=CACHE / "kiosk.log")
+    early, last = ([f'"{FILES / name}" "$1"'] for name in ("no-initramfs", "customize-kiosk"))
+    rootfs.build(rootfs.Tree(tree, PACKAGES, early=early, hooks=last, left_out=LEFT_OUT), log=CACHE / "kiosk.log")
     print(f"[{time.monotonic() - started:5.0f} s] Debian tree", flush=True)
     packed = disk.newest(tree, "boot/vmlinuz-*")
     with tempfile.TemporaryDirectory(prefix="kiosk-", dir=CACHE) as work:

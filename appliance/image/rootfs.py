@@ -25,11 +25,15 @@ LEFT_OUT = (
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """What to install into which folder, and the scripts that finish it (each gets the folder as argument)."""
+    """What to install into which folder, and the scripts that finish it (each gets the folder as argument).
+
+    `early` ones run when the essential packages are there and before all others.
+    """
 
     folder: Path
     packages: Sequence[str]
     hooks: Sequence[str] = ()
+    early: Sequence[str] = ()
     left_out: Sequence[str] = field(default=LEFT_OUT)
 
 
@@ -69,6 +73,7 @@ def build(tree: Tree, *, log: Path) -> None:
         '--aptopt=Acquire::Check-Valid-Until "false"', '--aptopt=Acquire::Retries "3"',
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in tree.left_out),
         f"--include={','.join(tree.packages)}",
+        *(f"--essential-hook={hook}" for hook in tree.early),
         *(f"--customize-hook={hook}" for hook in tree.hooks),
         suite(), str(tree.folder), "-",
     ]  # fmt: skip
