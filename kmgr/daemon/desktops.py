@@ -17,7 +17,7 @@ from kmgr.daemon.moves import Moves
 from kmgr.daemon.personal import PersonalParts
 from kmgr.grid.identity import Identity
 from kmgr.grid.port import Grid, Requests
-from kmgr.ids import DesktopId, VersionId
+from kmgr.ids import DesktopId, ServerId, TemplateId, VersionId
 from kmgr.provision import accelerator, guest
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.attendance import Attendance
@@ -30,6 +30,7 @@ from kmgr.provision.pressure import Meter
 from kmgr.provision.storm import bounds_of
 from kmgr.provision.storm_watch import StormWatch
 from kmgr.provision.timely import disk_calls
+from kmgr.provision.warming import AGAIN
 from kmgr.replica.images import Images
 from kmgr.replica.mirror_send import Slow
 from kmgr.templates.importer import Importer
@@ -87,6 +88,7 @@ class Desktops:
         self.attendance = Attendance(
             grid, clock=clock, tell=lambda desktop, text: guest.tell(self._hypervisor, desktop.id, text)
         )
+        requests.serve(AGAIN, self._try_clones)
         self.log_ons = LogOns(grid, self._hypervisor, clock=clock)
         self.attendance.serve(requests)
         serve_display(requests, grid, self._hypervisor, socket=self._display, attendance=self.attendance)
@@ -116,6 +118,12 @@ class Desktops:
         if self._events is not None:
             await self._events.close()
         await self._hypervisor.close()
+
+    async def _try_clones(self, _: ServerId, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        logger.info("instant clones are tried again", extra={"template": body["template"], "by": str(body.get("by"))})
+        if self._agent is not None:
+            await self._agent.try_clones(TemplateId(str(body["template"])))
+        return {}
 
     async def _made(self) -> ProvisionAgent:
         config = self._config

@@ -17,7 +17,7 @@ from kmgr.clock import Clock
 from kmgr.errors import KmgrError, Unavailable
 from kmgr.grid.port import Grid
 from kmgr.grid.queries import servers, settings
-from kmgr.ids import DesktopId, VersionId
+from kmgr.ids import DesktopId, TemplateId, VersionId
 from kmgr.provision import disks
 from kmgr.provision.deadlines import Deadlines, pause
 from kmgr.provision.happening import Events
@@ -153,6 +153,11 @@ class ProvisionAgent:
 
     def _told_waiting(self) -> dict[DesktopId, str]:
         return {desktop: self.waiting(desktop) for desktop in sorted({*self._waiting, *self._edited})}
+
+    async def try_clones(self, template: TemplateId) -> None:
+        """Let what could not be restored of a template be tried again, in a round that begins now."""
+        await self._work.warming.try_again(template)
+        self._job_ended.set()
 
     async def run(self) -> None:
         """Do rounds until cancelled: when a desktop of this server changes, after each job, every two seconds.

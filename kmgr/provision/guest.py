@@ -1,16 +1,24 @@
-"""What a running guest is asked and told through its agent: who is logged on, a message to them.
+"""What a running guest is asked and told through its agent: a program, who is logged on, a message, the time.
 
 All of it is optional: a guest without an agent, or one that forbids a call, is
-`Unavailable` or `Refused`, and whoever asks goes on without it.
+`Unavailable` or `Refused`, and whoever asks goes on without it. Nothing that a
+guest says is more than a guest's word, whatever it prints.
 """
 
+import base64
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from kmgr.errors import Unavailable
+from kmgr.clock import Clock
+from kmgr.errors import KmgrError, Refused, Unavailable
 from kmgr.ids import DesktopId
 from kmgr.provision.hypervisor import Hypervisor
 
 ASKED_S = 3.0
+# For a guest that answered a moment ago to answer again, and for a small program in it to end.
+PATIENCE_S = 60.0
+POLL_S = 0.1
+_AGENT_S = 10.0
 _WINDOWS = "mswindows"
 _SHOWN_S = "60"
 # Everybody's terminal, and a note on every graphical screen whose bus can be reached.
@@ -23,6 +31,61 @@ DBUS_SESSION_BUS_ADDRESS=unix:path=$bus setpriv --reuid="$uid" --clear-groups no
 done
 """
 _MOST_USERS = 1000
+# What an agent says of a failure is shown to people; a guest may say much.
+_MOST_WORDS = 300
+
+
+class GuestFailed(Refused):
+    """The guest's fault: another way of asking it would not help."""
+
+
+async def called(
+    hypervisor: Hypervisor,
+    clock: Clock,
+    desktop: DesktopId,
+    command: str,
+    arguments: Callable[[], Mapping[str, Any]],
+    *,
+    limit_s: float = PATIENCE_S,
+) -> Mapping[str, Any]:
+    """Call the agent of a guest that answered a moment ago: if it does not for long, that is its failure.
+
+    A busy server's guest may take longer than the agent is given for one call; what is asked here may be asked twice.
+    """
+    deadline = clock.monotonic() + limit_s
+    while True:
+        try:
+            return await hypervisor.agent(desktop, command, arguments(), min(_AGENT_S, limit_s))
+        except KmgrError as error:
+            if not isinstance(error, Unavailable) or clock.monotonic() > deadline:
+                raise GuestFailed(f"its guest agent does not do {command}: {error.message[:_MOST_WORDS]}") from error
+        await clock.sleep(POLL_S)
+
+
+async def printed(
+    hypervisor: Hypervisor,
+    clock: Clock,
+    desktop: DesktopId,
+    program: Mapping[str, Any],
+    *,
+    limit_s: float = PATIENCE_S,
+) -> str:
+    """Run a program in a guest and return what it printed; `GuestFailed` if it does not end, or prints nonsense."""
+    deadline = clock.monotonic() + limit_s
+    started = await called(hypervisor, clock, desktop, "guest-exec", lambda: program, limit_s=limit_s)
+    asked = {"pid": started.get("pid")}
+    while True:
+        told = await called(hypervisor, clock, desktop, "guest-exec-status", lambda: asked, limit_s=limit_s)
+        if told.get("exited"):
+            return _decoded(told.get("out-data", ""))
+        if clock.monotonic() > deadline:
+            raise GuestFailed(f"a program in its guest did not end within {limit_s:g} s")
+        await clock.sleep(POLL_S)
+
+
+async def set_clock(hypervisor: Hypervisor, clock: Clock, desktop: DesktopId) -> None:
+    """Tell a guest that stood still what time it is."""
+    await called(hypervisor, clock, desktop, "guest-set-time", lambda: {"time": clock.now_ms() * 1_000_000})
 
 
 async def tell(hypervisor: Hypervisor, desktop: DesktopId, text: str) -> None:
@@ -41,3 +104,10 @@ async def logged_on(hypervisor: Hypervisor, desktop: DesktopId) -> frozenset[str
     if not isinstance(found, list):
         raise Unavailable("the guest agent's answer is no list of users")
     return frozenset(str(one["user"]) for one in found[:_MOST_USERS] if isinstance(one, dict) and "user" in one)
+
+
+def _decoded(data: Any) -> str:
+    try:
+        return base64.b64decode(data).decode(errors="replace")
+    except (ValueError, TypeError) as error:
+        raise GuestFailed("its guest agent printed something that it should not: it is not base64") from error

@@ -7,10 +7,12 @@ makes another key and the old memory is never used again.
 
 While a server has none for a key, the first desktop boots by itself, so that
 nobody waits longer than before; the others wait for the memory, which is ready
-hardly later and gives each of them a desktop in a second.
+hardly later and gives each of them a desktop in a second. For a memory whose last
+making failed nobody waits.
 """
 
 import hashlib
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -30,8 +32,10 @@ Key: TypeAlias = str
 BUILDER = "warm-"
 # A standby that has just booted still finishes starting; it is not put to sleep before.
 CALM_S = 60.0
-# Something that did not work is tried again after this; a new version or new hardware is another key at once.
+# Something that did not work is tried again after this, then after twice as long, and so often at all. A new version
+# or new hardware is another key at once.
 AGAIN_S = 900.0
+MOST_TRIES = 4
 
 
 class Standing(StrEnum):
@@ -97,13 +101,23 @@ def is_builder(desktop: DesktopId) -> bool:
     return desktop.startswith(BUILDER)
 
 
+def again_s(failures: int) -> float:
+    """Return how long what failed so often in a row is left alone; for ever after `MOST_TRIES`."""
+    return math.inf if failures >= MOST_TRIES else AGAIN_S * 2.0 ** (failures - 1)
+
+
 def choose(
-    wanted: Sequence[Desktop], keys: Mapping[DesktopId, Key], standing: Mapping[Key, Standing], *, room: int
+    wanted: Sequence[Desktop],
+    keys: Mapping[DesktopId, Key],
+    standing: Mapping[Key, Standing],
+    *,
+    room: int,
+    doubted: Collection[Key] = (),
 ) -> Choice:
     """Say which desktops wait for a memory, and for whose like one is saved next.
 
     `wanted` are this server's desktops; those without a key boot by themselves. `room` more may begin to be built:
-    who boots by themselves first, then the memory.
+    who boots by themselves first, then the memory. Nobody waits for a `doubted` one, which failed the last time.
     """
     served = {keys[d.id] for d in wanted if d.id in keys and d.state in (DesktopState.BUILDING, DesktopState.READY)}
     held: set[DesktopId] = set()
@@ -111,7 +125,7 @@ def choose(
     for desktop in _oldest_first(d for d in wanted if d.state is DesktopState.PLACED):
         own = keys.get(desktop.id)
         now = Standing.UNABLE if own is None else standing.get(own, Standing.MISSING)
-        if own is None or now in (Standing.READY, Standing.UNABLE):
+        if own is None or own in doubted or now in (Standing.READY, Standing.UNABLE):
             alone += 1
         elif own in served or now is Standing.MAKING:
             held.add(desktop.id)

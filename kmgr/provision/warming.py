@@ -2,13 +2,12 @@
 
 A memory is made beside the desktops: a builder that nobody will ever be given
 boots, its memory is saved, two others are restored from it and compared. Only then
-is it used. Whatever fails on the way makes its key `UNABLE` for a while: desktops
-boot by themselves as before, and `notes` says why. Killed at any moment, what is
+is it used. Whatever fails on the way makes its key `UNABLE` for a while (`warm_tries`):
+desktops boot by themselves as before, and `notes` says why. Killed at any moment, what is
 left is an unfinished folder and domains whose ids say that they are nobody's: both
 are removed at the next look.
 """
 
-import base64
 import contextlib
 import logging
 from collections import Counter, deque
@@ -19,24 +18,25 @@ from typing import Any
 
 from kmgr.clock import Clock
 from kmgr.entropy import new_token
-from kmgr.errors import KmgrError, Refused, Unavailable
+from kmgr.errors import Refused, Unavailable
 from kmgr.ids import DesktopId, TemplateId, VersionId
 from kmgr.provision import disks, domainxml, identity, warm, warm_files
+from kmgr.provision.guest import PATIENCE_S, POLL_S, GuestFailed, printed
 from kmgr.provision.hypervisor import DomainSpec, Hypervisor
 from kmgr.provision.identity import Answer, Identity
 from kmgr.provision.model import Desktop, Purpose
 from kmgr.provision.timely import Blocking
 from kmgr.provision.warm import BUILDER, Choice, Key, Standing, Warm
+from kmgr.provision.warm_tries import Tries
 from kmgr.templates.model import Template
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 0.1
+# Of a server: have what could not be restored for a template tried again. body: template.
+AGAIN = "clones.again"
+
 # A guest that was just booted still starts things; a memory saved a little later needs not do them in every desktop.
 SETTLE_S = 3.0
-# For a restored guest to answer, and for its program to end: it has nothing to load.
-RESTORED_S = 60.0
-_AGENT_S = 10.0
 _MOST_SAMPLES = 1000
 
 
@@ -75,7 +75,8 @@ class Warming:
         self._kept: dict[Key, Warm] | None = None
         self._keys: Mapping[DesktopId, Key] = {}
         self._known_keys: dict[tuple[object, ...], Key] = {}
-        self._unable: dict[Key, tuple[float, str]] = {}
+        self._templates: Mapping[Key, frozenset[TemplateId]] = {}
+        self._tries = Tries(data_dir, clock=clock, blocking=blocking)
         self._using: Counter[Key] = Counter()
         self._drawn: dict[Key, deque[str]] = {}
         self._notes: Mapping[TemplateId, str] = {}
@@ -86,7 +87,8 @@ class Warming:
         kept = (self._kept or {}).values()
         if self._mode == "never" and not kept:
             return {}
-        return {"warm": {"bytes": sum(one.bytes for one in kept), "n": len(kept), "notes": dict(self._notes)}}
+        told = {"notes": dict(self._notes), "stopped": sorted(self._stopped())}
+        return {"warm": {"bytes": sum(one.bytes for one in kept), "n": len(kept), **told}}
 
     async def look(
         self,
@@ -105,11 +107,15 @@ class Warming:
             logger.info("a saved memory is not needed any more", extra={"key": key})
         standing = {key: self._standing(key) for key in self._keys.values()}
         self._notes = self._noted(wanted, templates)
-        return warm.choose(wanted, self._keys, standing, room=room)
+        return warm.choose(wanted, self._keys, standing, room=room, doubted=self._tries.doubted)
 
     def key(self, desktop: DesktopId) -> Key | None:
         """Return the key of a desktop that need not boot, as of the last look."""
         return self._keys.get(desktop)
+
+    async def try_again(self, template: TemplateId) -> None:
+        """Let what failed for a template be tried again, at the next look: an administrator asks for it."""
+        await self._tries.forget([key for key, of in self._templates.items() if template in of])
 
     async def make(self, order: Order) -> None:
         """Boot a builder, save its memory and try it; how it ended shows in the next look."""
@@ -119,11 +125,11 @@ class Warming:
             made = await self._made(order)
         except (Refused, OSError) as error:
             await self._blocking(lambda: warm_files.remove(self._data_dir, order.key))
-            self._give_up(order.key, str(error))
+            await self._tries.failed(order.key, str(error))
         except Unavailable:
             raise  # nothing is wrong with it: the next look begins again
         except Exception:
-            self._give_up(order.key, "saving its memory failed by a bug of kmgr, see the server's log")
+            await self._tries.failed(order.key, "saving its memory failed by a bug of kmgr, see the server's log")
             raise
         else:
             (await self._loaded())[made.key] = made
@@ -147,10 +153,11 @@ class Warming:
             await self._hypervisor.remove(desktop.id)
             (await self._loaded()).pop(key, None)
             await self._blocking(lambda: warm_files.remove(self._data_dir, key))
-            self._give_up(key, str(error))
+            await self._tries.failed(key, str(error))
             return False
         finally:
             self._using[key] -= 1
+        await self._tries.forget([key])
         return True
 
     async def clear(self, seen: Collection[DesktopId]) -> None:
@@ -166,7 +173,7 @@ class Warming:
         if self._mode == "shared":
             try:
                 return await self._made_so(order, shared=True)
-            except _GuestFailed:
+            except GuestFailed:
                 raise
             except Refused as error:
                 logger.warning("memory cannot be shared, each desktop gets its own", extra={"cause": error.message})
@@ -227,13 +234,14 @@ class Warming:
     async def _restore(self, spec: DomainSpec, where: Path, key: Key) -> Answer:
         await self._blocking(lambda: disks.copy_overlay(Path(spec.disk), where / warm_files.DISK))
         await self._hypervisor.restore_warm(spec, str(where))
-        await self._answers(spec.desktop, RESTORED_S)
+        await self._answers(spec.desktop, PATIENCE_S)
         now_s = round(self._clock.now_ms() / 1000)
         wanted = Identity(spec.name, domainxml.spec_mac(spec), new_token(), now_s)
-        told = identity.answer(await self._run(spec.desktop, identity.program(wanted)))
+        said = await printed(self._hypervisor, self._clock, spec.desktop, identity.program(wanted))
+        told = identity.answer(said)
         drawn = self._drawn.setdefault(key, deque(maxlen=_MOST_SAMPLES))
         if found := identity.problem(wanted, told, drawn=tuple(drawn)):
-            raise _GuestFailed(f"a desktop restored from it is not one of its own: {found}")
+            raise GuestFailed(f"a desktop restored from it is not one of its own: {found}")
         drawn.append(told.sample)
         return told
 
@@ -241,21 +249,7 @@ class Warming:
         deadline = self._clock.monotonic() + limit_s
         while not await self._hypervisor.answers(desktop):
             if self._clock.monotonic() > deadline:
-                raise _GuestFailed(f"its guest did not answer within {limit_s:g} s")
-            await self._clock.sleep(POLL_S)
-
-    async def _run(self, desktop: DesktopId, program: Mapping[str, Any]) -> str:
-        """Run a program in the guest and return what it printed."""
-        deadline = self._clock.monotonic() + RESTORED_S
-        started = await called(self._hypervisor, self._clock, desktop, "guest-exec", lambda: program)
-        while True:
-            told = await called(
-                self._hypervisor, self._clock, desktop, "guest-exec-status", lambda: {"pid": started.get("pid")}
-            )
-            if told.get("exited"):
-                return base64.b64decode(told.get("out-data", "")).decode(errors="replace")
-            if self._clock.monotonic() > deadline:
-                raise _GuestFailed("its guest did not take on a new identity in time")
+                raise GuestFailed(f"its guest did not answer within {limit_s:g} s")
             await self._clock.sleep(POLL_S)
 
     # -- standing --------------------------------------------------------------------------------------------------
@@ -267,6 +261,7 @@ class Warming:
             )
             for key in unfinished:
                 await self._blocking(lambda key=key: warm_files.remove(self._data_dir, key))  # type: ignore[misc]
+            await self._tries.load()
             self._kept = {one.key: one for one in kept}
             self._drawn = {one.key: deque(one.samples, maxlen=_MOST_SAMPLES) for one in kept}
         return self._kept
@@ -280,15 +275,19 @@ class Warming:
             for d in wanted
             if d.template in able and d.version not in absent and d.user is None and d.purpose is Purpose.USE
         ]
+        self._templates = {}
         if not mine:
             return {}
         hardware = await self._hypervisor.hardware()
-        keys = {}
+        keys: dict[DesktopId, Key] = {}
+        templates_of: dict[Key, frozenset[TemplateId]] = {}
         for desktop in mine:
             shape = (desktop.version, desktop.vcpus, desktop.memory_mib, able[desktop.template], hardware)
             if shape not in self._known_keys:
                 self._known_keys[shape] = warm.key(self._spec(desktop), desktop.version, hardware)
-            keys[desktop.id] = self._known_keys[shape]
+            key = keys[desktop.id] = self._known_keys[shape]
+            templates_of[key] = templates_of.get(key, frozenset()) | {desktop.template}
+        self._templates = templates_of
         return keys
 
     def _standing(self, key: Key) -> Standing:
@@ -296,44 +295,16 @@ class Warming:
             return Standing.READY
         if key == self.making:
             return Standing.MAKING
-        until, _ = self._unable.get(key, (0.0, ""))
-        return Standing.UNABLE if self._clock.monotonic() < until else Standing.MISSING
+        return Standing.UNABLE if self._tries.rests(key) else Standing.MISSING
 
-    def _give_up(self, key: Key, why: str) -> None:
-        self._unable[key] = (self._clock.monotonic() + warm.AGAIN_S, why)
-        logger.warning("desktops boot by themselves: none can be restored", extra={"key": key, "cause": why})
+    def _stopped(self) -> frozenset[TemplateId]:
+        return frozenset(one for key, of in self._templates.items() if self._tries.stopped(key) for one in of)
 
     def _noted(self, wanted: Sequence[Desktop], templates: Sequence[Template]) -> Mapping[TemplateId, str]:
         here = {d.template for d in wanted}
         notes = {t.id: why for t in templates if t.id in here and (why := warm.why_boots(t))}
         for desktop in wanted:
             key = self._keys.get(desktop.id)
-            if key is not None and self._standing(key) is Standing.UNABLE:
-                notes[desktop.template] = self._unable[key][1]
+            if key is not None and self._standing(key) is not Standing.READY and (why := self._tries.why(key)):
+                notes[desktop.template] = why
         return notes
-
-
-class _GuestFailed(Refused):
-    """The guest's fault: another way of saving its memory would not help."""
-
-
-async def called(
-    hypervisor: Hypervisor, clock: Clock, desktop: DesktopId, command: str, arguments: Callable[[], Mapping[str, Any]]
-) -> Mapping[str, Any]:
-    """Call the agent of a guest that answered a moment ago: if it does not for long, that is its failure.
-
-    A busy server's guest may take longer than the agent is given for one call; what is asked here may be asked twice.
-    """
-    deadline = clock.monotonic() + RESTORED_S
-    while True:
-        try:
-            return await hypervisor.agent(desktop, command, arguments(), _AGENT_S)
-        except KmgrError as error:
-            if not isinstance(error, Unavailable) or clock.monotonic() > deadline:
-                raise _GuestFailed(f"its guest agent does not do {command}: {error.message}") from error
-        await clock.sleep(POLL_S)
-
-
-async def set_clock(hypervisor: Hypervisor, clock: Clock, desktop: DesktopId) -> None:
-    """Tell a guest that stood still what time it is."""
-    await called(hypervisor, clock, desktop, "guest-set-time", lambda: {"time": clock.now_ms() * 1_000_000})

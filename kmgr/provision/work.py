@@ -20,6 +20,7 @@ from kmgr.ids import DesktopId, VersionId
 from kmgr.provision import disks, seed
 from kmgr.provision.arriving import Making
 from kmgr.provision.causes import counts, recognise
+from kmgr.provision.guest import set_clock
 from kmgr.provision.hypervisor import DomainSpec, DomainState, Hypervisor
 from kmgr.provision.lease import MARGIN_S, Lease
 from kmgr.provision.model import Desktop, DesktopState, Origin, Purpose
@@ -30,7 +31,7 @@ from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.storm_watch import StormWatch
 from kmgr.provision.timely import Blocking
 from kmgr.provision.warm import Key
-from kmgr.provision.warming import Order, Warming, set_clock
+from kmgr.provision.warming import Order, Warming
 from kmgr.replica.images import version_path
 from kmgr.templates.install_queries import installs
 from kmgr.templates.policy import USUAL, Seed

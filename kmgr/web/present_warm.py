@@ -11,18 +11,46 @@ from kmgr.web.services import Services
 
 def slow_starts(services: Services, template: TemplateId) -> list[Item]:
     """Return the reasons, each with the names of the servers that gave it."""
-    with services.grid.view() as db:
-        names = {server.id: server.name for server in grid_queries.servers(db)}
-    return reasons(services.board.all(), names, template)
+    return reasons(services.board.all(), _names(services), template)
+
+
+def stopped(services: Services, template: TemplateId) -> Mapping[ServerId, str]:
+    """Return the servers, by id with their names, that do not try to restore desktops of a template any more."""
+    heard = services.board.all()
+    return {server: name for server, name in _names(services).items() if _has_stopped(heard, server, template)}
 
 
 def reasons(heard: Mapping[ServerId, Vitals], names: Mapping[ServerId, str], template: TemplateId) -> list[Item]:
-    """Return what servers that are still there said of a template, by reason."""
-    told: dict[str, list[str]] = {}
-    for server, name in sorted(names.items(), key=lambda known: known[1]):
-        warm = heard[server].extra.get("warm") if server in heard else None
-        notes = warm.get("notes") if isinstance(warm, dict) else None
+    """Return what servers that are still there said of a template, by reason.
+
+    `again`: one of them does not try it any more by itself.
+    """
+    told: dict[str, list[ServerId]] = {}
+    for server in sorted(names, key=lambda known: names[known]):
+        notes = _warm(heard, server).get("notes")
         why = notes.get(template) if isinstance(notes, dict) else None
         if isinstance(why, str) and why:
-            told.setdefault(why, []).append(name)
-    return [{"why": why, "servers": on} for why, on in sorted(told.items())]
+            told.setdefault(why, []).append(server)
+    return [
+        {
+            "why": why,
+            "servers": [names[server] for server in on],
+            "again": any(_has_stopped(heard, server, template) for server in on),
+        }
+        for why, on in sorted(told.items())
+    ]
+
+
+def _has_stopped(heard: Mapping[ServerId, Vitals], server: ServerId, template: TemplateId) -> bool:
+    told = _warm(heard, server).get("stopped")
+    return isinstance(told, list) and template in told
+
+
+def _warm(heard: Mapping[ServerId, Vitals], server: ServerId) -> Mapping[str, object]:
+    told = heard[server].extra.get("warm") if server in heard else None
+    return told if isinstance(told, dict) else {}
+
+
+def _names(services: Services) -> Mapping[ServerId, str]:
+    with services.grid.view() as db:
+        return {server.id: server.name for server in grid_queries.servers(db)}

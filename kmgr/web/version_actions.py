@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kmgr.errors import Conflict
+from kmgr.errors import Conflict, KmgrError, Unavailable
 from kmgr.grid.outcomes import applied
-from kmgr.web import present, present_versions
+from kmgr.ids import TemplateId
+from kmgr.provision.warming import AGAIN as CLONES_AGAIN
+from kmgr.web import present, present_versions, present_warm
 from kmgr.web.records import Item
 from kmgr.web.services import Services
 
@@ -71,6 +73,21 @@ async def set_dates(services: Services, by: str, template: str, version: str | i
     body = {"template": known["id"], "version": found["version"], **dates}
     await _change(services, by, "template.expiry", body)
     return present_versions.version_of(services, known["id"], found["version"])
+
+
+async def try_clones(services: Services, by: str, template: str) -> list[str]:
+    """Have servers that stopped trying to restore desktops of a template try again; returns their names."""
+    known = present.template_of(services, template)
+    asked = present_warm.stopped(services, TemplateId(known["id"]))
+    failed = []
+    for server, name in sorted(asked.items(), key=lambda one: one[1]):
+        try:
+            await services.requests.call(server, CLONES_AGAIN, {"template": known["id"], "by": by})
+        except KmgrError as error:
+            failed.append(f"{name}: {error.message}")
+    if failed:
+        raise Unavailable(f"Not every server could be asked ({'; '.join(failed)}). Try again once it is there.")
+    return sorted(asked.values())
 
 
 async def _change(services: Services, by: str, type: str, body: Values) -> None:

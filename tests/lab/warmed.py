@@ -20,6 +20,9 @@ class Warmed(Desk):
         self.mode = mode
         super().__init__(folder, max_builds=max_builds)
         self.guest = FakeGuest()
+        self.saved: list[DesktopId] = []
+        self._save_warm = self.hypervisor.save_warm
+        self.hypervisor.save_warm = self._noted  # type: ignore[method-assign]
         self.hypervisor.guest = self.guest
 
     def restarted(self) -> ProvisionAgent:
@@ -42,6 +45,10 @@ class Warmed(Desk):
             done(await self.place(name, version=version))
         return names
 
+    async def _noted(self, desktop: DesktopId, to: str) -> None:
+        self.saved.append(desktop)
+        await self._save_warm(desktop, to)
+
     def origins(self) -> dict[str, Origin]:
         """Return how the desktops that are ready or in use came to be so."""
         return {d: self.one(d).origin for d, state in self.states().items() if state in ("ready", "in_use")}
@@ -62,6 +69,10 @@ class Warmed(Desk):
     async def domain(self, desktop: str) -> DomainState:
         """Return how a desktop's domain is found."""
         return {str(status.desktop): status.state for status in await self.hypervisor.domains()}[desktop]
+
+    def stopped(self) -> list[str]:
+        """Return the templates whose desktops this server does not try to restore any more."""
+        return [str(template) for template in self.agent.vitals()["extra"].get("warm", {"stopped": []})["stopped"]]
 
     def notes(self) -> dict[str, str]:
         """Return why desktops of templates boot by themselves, as the heartbeat says."""

@@ -8,7 +8,20 @@ from kmgr.ids import DesktopId, ImageId, ServerId, TemplateId, VersionId
 from kmgr.provision.hypervisor import DomainSpec
 from kmgr.provision.model import Desktop, Origin
 from kmgr.provision.model import DesktopState as S
-from kmgr.provision.warm import CALM_S, Standing, Warm, choose, key, nobody, sleepers, useless, why_boots
+from kmgr.provision.warm import (
+    AGAIN_S,
+    CALM_S,
+    MOST_TRIES,
+    Standing,
+    Warm,
+    again_s,
+    choose,
+    key,
+    nobody,
+    sleepers,
+    useless,
+    why_boots,
+)
 from kmgr.templates.model import Kind, Refresh, Template
 from kmgr.templates.policy import Clones, Devices, Policy, Seed
 
@@ -59,6 +72,22 @@ def test_who_waits_for_a_memory_and_when_one_is_made(
     choice = choose(wanted, {d.id: "k" for d in wanted}, {"k": standing}, room=room)
     assert choice.held == {f"d-{number}" for number in held}
     assert (choice.make is not None) is makes
+
+
+def test_nobody_waits_for_a_memory_whose_last_making_failed() -> None:
+    wanted = [desktop(1, S.READY), desktop(2, S.PLACED), desktop(3, S.PLACED)]
+    keys = {d.id: "k" for d in wanted}
+    for standing in (MISSING, MAKING):
+        choice = choose(wanted, keys, {"k": standing}, room=3, doubted={"k"})
+        assert choice.held == frozenset()
+        assert (choice.make is None) is (standing is MAKING)
+    assert choose(wanted, keys, {"k": MISSING}, room=2, doubted={"k"}).make is None, "desktops first"
+
+
+def test_the_wait_grows_and_ends() -> None:
+    waits = [again_s(failures) for failures in range(1, MOST_TRIES)]
+    assert waits == [AGAIN_S, 2 * AGAIN_S, 4 * AGAIN_S]
+    assert again_s(MOST_TRIES) == again_s(99) == float("inf")
 
 
 def test_one_memory_is_made_at_a_time_and_for_those_who_wait_first() -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from kmgr.ids import DesktopId
+from kmgr.ids import DesktopId, TemplateId
 from kmgr.provision import domainxml
 from kmgr.provision.hypervisor import DomainState, DomainStatus
 from kmgr.provision.model import Origin
-from kmgr.provision.warm import AGAIN_S
+from kmgr.provision.warm import AGAIN_S, MOST_TRIES, again_s
 from tests.lab.provision import done
 from tests.lab.warmed import Warmed
 
@@ -138,6 +138,100 @@ async def test_what_did_not_work_is_tried_again_after_a_while(desk: Warmed) -> N
     await desk.clock.advance(AGAIN_S)
     await desk.live(20)
     assert desk.kept() == ["ver-1"]
+
+
+async def test_what_fails_is_tried_less_and_less_often_and_in_the_end_not_any_more(desk: Warmed) -> None:
+    desk.hypervisor.fail["save_warm"] = "no space"
+    await desk.several(1)
+    await desk.live(40)
+    tries = 1
+    for failures in range(1, MOST_TRIES):
+        await desk.clock.advance(again_s(failures) - 60)
+        await desk.live(40)
+        assert len(desk.saved) == 2 * tries, "not before its time"
+        await desk.clock.advance(60)
+        await desk.live(40)
+        tries += 1
+        assert len(desk.saved) == 2 * tries, "shared and plain"
+    assert desk.stopped() == ["tpl"]
+    assert "no space. It was tried 4 times and is not tried any more" in desk.notes()["tpl"]
+    desk.restarted()
+    await desk.live(4)
+    await desk.clock.advance(10 * again_s(MOST_TRIES - 1))
+    await desk.live(40)
+    assert len(desk.saved) == 2 * tries, "nor after a restart"
+    assert desk.stopped() == ["tpl"]
+    desk.hypervisor.fail.clear()
+    await desk.agent.try_clones(TemplateId("tpl"))
+    await desk.round()
+    assert desk.notes() == {}
+    await desk.live(40)
+    assert desk.kept() == ["ver-1"]
+    assert desk.stopped() == []
+
+
+async def test_nobody_waits_for_a_memory_that_could_not_be_made_the_last_time(desk: Warmed) -> None:
+    desk.hypervisor.fail["save_warm"] = "no space"
+    await desk.several(1)
+    await desk.live(40)
+    await desk.clock.advance(AGAIN_S)
+    names = await desk.several(2, first=2)
+    await desk.live(2)
+    assert await desk.builders() != [], "it is tried again beside them"
+    assert [desk.states()[name] for name in names] == ["building"] * 2
+    await desk.live(10)
+    assert desk.origins() == {"d-1": COLD, **dict.fromkeys(names, COLD)}
+
+
+async def test_another_version_is_tried_at_once_whatever_failed_before(desk: Warmed) -> None:
+    desk.hypervisor.fail["save_warm"] = "no space"
+    await desk.several(1)
+    await desk.live(40)
+    desk.hypervisor.fail.clear()
+    await desk.version("ver-2")
+    done(await desk.do("template.publish", template="tpl", version="ver-2"))
+    await desk.several(1, first=2, version="ver-2")
+    await desk.live(40)
+    assert desk.kept() == ["ver-2"]
+
+
+@pytest.mark.parametrize("printed", ["no base64 at all!", "abc", "é", 17, None, {"a": 1}])
+async def test_whatever_a_guest_prints_is_its_own_failure(desk: Warmed, printed: Any) -> None:
+    sane = desk.hypervisor.guest
+
+    def odd(desktop: DesktopId, command: str, arguments: Any) -> dict[str, Any]:
+        told = dict(sane(desktop, command, arguments))
+        return {**told, "out-data": printed} if command == "guest-exec-status" else told
+
+    desk.hypervisor.guest = odd
+    names = await desk.several(2)
+    await desk.live(60)
+    assert desk.origins() == dict.fromkeys(names, COLD)
+    assert "a bug" not in desk.notes()["tpl"]
+    assert "printed" in desk.notes()["tpl"] or "calls itself" in desk.notes()["tpl"]
+
+
+async def test_one_that_prints_nonsense_when_it_is_restored_boots(desk: Warmed) -> None:
+    await desk.several(1)
+    await desk.live(20)
+    sane = desk.hypervisor.guest
+
+    def odd(desktop: DesktopId, command: str, arguments: Any) -> dict[str, Any]:
+        told = dict(sane(desktop, command, arguments))
+        return {**told, "out-data": "abc"} if command == "guest-exec-status" else told
+
+    desk.hypervisor.guest = odd
+    (name,) = await desk.several(1, first=7)
+    await desk.live(14)
+    assert desk.origins()[name] is COLD
+    assert "it is not base64" in desk.notes()["tpl"]
+
+
+async def test_a_guest_that_says_much_is_quoted_briefly(desk: Warmed) -> None:
+    desk.guest.programs.extend([f"name={'x' * 100_000}"] * 2)
+    await desk.several(2)
+    await desk.live(60)
+    assert len(desk.notes()["tpl"]) < 500
 
 
 async def test_a_memory_that_does_not_load_any_more_is_deleted_and_the_desktop_boots(desk: Warmed) -> None:

@@ -19,9 +19,15 @@ def test_each_reason_comes_with_the_servers_that_gave_it() -> None:
     notes = {"notes": {T: "its guest agent does not do guest-exec"}}
     heard = {ONE: vitals(ONE, notes), TWO: vitals(TWO, notes), GONE: vitals(GONE, notes)}
     assert reasons(heard, {TWO: "b", ONE: "a"}, T) == [
-        {"why": "its guest agent does not do guest-exec", "servers": ["a", "b"]}
+        {"why": "its guest agent does not do guest-exec", "servers": ["a", "b"], "again": False}
     ]
     assert reasons(heard, {ONE: "a"}, TemplateId("other")) == []
+
+
+def test_where_it_is_not_tried_any_more_it_can_be_tried_again() -> None:
+    notes = {"notes": {T: "no"}}
+    heard = {ONE: vitals(ONE, notes), TWO: vitals(TWO, {**notes, "stopped": [T]})}
+    assert reasons(heard, {TWO: "b", ONE: "a"}, T) == [{"why": "no", "servers": ["a", "b"], "again": True}]
 
 
 def test_what_a_server_of_another_version_sends_does_not_break_the_page() -> None:

@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from kmgr.ids import ServerId
+from kmgr.provision.warming import AGAIN
+from tests.lab.people import SERVERS
 from tests.lab.web_lab import ADMIN, USER, Site, WebLab, opened, second_version
 from tests.unit.test_web_api import good
 from tests.unit.test_web_api import refused as told
@@ -134,3 +137,25 @@ async def test_who_works_on_a_withdrawn_version_is_told(lab: WebLab, site: Site)
     (offer,) = (await good(site, "GET", "/offers", who=USER))["items"]
     assert "has ended" in offer["ending"]
     assert "has ended" in (await site.page("/", who=USER)).text
+
+
+async def test_servers_that_stopped_trying_to_restore_desktops_are_asked_to_try_again(
+    lab: WebLab, site: Site
+) -> None:
+    asked: list[tuple[ServerId, Any]] = []
+    assert "Every server tries it by itself" in await act(site, f"{AT}/clones/retry")
+    warm = {"bytes": 0, "n": 0, "notes": {"tpl-office": "no space"}, "stopped": ["tpl-office"]}
+    for board in lab.boards.values():
+        board.put(lab.vitals(SERVERS[1], extra={"warm": warm}))
+    assert f"/console{AT}/clones/retry" in await page(site)
+
+    async def again(_: ServerId, body: Any) -> dict[str, Any]:
+        asked.append((SERVERS[1], body))
+        return {}
+
+    assert "could be asked" in await told(site, 503, "POST", f"{AT}/clones/retry", {})
+    lab.network.port(SERVERS[1]).serve(AGAIN, again)
+    name = (await good(site, "POST", f"{AT}/clones/retry", {}))["servers"]
+    assert f"{name[0]} will try" in await act(site, f"{AT}/clones/retry")
+    assert asked == [(SERVERS[1], {"template": "tpl-office", "by": ADMIN})] * 2
+    assert (await site.ask("POST", f"{AT}/clones/retry", {}, who=USER))[0] == 403

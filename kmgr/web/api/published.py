@@ -7,7 +7,7 @@ from aiohttp import web
 from kmgr.templates.canary import LONGEST_S, PATIENCE_S, WATCH_S
 from kmgr.web import present_versions, version_actions
 from kmgr.web.api.fields import Field, Fields, Kind, choice, text, whole
-from kmgr.web.api.shapes import page, ref
+from kmgr.web.api.shapes import TEXT, many, page, record, ref
 from kmgr.web.api.table import PAGING, Access, Call, Route, answer, listed, nothing
 from kmgr.web.version_actions import PASS, STOP
 
@@ -52,6 +52,11 @@ async def decide(call: Call) -> web.Response:
     return answer(await version_actions.decide(call.services, call.by, call.part("id"), verdict))
 
 
+async def try_clones(call: Call) -> web.Response:
+    """Have instant clones tried again."""
+    return answer({"servers": await version_actions.try_clones(call.services, call.by, call.part("id"))})
+
+
 async def tag(call: Call) -> web.Response:
     """Give a version a name."""
     given = (call.part("id"), call.part("tag"), call.body["version"])
@@ -89,6 +94,11 @@ ROUTES = (
     Route(
         "POST", "/templates/{id}/canary", decide, Access.ADMIN, "Let a canary pass now, or stop it",
         {200: ref("Template")}, body=_VERDICT,
+    ),
+    Route(
+        "POST", "/templates/{id}/clones/retry", try_clones, Access.ADMIN,
+        "Have servers that stopped trying to restore its desktops try again; returns their names",
+        {200: record({"servers": many(TEXT)})},
     ),
     Route(
         "PUT", "/templates/{id}/tags/{tag}", tag, Access.ADMIN, "Give a version a name, which it keeps",

@@ -34,6 +34,7 @@ def add_routes(app: web.Application) -> None:
             web.get(f"{at}/rollback", ask_roll_back),
             web.post(f"{at}/rollback", roll_back),
             web.post(f"{at}/canary/{{verdict}}", decide),
+            web.post(f"{at}/clones/retry", try_clones),
             web.get(f"{at}/versions/{{version}}/edit", ask_edit),
             web.post(f"{at}/versions/{{version}}/edit", edit),
         ]
@@ -91,6 +92,16 @@ async def decide(request: web.Request) -> web.Response:
     verdict = STOP if request.match_info["verdict"] == STOP else PASS
     after = await version_actions.decide(request.app[SERVICES], _by(request), template["id"], verdict)
     text = f"New desktops of {after['name']} are made from version {after['version_number']}."
+    return html_env.done(request, text, to=_page(template))
+
+
+async def try_clones(request: web.Request) -> web.Response:
+    """Have servers that stopped trying to restore desktops try again."""
+    template = _template(request)
+    servers = await version_actions.try_clones(request.app[SERVICES], _by(request), template["id"])
+    if not servers:
+        return html_env.done(request, "Every server tries it by itself.", to=_page(template))
+    text = f"{', '.join(servers)} will try to restore desktops again; the next one that is made tells."
     return html_env.done(request, text, to=_page(template))
 
 
