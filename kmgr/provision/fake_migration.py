@@ -1,6 +1,7 @@
 """Live moves between fake hypervisors: what is copied is a few bytes, through the same connections.
 
-`fail` maps a step (the name of a method) to the cause that it fails with; `slow` holds a copy at half its way.
+`fail` maps a step (the name of a method) to the cause that it fails with; `slow` holds a copy at half its way; with
+`busy` a guest writes as fast as its disk is copied.
 """
 
 import asyncio
@@ -29,6 +30,8 @@ class FakeMigrations:
         self._tasks: set[asyncio.Task[None]] = set()
         self.fail: dict[str, str] = {}
         self.slow = False
+        self.busy = False
+        self._looks = 0
         self.lent: set[DesktopId] = set()
         # With its process, all connections of a domain end.
         hypervisor.on_remove = self._end
@@ -93,6 +96,9 @@ class FakeMigrations:
     async def disk(self, desktop: DesktopId) -> Progress:
         """All of it is there at once, unless it is slow."""
         self._check("disk")
+        if self.busy:
+            self._looks += 1
+            return Progress(_SIZE * self._looks, _SIZE * (self._looks + 1), ready=False)
         return self._progress(self._disks.get(desktop))
 
     async def send(self, desktop: DesktopId, descriptor: int) -> None:

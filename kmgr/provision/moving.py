@@ -32,6 +32,7 @@ from kmgr.provision.cold_moves import ColdMoves
 from kmgr.provision.migration import Migrations, Progress
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.move_rows import cold_mark
+from kmgr.provision.pace import Pace
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.queries import desktops
 from kmgr.provision.thawing import noted
@@ -140,11 +141,11 @@ class Moving:
         await self._requests.call(to, PREPARE, {**body, "traits": traits.to_json()}, timeout_s=PREPARE_S)
         async with self._disk_door(desktop, body) as door:
             await self._migrations.copy_disk(desktop.id, door)
-            await self._until_ready(desktop, self._migrations.disk, 0, 60)
+            await self._until_ready(desktop, self._migrations.disk, (0, 60), Pace("disk", self._clock.monotonic()))
             stream = await self._requests.open(to, MEMORY, body)
             async with self._given(stream) as descriptor:
                 await self._migrations.send(desktop.id, descriptor)
-                await self._until_ready(desktop, self._migrations.memory, 60, 100)
+                await self._until_ready(desktop, self._migrations.memory, (60, 100))
                 still = self._clock.monotonic()
                 await self._migrations.finish(desktop.id)
         await self._requests.call(to, LOADED, {**body, **self._owed(desktop)}, timeout_s=LOADED_S)
@@ -222,9 +223,14 @@ class Moving:
         return now is not None and (now.server, now.generation) == here and now.state is not DesktopState.RETIRED
 
     async def _until_ready(
-        self, desktop: Desktop, look: Callable[[DesktopId], Any], at_begin: int, at_end: int
+        self,
+        desktop: Desktop,
+        look: Callable[[DesktopId], Any],
+        percent: tuple[int, int],
+        pace: Pace | None = None,
     ) -> None:
-        """Wait for one of the two copies; raise `Unavailable` if it stands still, or nobody wants it any more."""
+        """Wait for one of the two copies; raise `Unavailable` if it has no end, or nobody wants it any more."""
+        at_begin, at_end = percent
         best, since = -1, self._clock.monotonic()
         while True:
             told: Progress = await look(desktop.id)
@@ -236,6 +242,8 @@ class Moving:
                 best, since = told.done, self._clock.monotonic()
             if self._clock.monotonic() - since > STALLED_S:
                 raise Unavailable(f"nothing more went over for {STALLED_S:.0f} s")
+            if pace is not None and (why := pace.problem(told.total - told.done, self._clock.monotonic())):
+                raise Unavailable(why)
             self._check(desktop)
             await self._clock.sleep(_POLL_S)
 

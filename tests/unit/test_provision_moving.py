@@ -1,11 +1,13 @@
 """A desktop goes on on another server while it runs: whatever happens, it runs on exactly one of the two."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kmgr.clock import ManualClock
 from kmgr.grid.queries import events
 from kmgr.provision.hypervisor import DomainState
 from kmgr.provision.move_rows import moves
@@ -92,6 +94,27 @@ async def test_one_that_is_given_back_on_its_way_is_gone_from_both(office: Mover
 
     await office.until(gone)
     await office.until(lambda: office.desktop("dsk-1") is None)
+
+
+async def test_a_disk_that_is_written_as_fast_as_it_is_copied_stays_and_says_why(tmp_path: Path) -> None:
+    clock = ManualClock()
+    office = Movers(tmp_path, clock=clock)
+
+    async def ticks() -> None:
+        while True:
+            await clock.advance(1, settle=2)
+            await asyncio.sleep(0)
+
+    ticking = asyncio.create_task(ticks())
+    try:
+        await office.open()
+        office.a.migrations.busy = True
+        await office.move()
+        await office.until(lambda: office.one("dsk-1").moving_to is None)
+        await stays(office, "its guest writes about as fast as its disk is copied")
+    finally:
+        ticking.cancel()
+        await office.close()
 
 
 @pytest.mark.parametrize("side", ["a", "b"])

@@ -180,7 +180,7 @@ async def test_nobody_waits_for_a_memory_that_could_not_be_made_the_last_time(de
     assert await desk.builders() != [], "it is tried again beside them"
     assert [desk.states()[name] for name in names] == ["building"] * 2
     await desk.live(10)
-    assert desk.origins() == {"d-1": COLD, **dict.fromkeys(names, COLD)}
+    assert desk.origins() == dict.fromkeys([DesktopId("d-1"), *names], COLD)
 
 
 async def test_another_version_is_tried_at_once_whatever_failed_before(desk: Warmed) -> None:
