@@ -55,7 +55,7 @@ class PersonalParts:
         tenure = Tenure(log, folder=data_dir / "run", boot=this_boot(), clock=clock)
         lease = Lease(log, clock=clock, tenured=tenure.lasts, guarded=guarding.guarded, told=guarding.told)
         self._lease = lease
-        store = Copies(requests, images, seed=self._seed)
+        store = Copies(requests, images, clock=clock, seed=self._seed)
         self._disks = PersonalDisks(log, store, hypervisor, data_dir=data_dir, clock=clock, blocking=blocking.call)
         self._again = CopiesAgain(store, folder=data_dir / "copies", rules=self._rules, clock=clock)
         self._halting = Halting(hypervisor, lease.holds, clock=clock)

@@ -37,6 +37,7 @@ class Trouble(StrEnum):
     NO_HYPERVISOR = "no_hypervisor"
     NOT_BEGUN = "not_begun"
     NO_COPY = "no_copy"
+    BAD_COPY = "bad_copy"
     BAD_DISK = "bad_disk"
     TOO_LARGE = "too_large"
     REFUSED = "refused"
@@ -158,6 +159,12 @@ CURES: Mapping[Trouble, Cure] = {
         "The former disk may still be on the server that was lost. Try again when that server is back.",
         Fault.DESKTOP,
     ),
+    Trouble.BAD_COPY: Cure(
+        "Its safe copy has gone bad: it is not what was copied.",
+        "If its former server comes back, put its former disk back here: it has all. Try again starts it from the "
+        "bad copy as it is. Look after the disk of this server: smartctl and dmesg tell more.",
+        Fault.DESKTOP,
+    ),
     Trouble.BAD_DISK: Cure(
         "Its disk cannot be read: it is damaged, or something else lies in its place.",
         "A pooled desktop is made anew. Of a personal one look at the file with qemu-img check, or put back a copy.",
@@ -177,6 +184,7 @@ CURES: Mapping[Trouble, Cure] = {
 
 # How libvirt, QEMU, the kernel and kmgr itself word it; the first that is found counts.
 _WORDS: Mapping[Trouble, tuple[str, ...]] = {
+    Trouble.BAD_COPY: ("its safe copy on this server has gone bad",),
     Trouble.DISK_FULL: ("no space left on device", "disk quota exceeded", "enospc"),
     Trouble.DISK_SICK: ("input/output error", "read-only file system", "structure needs cleaning"),
     Trouble.FOREIGN_DOMAIN: ("that is not kmgr's",),

@@ -156,9 +156,10 @@ def _move(db: Database, command: Command, row: Row, copy: Row, source: Row) -> N
 
 
 def promoted(db: Database, command: Command) -> Outcome:
-    """A safe copy has become the desktop's disk. body: desktop, generation (the new one), server, as_of.
+    """A safe copy has become the desktop's disk. body: desktop, generation (the new one), server, as_of; bad, unread.
 
-    Says in the history what is not in it.
+    Says in the history what is not in it. bad: how many places of 64 KiB were wrong, and accepted by a person;
+    unread: how many were not read before.
     """
     body = command.body
     row = owned_row(db, command)
@@ -175,13 +176,28 @@ def promoted(db: Database, command: Command) -> Outcome:
     db.execute(
         "delete from copies where desktop = ? and server = ? and state = ?", [row["id"], row["server"], C.STARTING]
     )
+    name = scalar(db, "select name from servers where id = ?", [row["server"]], default=row["server"])
+    if copy is not None:  # told once, however often it is reported
+        _doubts(db, command, row, str(name))
     if taken is None or not lost or taken["as_of"] is not None:
         return Applied()
     db.execute("update take_overs set as_of = ? where desktop = ?", [body["as_of"], row["id"]])
-    name = scalar(db, "select name from servers where id = ?", [row["server"]], default=row["server"])
     text = f"desktop {row['name']} of {row['user']} goes on on {name}: {loss(int(body['as_of']), taken['heard_at'])}"
     note(db, command, "copy", row["id"], text)
     return Applied()
+
+
+def _doubts(db: Database, command: Command, row: Row, server: str) -> None:
+    """Put into the history what of a copy was wrong, or not looked at, when a desktop was started from it."""
+    bad, unread = (command.body.get(name, 0) for name in ("bad", "unread"))
+    if _whole(bad) and bad:
+        text = (
+            f"desktop {row['name']} was started from its safe copy on {server} although {bad} places of 64 KiB of it"
+        )
+        note(db, command, "alarm", row["id"], f"{text} had gone bad: files may be damaged")
+    if _whole(unread) and unread:
+        text = f"desktop {row['name']} was started from its safe copy on {server} before all of it was read again"
+        note(db, command, "copy", row["id"], f"{text}: {-(-unread // 16)} MiB were not")
 
 
 def loss(as_of: int, heard_at: int) -> str:

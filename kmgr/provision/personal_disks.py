@@ -8,9 +8,13 @@ it was promoted to: written before, so that a kill at any point is told apart.
 A superseded disk that an administrator has put back is moved into its old place.
 What the log has given up is deleted here. It is asked on the log itself (`barrier`):
 this server's state may be behind.
+
+A copy that has gone bad is started only once a person has read what is wrong with
+it: the desktop was broken by those very words, and somebody had it tried again.
 """
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from kmgr.clock import Clock
@@ -20,11 +24,12 @@ from kmgr.grid.port import Grid
 from kmgr.ids import DesktopId
 from kmgr.provision import disks
 from kmgr.provision.hypervisor import Hypervisor
-from kmgr.provision.model import Copy, CopyState, Desktop
-from kmgr.provision.queries import copies, desktops, put_backs
+from kmgr.provision.model import Copy, CopyState, Desktop, DesktopState
+from kmgr.provision.queries import copies, desktops, life, put_backs
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.timely import Blocking
-from kmgr.replica.mirror import CopyStore
+from kmgr.replica.images import sync_folder, write_synced
+from kmgr.replica.mirror import CopyPoint, CopyStore
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +38,7 @@ _FOLDER = "superseded"
 _SUFFIX = ".qcow2"
 _MARK = ".promoted"
 # What the store says of a copy that no desktop can be started from.
-_USELESS = ("damaged", "wrong_base")
+_USELESS = ("damaged", "wrong_base", "bad_copy")
 
 
 class PersonalDisks:
@@ -55,6 +60,7 @@ class PersonalDisks:
         self._data_dir = data_dir
         self._clock = clock
         self._blocking = blocking
+        self._started: dict[DesktopId, CopyPoint] = {}
 
     async def run(self) -> None:
         """Delete what is not needed any more, until cancelled."""
@@ -79,14 +85,25 @@ class PersonalDisks:
             await self._blocking(lambda: self._put_in_place(self._aside(desktop.id, copy.generation), target))
             return None
         try:
-            point = await self._store.promote(desktop.id, copy.generation, target)
+            accepted = self._accepted(desktop)
+            point = await self._store.promote(desktop.id, copy.generation, target, accepted=accepted)
         except NotFound as error:
             raise Refused(error.message) from error
         except Unavailable as error:
             if error.code in _USELESS:
-                raise Refused(error.message) from error
+                raise Refused(error.message, code=error.code) from error
             raise
+        self._started[desktop.id] = point
         return point.as_of
+
+    def _accepted(self, desktop: Desktop) -> Collection[str]:
+        """Return what a desktop was broken by, under its present generation, before somebody had it tried again."""
+        with self._grid.view() as db:
+            return {
+                stage.cause
+                for stage in life(db, desktop.id)
+                if stage.state is DesktopState.BROKEN and stage.generation == desktop.generation
+            }
 
     def awaits(self, desktop: Desktop) -> bool:
         """Tell whether a desktop is still to be given its disk here: what lies there is something else. Blocks."""
@@ -143,6 +160,9 @@ class PersonalDisks:
     async def tell(self, desktop: Desktop, as_of: int) -> None:
         """Tell the log that a safe copy has become a desktop's disk, and how far it goes."""
         body = {"desktop": desktop.id, "generation": desktop.generation, "server": self._grid.server, "as_of": as_of}
+        point = self._started.pop(desktop.id, None)
+        if point is not None:
+            body |= {name: count for name, count in (("bad", point.bad), ("unread", point.unread)) if count}
         outcome = await self._grid.propose("copy.promoted", body, by=self._grid.server)
         if isinstance(outcome, Applied):
             await self._store.drop(desktop.id, desktop.generation - 1)
@@ -161,7 +181,7 @@ class PersonalDisks:
                 await self._grid.propose("desktop.put_in_place", body, by=self._grid.server)
             return
         if await self._blocking(lambda: target.exists() and self._is_marked(desktop)):
-            point = await self._store.promote(desktop.id, copy.generation, target)
+            self._started[desktop.id] = point = await self._store.promote(desktop.id, copy.generation, target)
             await self.tell(desktop, point.as_of)
 
     async def _tell_aside(self, desktop: Desktop) -> None:
@@ -186,9 +206,17 @@ class PersonalDisks:
 
     def _clear(self, target: Path, desktop: Desktop) -> None:
         """Make way for the copy, unless it has become the disk already."""
-        if target.exists() and not self._is_marked(desktop) and not self.set_aside(desktop.id):
+        if self._is_marked(desktop):
+            return
+        if target.exists() and not self.set_aside(desktop.id):
             disks.remove_overlay(target)
-        self._mark(desktop.id).write_text(str(desktop.generation))
+        # After a power cut the mark is believed: what was there must be gone before it, and it must be whole.
+        sync_folder(target.parent)
+        mark = self._mark(desktop.id)
+        fresh = mark.with_suffix(f"{_MARK}-new")
+        write_synced(fresh, str(desktop.generation).encode())
+        fresh.replace(mark)
+        sync_folder(mark.parent)
 
     def _is_marked(self, desktop: Desktop) -> bool:
         mark = self._mark(desktop.id)

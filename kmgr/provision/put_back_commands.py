@@ -6,7 +6,9 @@ server has said that it is gone there (or that server's loss was waited out, as 
 server may start it, under another generation again.
 Rule 3: the disk that a live move left behind can be put back while the server that it moved to is away: until then it
 goes when there is a safe copy.
-Rule 4: that server says when the disk is in place; until then it is no safe copy and nothing is copied from it.
+Rule 4: a desktop whose safe copy has gone bad is not being started from it any more: either disk may be put back,
+and the bad copy goes.
+Rule 5: that server says when the disk is in place; until then it is no safe copy and nothing is copied from it.
 """
 
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ from kmgr.grid.history import note
 from kmgr.grid.model import RUNNING, ServerRole, ServerState
 from kmgr.grid.rows import Row, one, scalar
 from kmgr.ids import ServerId
+from kmgr.provision.causes import Trouble
 from kmgr.provision.commands import owned_row
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import CopyState as C
@@ -41,29 +44,34 @@ def put_back(db: Database, command: Command) -> Outcome:
         [row["id"], body["server"], body["disk"], C.SUPERSEDED, C.LEFT],
     )
     home = scalar(db, "select state from servers where id = ?", [row["server"]], default=ServerState.REMOVED)
-    if disk is None or (disk["state"] == C.LEFT and home not in _AWAY):
+    useless = row["state"] == S.BROKEN and bool(row["cause"]) and row["trouble"] == Trouble.BAD_COPY
+    if disk is None or (disk["state"] == C.LEFT and home not in _AWAY and not useless):
         return Rejected("not_found", "there is no such former disk (any more)")
     there = one(db, "select * from servers where id = ?", [body["server"]])
     if there is None or there["role"] != ServerRole.SERVER or ServerState(there["state"]) not in RUNNING:
         return Rejected(
             "refused", f"the server of that disk is {there['state'] if there else 'unknown'}: start it first"
         )
-    if one(db, "select desktop from copies where desktop = ? and state = ?", [row["id"], C.STARTING]):
+    starting = one(db, "select desktop from copies where desktop = ? and state = ?", [row["id"], C.STARTING])
+    if starting and not useless:
         return Rejected("conflict", f"desktop {row['name']} is being started from another disk now: wait for that")
     if one(db, "select desktop from put_backs where desktop = ?", [row["id"]]):
         return Rejected("conflict", f"a former disk of desktop {row['name']} is being put back already")
     give_up(db, command, row, "its former disk is being put back")
-    _stop(db, command, row, f"its former disk on {there['name']} is being put back")
+    _stop(db, command, row, f"its former disk on {there['name']} is being put back", has_disk=starting is None)
     db.execute(
         "insert into put_backs (desktop, server, disk, at) values (?, ?, ?, ?)",
         [row["id"], there["id"], disk["generation"], command.at],
     )
     text = f"{command.by} has the former disk of desktop {row['name']} on {there['name']} put back; its present disk"
-    note(db, command, "copy", row["id"], f"{text} is kept as its former one")
+    rest = (
+        "is kept as its former one" if starting is None else "was to be its safe copy, which has gone bad, and goes"
+    )
+    note(db, command, "copy", row["id"], f"{text} {rest}")
     return Applied({"generation": row["generation"] + 1})
 
 
-def _stop(db: Database, command: Command, row: Row, why: str) -> None:
+def _stop(db: Database, command: Command, row: Row, why: str, *, has_disk: bool) -> None:
     state = S(row["state"]) if row["state"] == S.BROKEN else after(S(row["state"]), Event.FAILED)
     db.execute(
         "update desktops set generation = generation + 1, state = ?, step = 'put back', cause = ?, changed_at = ?"
@@ -71,10 +79,10 @@ def _stop(db: Database, command: Command, row: Row, why: str) -> None:
         [state, why, command.at, row["id"]],
     )
     db.execute(
-        "update copies set state = ?, changed_at = ? where desktop = ? and state in (?, ?)",
-        [C.DROPPING, command.at, row["id"], C.WANTED, C.READY],
+        "update copies set state = ?, changed_at = ? where desktop = ? and state in (?, ?, ?)",
+        [C.DROPPING, command.at, row["id"], C.WANTED, C.READY, C.STARTING],
     )
-    if scalar(db, "select state from servers where id = ?", [row["server"]]) != ServerState.REMOVED:
+    if has_disk and scalar(db, "select state from servers where id = ?", [row["server"]]) != ServerState.REMOVED:
         db.execute(
             "insert or replace into copies (desktop, server, generation, state, as_of, bytes, changed_at)"
             " values (?, ?, ?, ?, null, 0, ?)",

@@ -38,12 +38,15 @@ class GrainMap:
             table = self._tables[grain // _TABLE] = array("I", [self._default]) * _TABLE
         table[grain % _TABLE] = place
 
-    def places(self) -> Iterator[tuple[int, int]]:
-        """Return every grain that was set, in order, with its place."""
+    def places(self, first: int = 0) -> Iterator[tuple[int, int]]:
+        """Return every grain from `first` on that was set, in order, with its place."""
         for number in sorted(self._tables):
+            base = number * _TABLE
+            if base + _TABLE <= first:
+                continue
             for index, place in enumerate(self._tables[number]):
-                if place != self._default:
-                    yield number * _TABLE + index, place
+                if place != self._default and base + index >= first:
+                    yield base + index, place
 
 
 class GrainSet:

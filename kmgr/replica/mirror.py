@@ -7,16 +7,24 @@ is due, is decided elsewhere: these ports only do it.
 
 Errors tell what to do by their code: `wrong_base` (the other server lacks the
 version under the disk, or has another), `disk_full` (no room: at which end, the
-message says), `damaged` (a copy's bytes are not what was sent), `disk` (a disk
-refused), else `Unavailable`: try again later.
+message says), `damaged` (a copy's files are no copy any more, or bytes are not what was
+offered), `bad_copy` (what lies there is not what was sent), `disk` (a disk refused), else
+`Unavailable`: try again later.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from kmgr.errors import Unavailable
 from kmgr.ids import DesktopId, ServerId
+
+
+class BadCopy(Unavailable):
+    """A copy's bytes are not what was sent: nothing is started from it unless a person says so (`promote`)."""
+
+    code = "bad_copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +34,8 @@ class CopyPoint:
     `as_of` is in ms by the source's clock: all that the guest had synced before
     is in the copy. `sent_bytes` is what the cycle put on the wire, `full` says
     that it compared the whole disk, `frozen` that the guest's file systems stood still.
+    Of one that became a disk, `bad` is how many of its grains were wrong and accepted,
+    `unread` how many were not looked at before, for want of time.
     """
 
     desktop: DesktopId
@@ -34,6 +44,8 @@ class CopyPoint:
     sent_bytes: int
     full: bool
     frozen: bool
+    bad: int = 0
+    unread: int = 0
 
 
 class Mirror(Protocol):
@@ -71,13 +83,16 @@ class Mirror(Protocol):
 class CopyStore(Protocol):
     """On the server that holds copies: `copies/<desktop>/<generation>` in its data folder."""
 
-    async def promote(self, desktop: DesktopId, generation: int, target: Path) -> CopyPoint:
+    async def promote(
+        self, desktop: DesktopId, generation: int, target: Path, *, accepted: Collection[str] = ()
+    ) -> CopyPoint:
         """Make the copy's newest complete point the overlay `target`, checked, ready to be started.
 
         The copy itself becomes the overlay: it is gone from `held` afterwards, and
         cycles into it are refused. Doing it again returns the same point while
-        `target` is there. Raises `NotFound` if there is no complete point, and
-        `Unavailable` with code `damaged` or `wrong_base` if it cannot be started from.
+        `target` is there. Raises `NotFound` if there is no complete point,
+        `Unavailable` with code `damaged` or `wrong_base` if it cannot be started from, and
+        `BadCopy` if bytes of it are wrong, unless its message is among what a person `accepted`.
         """
         ...
 

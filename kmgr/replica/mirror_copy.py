@@ -11,7 +11,9 @@ written over, each byte is written once, and a kill at any moment leaves that
 point. Promoting writes the overlay's tables behind the last slot and the header
 into the first: no grain is moved.
 
-All of it blocks and belongs to one thread at a time.
+All of it blocks and belongs to one thread at a time, and to whoever has the copy
+for himself: opening one cuts a torn frame off its index. Who only wants to know
+what point a copy is at asks `mirror_held`.
 """
 
 import errno
@@ -20,7 +22,7 @@ import json
 import os
 import sys
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,9 @@ _FLUSH_BYTES = 64 << 20
 _COMPACT_BYTES = 4 << 20
 _COMPACT_TIMES = 4
 _UNTOUCHED = 0xFFFFFFFE
+# Grains between two looks at the time, 16 MiB.
+_STRETCH = 256
+_POINT = ("desktop", "generation", "as_of", "sent_bytes", "full", "frozen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +63,26 @@ class State:
 
     `cycle` names the state of the source from which changes are counted, empty if
     everything must be compared; `still` is what the disk's file looked like if
-    the desktop was powered off.
+    the desktop was powered off. Both are empty once the copy was found to be bad.
     """
 
     point: CopyPoint
     cycle: str
     still: str
+
+    @property
+    def distrusted(self) -> bool:
+        """Whether some of the copy was found to be bad, and no cycle has compared all of it since."""
+        return not self.cycle and not self.still
+
+
+@dataclass(frozen=True, slots=True)
+class LookedOver:
+    """What reading a copy found: of so many `grains` in slots, how many were left `unread`, and which are `wrong`."""
+
+    grains: int
+    unread: int
+    wrong: tuple[int, ...]
 
 
 class Copy:
@@ -79,9 +98,11 @@ class Copy:
         self._slots = Slots()
         self._unsaved: array[int] = array("I")
         self._unsaved_bytes = 0
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        self._disk = os.open(folder / "disk", flags, 0o640)
-        self._sums = os.open(folder / "sums", flags, 0o640)
+        # Where the last point ends in the files.
+        self._last = (0, 0)
+        self._disk = os.open(folder / "disk", os.O_RDWR | os.O_CLOEXEC)
+        # Without it nothing is known of what the disk should say, and that is told (`lacks`).
+        self._sums = os.open(folder / "sums", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -91,6 +112,8 @@ class Copy:
         fresh = folder.with_name(f"{folder.name}.new")
         fresh.mkdir(parents=True, exist_ok=True)
         write_synced(fresh / "index", mirror_index.spell(asdict(identity), array("I")))
+        for name in ("disk", "sums"):
+            (fresh / name).touch(0o640)
         sync_folder(fresh)
         fresh.rename(folder)
         sync_folder(folder.parent)
@@ -98,7 +121,7 @@ class Copy:
 
     @staticmethod
     def opened(folder: Path) -> "Copy":
-        """Open a copy; raise `NotFound` if there is none, `Unavailable` (`damaged`) if the index is no index."""
+        """Open a copy; raise `NotFound` if there is none, `Unavailable` (`damaged`) if index or disk are none."""
         try:
             data = (folder / "index").read_bytes()
         except FileNotFoundError:
@@ -107,16 +130,20 @@ class Copy:
         first = next(known, None)
         if first is None:
             raise damaged(folder, "its index is unreadable")
-        copy = Copy(folder, Identity(**first.head))
+        try:
+            copy = Copy(folder, Identity(**first.head))
+        except FileNotFoundError:
+            raise damaged(folder, "its file disk was removed") from None
         end = first.end
         for frame in known:
             copy._learn(frame)
             end = frame.end
         if end < len(data):
             os.truncate(folder / "index", end)
-        for _, place in copy._map.places():
+        for grain, place in copy._map.places():
             if place != ZERO:
                 copy._slots.hold(place)
+                copy._last = max(copy._last, (place, grain))
         copy._recall()
         return copy
 
@@ -125,7 +152,7 @@ class Copy:
             self._map.set(grain, place)
         head = dict(frame.head)
         if "point" in head:
-            self.state = State(CopyPoint(**head["point"]), head["cycle"], head["still"])
+            self.state = State(point_of(head), head["cycle"], head["still"])
 
     def _recall(self) -> None:
         """Take up what a cycle that broke had already brought; it is offered again before it counts."""
@@ -235,8 +262,7 @@ class Copy:
                 freed.append(place)
         os.fdatasync(self._disk)
         os.fdatasync(self._sums)
-        head = {"point": asdict(state.point), "cycle": state.cycle, "still": state.still}
-        _append(self.folder / "index", mirror_index.spell(head, changes))
+        _append(self.folder / "index", mirror_index.spell(_head(state), changes))
         for grain, place in zip(changes[::2], changes[1::2], strict=True):
             self._map.set(grain, place)
         for place in freed:
@@ -262,8 +288,7 @@ class Copy:
             everything.extend(pair)
         data = mirror_index.spell(asdict(self.identity), array("I"))
         if self.state is not None:
-            head = {"point": asdict(self.state.point), "cycle": self.state.cycle, "still": self.state.still}
-            data += mirror_index.spell(head, everything)
+            data += mirror_index.spell(_head(self.state), everything)
         fresh = index.with_name("index.new")
         write_synced(fresh, data)
         fresh.replace(index)
@@ -275,6 +300,16 @@ class Copy:
         """Return how much room the copy takes."""
         return sum((self.folder / name).stat().st_blocks * 512 for name in ("disk", "sums", "index"))
 
+    def lacks(self) -> str:
+        """Say what the files lack of the last point, by their lengths as they were opened; empty if nothing."""
+        slot, grain = self._last
+        short = []
+        if slot and os.fstat(self._disk).st_size < slot * GRAIN + self.length(grain):
+            short.append("disk")
+        if slot and os.fstat(self._sums).st_size < (slot + 1) * _SUM:
+            short.append("sums")
+        return f"its {' and '.join(short)} became shorter" if short else ""
+
     def wrong_grains(self) -> list[int]:
         """Read the copy's last point and return the grains whose bytes are not what was sent."""
         return self.read_again(0, sys.maxsize)[1]
@@ -282,23 +317,45 @@ class Copy:
     def read_again(self, first: int, most: int) -> tuple[int, list[int]]:
         """Read at most so many grains from `first` on; return where to go on (0: it is through) and what is wrong."""
         wrong: list[int] = []
-        for grain, place in self._map.places():
-            if place == ZERO or grain < first:
+        for grain, place in self._map.places(first):
+            if place == ZERO:
                 continue
             if most == 0:
                 return grain, wrong
             most -= 1
-            data = os.pread(self._disk, self.length(grain), place * GRAIN)
-            if hashlib.sha256(data).digest() != os.pread(self._sums, _SUM, place * _SUM):
+            if not self._is_right(grain, place):
                 wrong.append(grain)
         return 0, wrong
 
+    def look_over(self, *, go_on: Callable[[], bool]) -> "LookedOver":
+        """Read the last point in the order of the file, as long as it may `go_on`, and tell what is wrong."""
+        slots = sorted((place, grain) for grain, place in self._map.places() if place != ZERO)
+        wrong: list[int] = []
+        for read, (place, grain) in enumerate(slots):
+            if read % _STRETCH == 0 and not go_on():
+                return LookedOver(len(slots), len(slots) - read, tuple(sorted(wrong)))
+            if not self._is_right(grain, place):
+                wrong.append(grain)
+        return LookedOver(len(slots), 0, tuple(sorted(wrong)))
+
+    def _is_right(self, grain: int, place: int) -> bool:
+        try:
+            data = os.pread(self._disk, self.length(grain), place * GRAIN)
+            return hashlib.sha256(data).digest() == os.pread(self._sums, _SUM, place * _SUM)
+        except OSError:  # a disk that cannot read it any more
+            return False
+
+    def note(self, grain: int, digest: bytes) -> None:
+        """Write down what a grain was found to be, should that have been lost."""
+        at = self.place(grain) * _SUM
+        if os.pread(self._sums, _SUM, at) != digest:
+            _write_all(self._sums, digest, at)
+
     def distrust(self) -> None:
         """Have the next cycle compare everything, bytes with bytes."""
-        if self.state is not None:
-            head = {"point": asdict(self.state.point), "cycle": "", "still": ""}
-            _append(self.folder / "index", mirror_index.spell(head, array("I")))
+        if self.state is not None and not self.state.distrusted:
             self.state = State(self.state.point, "", "")
+            _append(self.folder / "index", mirror_index.spell(_head(self.state), array("I")))
 
     def make_overlay(self, backing: Path) -> Path:
         """Make the file `disk` an overlay on `backing` that says what the last point says; return its path."""
@@ -320,8 +377,20 @@ class Copy:
 def damaged(folder: Path, why: str) -> Unavailable:
     """Return what is told of a copy that cannot be used."""
     return Unavailable(
-        f"the copy in {folder} is damaged: {why}. Drop it: a new one is made from the desktop's disk", code="damaged"
+        f"the safe copy in {folder} is damaged: {why}. The next cycle from the desktop's own disk makes it anew",
+        code="damaged",
     )
+
+
+def point_of(head: Mapping[str, Any]) -> CopyPoint:
+    """Return the point that a frame of the index says."""
+    return CopyPoint(**head["point"])
+
+
+def _head(state: State) -> Mapping[str, Any]:
+    point = asdict(state.point)
+    # What a start costs is no matter of the copy.
+    return {"point": {name: point[name] for name in _POINT}, "cycle": state.cycle, "still": state.still}
 
 
 def identity_from(raw: Mapping[str, Any]) -> Identity:

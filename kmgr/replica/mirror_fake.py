@@ -4,14 +4,14 @@
 holds which copy, and who cannot be reached (`down`). A file is never touched.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kmgr.clock import Clock
 from kmgr.errors import KmgrError, NotFound, Unavailable
 from kmgr.ids import DesktopId, ServerId
-from kmgr.replica.mirror import CopyPoint
+from kmgr.replica.mirror import BadCopy, CopyPoint
 
 
 @dataclass(slots=True)
@@ -77,27 +77,33 @@ class FakeMirror:
 
 
 class FakeCopyStore:
-    """One server's copies; `fail` is the error that the next promotions end with."""
+    """One server's copies; `fail` is the error that the next promotions end with, `bad` says which went bad, how."""
 
     def __init__(self, disks: FakeDisks, server: ServerId) -> None:
         self._disks = disks
         self._server = server
         self._promoted: dict[tuple[DesktopId, int, Path], CopyPoint] = {}
         self.fail: KmgrError | None = None
+        self.bad: dict[DesktopId, str] = {}
 
-    async def promote(self, desktop: DesktopId, generation: int, target: Path) -> CopyPoint:
+    async def promote(
+        self, desktop: DesktopId, generation: int, target: Path, *, accepted: Collection[str] = ()
+    ) -> CopyPoint:
         """Let `target` say what the copy says; the copy is gone then."""
         if self.fail is not None:
             raise self.fail
         again = self._promoted.get((desktop, generation, target))
         if again is not None:
             return again
+        bad = self.bad.get(desktop)
+        if bad is not None and bad not in accepted:
+            raise BadCopy(bad)
         copy = self._disks.copies.pop((self._server, desktop, generation), None)
         if copy is None:
             raise NotFound(f"there is no complete copy of desktop {desktop}, generation {generation}, on this server")
         self._disks.content[target] = copy[1]
-        self._promoted[desktop, generation, target] = copy[0]
-        return copy[0]
+        point = self._promoted[desktop, generation, target] = replace(copy[0], bad=int(bad is not None))
+        return point
 
     async def drop(self, desktop: DesktopId, generation: int) -> None:
         """Forget the copy."""

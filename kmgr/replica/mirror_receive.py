@@ -2,24 +2,25 @@
 
 `copies/<desktop>/<generation>/` holds one copy (`mirror_copy`). Cycles into it
 come over the stream `copy`; only one at a time, and a new one ends the former,
-whose server may have lost its connection without our noticing.
+whose server may have lost its connection without our noticing. A copy whose files
+were removed or became shorter is distrusted: the cycle brings all that is missing.
 """
 
 import asyncio
 import errno
-import json
 import logging
 import re
 import shutil
-import subprocess
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
+from kmgr.clock import Clock
 from kmgr.errors import Conflict, KmgrError, NotFound, Refused, Unavailable
 from kmgr.grid.handlers import error_body
 from kmgr.grid.port import Accept, Requests, Stream
@@ -27,12 +28,13 @@ from kmgr.ids import DesktopId, ServerId
 from kmgr.replica import manifest as m
 from kmgr.replica import mirror_wire as wire
 from kmgr.replica.background import background
-from kmgr.replica.images import Images, Measure, disk_error, room, sync_folder, write_synced
+from kmgr.replica.images import Images, Measure, disk_error, room
 from kmgr.replica.mirror import CopyPoint
-from kmgr.replica.mirror_copy import Copy, Identity, damaged, identity_from
+from kmgr.replica.mirror_copy import Copy, Identity, identity_from
+from kmgr.replica.mirror_held import MARK, Points
+from kmgr.replica.mirror_promote import Promotion, promote
 from kmgr.replica.mirror_take import Taking
 from kmgr.replica.mirror_wire import Kind
-from kmgr.replica.overlay_file import OverlayFile
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +42,10 @@ Seed = Callable[[DesktopId], Path | None]
 Admit = Callable[[ServerId, DesktopId, int], bool]
 
 _GOOD_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
-_CHECK_S = 120.0
 _LAST_WORDS_S = 10.0
-_MARK = "promoted"
+# So many copies are read over at once before they are started, and for so long, the waiting included.
+READ_AT_ONCE = 2
+READ_S = 20.0
 
 
 def no_seed(_desktop: DesktopId) -> Path | None:
@@ -67,17 +70,23 @@ class Copies:
         requests: Requests,
         images: Images,
         *,
+        clock: Clock,
         seed: Seed = no_seed,
         admit: Admit = everybody,
         measure: Measure = room,
     ) -> None:
         self._images = images
+        self._clock = clock
         self._seed = seed
         self._admit = admit
         self._measure = measure
         self._folder = images.data_dir / "copies"
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._alone: dict[tuple[DesktopId, int], asyncio.Lock] = {}
+        # A lock lives as long as somebody has it or waits for it.
+        self._alone: WeakValueDictionary[tuple[DesktopId, int], asyncio.Lock] = WeakValueDictionary()
+        self._reading = asyncio.Semaphore(READ_AT_ONCE)
+        self._points = Points(self._folder)
+        self._again: _Again | None = None
         self._taking: dict[tuple[DesktopId, int], Stream] = {}
         for unfinished in self._folder.glob("*/*.new"):
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -85,12 +94,18 @@ class Copies:
 
     # -- CopyStore -------------------------------------------------------------------------------------------------
 
-    async def promote(self, desktop: DesktopId, generation: int, target: Path) -> CopyPoint:
+    async def promote(
+        self, desktop: DesktopId, generation: int, target: Path, *, accepted: Collection[str] = ()
+    ) -> CopyPoint:
         """Make the newest point of a copy an overlay at `target`."""
-        folder = self._of(desktop, generation)
-        async with self._exclusively(desktop, generation):
+        until = self._clock.monotonic() + READ_S
+        wanted = Promotion(
+            self._of(desktop, generation), target, self._base, lambda: self._clock.monotonic() >= until, accepted
+        )
+        async with self._exclusively(desktop, generation), self._reading:
+            self._close_again()
             try:
-                return await asyncio.to_thread(self._promote, folder, target)
+                return await asyncio.to_thread(promote, wanted)
             except OSError as error:
                 raise disk_error(error, doing=f"making a disk of the copy of desktop {desktop}") from error
 
@@ -98,11 +113,12 @@ class Copies:
         """Delete a copy."""
         folder = self._of(desktop, generation)
         async with self._exclusively(desktop, generation):
+            self._close_again()
             await asyncio.to_thread(_delete, folder)
 
     async def held(self) -> Sequence[CopyPoint]:
         """Return the newest complete point of every copy."""
-        return await asyncio.to_thread(self._held)
+        return await asyncio.to_thread(self._points.look)
 
     # -- beyond it -------------------------------------------------------------------------------------------------
 
@@ -117,11 +133,19 @@ class Copies:
 
         Returns where to go on (0: it is through) and how many were bad: if any, the next cycle compares everything.
         """
-        folder, lock = self._of(desktop, generation), self._alone.setdefault((desktop, generation), asyncio.Lock())
+        folder, lock = self._of(desktop, generation), self._lock(desktop, generation)
         if lock.locked():
             raise Unavailable(f"the copy of desktop {desktop} is being updated", code="busy")
         async with lock:
-            return await background(_verify_some, folder, first, most)
+            again, self._again = self._again, None
+            self._again, after, wrong = await background(_verify_some, again, folder, first, most)
+            return after, wrong
+
+    def _close_again(self) -> None:
+        """Let go of the copy that is being read again: what is deleted must give its room back."""
+        again, self._again = self._again, None
+        if again is not None:
+            again.copy.close()
 
     async def used_bytes(self, desktop: DesktopId, generation: int) -> int:
         """Return how much room a copy takes on the disk."""
@@ -144,6 +168,7 @@ class Copies:
         folder = self._of(identity.desktop, identity.generation)
         await asyncio.to_thread(self._check, identity, folder)
         async with self._exclusively(identity.desktop, identity.generation):
+            _check_mark(identity, folder)  # it may have become the disk while this waited
             stream = await accept()
             key = (identity.desktop, identity.generation)
             self._taking[key] = stream
@@ -169,7 +194,7 @@ class Copies:
             }
             await wire.tell(stream, Kind.HELLO, hello)
             taking.everything = bool(wire.parsed(await wire.expect(stream, Kind.BEGIN)).get("everything"))
-            if not taking.everything and state is None:
+            if not taking.everything and (state is None or state.distrusted):
                 raise Refused("only changes were announced, and there is nothing here that they could change")
             await _take_all(stream, taking)
         except (KmgrError, OSError) as error:
@@ -181,11 +206,11 @@ class Copies:
 
     def _check(self, identity: Identity, folder: Path) -> None:
         """Refuse what could never become a disk here."""
-        self._check_base(identity)
-        if (folder / _MARK).exists():
-            raise Conflict(f"the copy of desktop {identity.desktop} on this server has become its disk")
+        self._base(identity)
+        _check_mark(identity, folder)
 
-    def _check_base(self, identity: Identity) -> None:
+    def _base(self, identity: Identity) -> Path:
+        """Return the file of the version under a disk, if it is here and the same."""
         try:
             manifest = self._images.manifest_bytes(identity.version)
             size_bytes = self._images.path(identity.version).stat().st_size
@@ -201,6 +226,7 @@ class Copies:
                 f"{identity.desktop}: a copy would not be the same disk",
                 code="wrong_base",
             )
+        return self._images.path(identity.version)
 
     def _spare(self) -> None:
         """Raise `Unavailable` if copies would take the room that running desktops need."""
@@ -217,49 +243,14 @@ class Copies:
     @asynccontextmanager
     async def _exclusively(self, desktop: DesktopId, generation: int) -> AsyncIterator[None]:
         """Enter alone: a cycle that is under way is ended first."""
-        key = (desktop, generation)
-        lock = self._alone.setdefault(key, asyncio.Lock())
-        if (former := self._taking.get(key)) is not None:
+        lock = self._lock(desktop, generation)
+        if (former := self._taking.get((desktop, generation))) is not None:
             former.writer.transport.abort()
         async with lock:
             yield
 
-    def _promote(self, folder: Path, target: Path) -> CopyPoint:
-        mark = folder / _MARK
-        if mark.exists() and target.exists() and not (folder / "disk").exists():
-            return CopyPoint(**json.loads(mark.read_bytes()))
-        if target.exists():
-            raise Conflict(f"{target} is there already: it is not replaced by a copy")
-        copy = Copy.opened(folder)
-        try:
-            if copy.state is None:
-                raise NotFound(f"the copy in {folder} was never complete: there is nothing to start from")
-            self._check_base(copy.identity)
-            point = copy.state.point
-            disk = copy.make_overlay(self._images.path(copy.identity.version).absolute())
-        finally:
-            copy.close()
-        _checked(folder, disk)
-        write_synced(mark, json.dumps(asdict(point)).encode())
-        sync_folder(folder)
-        _move(disk, target)
-        for name in ("index", "sums", "pending"):
-            (folder / name).unlink(missing_ok=True)
-        return point
-
-    def _held(self) -> tuple[CopyPoint, ...]:
-        found = []
-        for folder in sorted(self._folder.glob("*/*")):
-            if folder.name.isdigit() and not (folder / _MARK).exists():
-                try:
-                    copy = Copy.opened(folder)
-                except KmgrError as error:
-                    logger.warning("a copy cannot be read", extra={"folder": str(folder), "cause": error.message})
-                    continue
-                copy.close()
-                if copy.state is not None:
-                    found.append(copy.state.point)
-        return tuple(sorted(found, key=lambda point: (point.desktop, point.generation)))
+    def _lock(self, desktop: DesktopId, generation: int) -> asyncio.Lock:
+        return self._alone.setdefault((desktop, generation), asyncio.Lock())
 
 
 async def _take_all(stream: Stream, taking: Taking) -> None:
@@ -297,11 +288,23 @@ def _is_full(error: KmgrError | OSError) -> bool:
     return told.code == "disk_full"
 
 
+def _check_mark(identity: Identity, folder: Path) -> None:
+    if (folder / MARK).exists():
+        raise Conflict(f"the copy of desktop {identity.desktop} on this server has become its disk")
+
+
 def _open(folder: Path, identity: Identity) -> Copy:
+    """Open a copy for a cycle, which brings what is missing of it; one that is none any more is begun anew."""
     try:
         copy = Copy.opened(folder)
-    except NotFound:
+    except (NotFound, Unavailable) as error:
+        if folder.exists():
+            logger.warning("a safe copy is made anew", extra={"folder": str(folder), "cause": error.message})
+            shutil.rmtree(folder)
         return Copy.created(folder, identity)
+    if lacks := copy.lacks():
+        logger.warning("a safe copy lacks a part: it is brought again", extra={"folder": str(folder), "cause": lacks})
+        copy.distrust()
     if copy.identity != identity:
         copy.close()
         raise Refused(
@@ -312,49 +315,56 @@ def _open(folder: Path, identity: Identity) -> Copy:
     return copy
 
 
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """A copy that is being read again, stretch by stretch; `stamp` is its index as it was opened."""
+
+    folder: Path
+    stamp: tuple[int, int, int]
+    copy: Copy
+
+
 def _verify(folder: Path) -> int:
-    return _verify_some(folder, 0, sys.maxsize)[1]
+    again, _, wrong = _verify_some(None, folder, 0, sys.maxsize)
+    if again is not None:
+        again.copy.close()
+    return wrong
 
 
-def _verify_some(folder: Path, first: int, most: int) -> tuple[int, int]:
-    copy = Copy.opened(folder)
+def _verify_some(again: "_Again | None", folder: Path, first: int, most: int) -> tuple["_Again | None", int, int]:
+    """Read a stretch of the copy that is open already, if it is still what lies there; it is closed at its end."""
     try:
-        after, wrong = copy.read_again(first, most)
+        stamp = _stamp(folder)
+        if again is not None and (again.folder, again.stamp) != (folder, stamp):
+            again.copy.close()
+            again = None
+        again = again or _Again(folder, stamp, Copy.opened(folder))
+        after, wrong = again.copy.read_again(first, most)
         if wrong:
             logger.warning("a copy has gone bad on this disk", extra={"folder": str(folder), "grains": len(wrong)})
-            copy.distrust()
-        return after, len(wrong)
-    finally:
-        copy.close()
+            again.copy.distrust()
+    except BaseException:
+        if again is not None:
+            again.copy.close()
+        raise
+    if after and not wrong:
+        return again, after, 0
+    again.copy.close()
+    return None, after, len(wrong)
+
+
+def _stamp(folder: Path) -> tuple[int, int, int]:
+    try:
+        told = (folder / "index").stat()
+    except FileNotFoundError:
+        raise NotFound(f"there is no copy in {folder}") from None
+    return told.st_ino, told.st_size, told.st_mtime_ns
 
 
 def _delete(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         folder.parent.rmdir()
-
-
-def _checked(folder: Path, disk: Path) -> None:
-    with OverlayFile(disk):
-        pass
-    asked = subprocess.run(
-        ["qemu-img", "check", "-f", "qcow2", str(disk)], capture_output=True, text=True, timeout=_CHECK_S, check=False
-    )
-    if asked.returncode:
-        raise damaged(folder, f"qemu-img check says: {(asked.stderr or asked.stdout).strip()[-300:]}")
-
-
-def _move(disk: Path, target: Path) -> None:
-    try:
-        disk.replace(target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        fresh = target.with_suffix(".new")
-        shutil.copyfile(disk, fresh)
-        fresh.replace(target)
-        disk.unlink()
-    sync_folder(target.parent)
 
 
 def _doing(identity: Identity) -> str:

@@ -90,6 +90,8 @@ class Taking:
                 self._copy.zero(offer.grain)
             return False
         if self._copy.digest(offer.grain, read=self.everything) == offer.digest:
+            if self.everything:
+                self._copy.note(offer.grain, offer.digest)
             return False
         return not self._from_seed(offer)
 

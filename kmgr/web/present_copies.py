@@ -12,6 +12,7 @@ from sqlite_utils import Database
 from kmgr.grid.model import RUNNING, Vitals
 from kmgr.grid.queries import servers, settings
 from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId
+from kmgr.provision.causes import Trouble
 from kmgr.provision.copy_commands import loss
 from kmgr.provision.losses import Loss, losses
 from kmgr.provision.model import Copy, CopyState, Desktop, TakeOver
@@ -55,6 +56,9 @@ class Sight:
         mine = self.copies.get(desktop.id, ())
         starting = [c for c in mine if c.state is CopyState.STARTING and c.server == desktop.server]
         live = [c for c in mine if c.state in _LIVE and c.generation == desktop.generation]
+        if starting and desktop.trouble is Trouble.BAD_COPY:
+            text = f"the safe copy on {self._name(desktop.server)} has gone bad, nothing was started from it"
+            return _protection("none", starting[0].server, self.names, text, starting[0].as_of)
         if starting:
             text = f"starts from its safe copy on {self._name(desktop.server)}"
             return _protection("starting", starting[0].server, self.names, text, starting[0].as_of)
@@ -76,7 +80,9 @@ class Sight:
 
     def superseded(self, desktop: Desktop) -> list[Item]:
         """Return the former disks that are kept, the newest first."""
-        former = {CopyState.SUPERSEDED} if desktop.server in self.running else {CopyState.SUPERSEDED, CopyState.LEFT}
+        former = {CopyState.SUPERSEDED}
+        if desktop.server not in self.running or desktop.trouble is Trouble.BAD_COPY:
+            former.add(CopyState.LEFT)
         mine = [c for c in self.copies.get(desktop.id, ()) if c.state in former]
         return [
             {

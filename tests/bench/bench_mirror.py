@@ -41,7 +41,7 @@ async def bench(folder: Path, mib: int) -> None:
     for port in ports:
         await wires.start(port)
     requests = [GridRequests(port, clock=SystemClock()) for port in ports]
-    copies = Copies(requests[1], pair.b.images)
+    copies = Copies(requests[1], pair.b.images, clock=SystemClock())
     mirror = DiskMirror(requests[0], pair.a.images, pair.a.off, clock=SystemClock())
 
     async def measured(what: str, guest_bytes: int, last: CopyPoint | None) -> CopyPoint:

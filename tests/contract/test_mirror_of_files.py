@@ -395,6 +395,7 @@ async def test_cycles_are_taken_only_from_the_server_whose_desktop_it_is(pair: P
     Copies(
         pair.network.port(B),
         pair.b.images,
+        clock=pair.clock,
         admit=lambda server, desktop, number: (server, desktop, number) != (A, D1, 1),
     )
     with pytest.raises(Refused, match="does not belong to server srv-a"):
@@ -409,7 +410,7 @@ async def test_it_goes_over_the_wires_of_the_grid_as_well(pair: Pair, tmp_path: 
         await wires.start(port)
     requests = [GridRequests(port, clock=clock) for port in ports]
     try:
-        Copies(requests[1], pair.b.images)
+        Copies(requests[1], pair.b.images, clock=clock)
         mirror = DiskMirror(requests[0], pair.a.images, pair.a.off, clock=clock)
         qemu_io(pair.a.disk, *(f"write -P {n + 10} {n * 64}k 64k" for n in range(190)))
         point = await mirror.cycle(D1, 1, pair.a.disk, to=B, last=None)
@@ -422,8 +423,10 @@ async def test_it_goes_over_the_wires_of_the_grid_as_well(pair: Pair, tmp_path: 
         with (pair.b.copy / "index").open("r+b") as index:
             index.write(b"nonsense")
         with pytest.raises(Unavailable, match="damaged") as told:
-            await mirror.cycle(D1, 1, pair.a.disk, to=B, last=point)
+            await pair.b.copies.promote(D1, 1, pair.b.disk)
         assert told.value.code == "damaged"
+        again = await mirror.cycle(D1, 1, pair.a.disk, to=B, last=point)
+        assert again.sent_bytes > 190 * GRAIN, "what is no copy any more is made anew"
     finally:
         for each in requests:
             each.close()

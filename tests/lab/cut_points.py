@@ -8,7 +8,7 @@ disks and log go on as they are.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,8 +100,10 @@ class CuttableGrid:
 class _Store(FakeCopyStore):
     """Copies that become files, since overlays are files here."""
 
-    async def promote(self, desktop: DesktopId, generation: int, target: Path) -> CopyPoint:
-        point = await super().promote(desktop, generation, target)
+    async def promote(
+        self, desktop: DesktopId, generation: int, target: Path, *, accepted: Collection[str] = ()
+    ) -> CopyPoint:
+        point = await super().promote(desktop, generation, target, accepted=accepted)
         target.touch()  # noqa: ASYNC240 - there are no threads here
         return point
 

@@ -67,7 +67,7 @@ class MirrorServer:
         self.images = Images(folder)
         self.off = PoweredOff()
         self.seed: dict[DesktopId, Path] = {}
-        self.copies = Copies(requests, self.images, seed=self.seed.get)
+        self.copies = Copies(requests, self.images, clock=clock, seed=self.seed.get)
         self.mirror = DiskMirror(requests, self.images, backups or self.off, clock=clock)
 
     @property

@@ -13,7 +13,7 @@ all that the age on the console had promised.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -289,10 +289,12 @@ class Walk(Lab):
         server.hypervisor.start = watched  # type: ignore[method-assign]
 
     def _watch_promotions(self, server: Simulated) -> None:
-        promote: Callable[[DesktopId, int, Path], Awaitable[CopyPoint]] = server.store.promote
+        promote = server.store.promote
 
-        async def watched(desktop: DesktopId, generation: int, target: Path) -> CopyPoint:
-            point = await promote(desktop, generation, target)
+        async def watched(
+            desktop: DesktopId, generation: int, target: Path, *, accepted: Collection[str] = ()
+        ) -> CopyPoint:
+            point = await promote(desktop, generation, target, accepted=accepted)
             self._check_promised(desktop, generation, point, target)
             return point
 

@@ -6,7 +6,7 @@ images are tiny files that a test hands to servers (`Lab.hand_out`).
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,11 @@ class LabStore(FakeCopyStore):
         self._lab = lab
         self._here = server
 
-    async def promote(self, desktop: DesktopId, generation: int, target: Path) -> CopyPoint:
+    async def promote(
+        self, desktop: DesktopId, generation: int, target: Path, *, accepted: Collection[str] = ()
+    ) -> CopyPoint:
         """Let the copy become a file."""
-        point = await super().promote(desktop, generation, target)
+        point = await super().promote(desktop, generation, target, accepted=accepted)
         target.touch()  # noqa: ASYNC240 - the lab has no threads
         self._lab.promoted.add((self._here, desktop, generation))
         return point

@@ -196,3 +196,23 @@ async def test_a_former_disk_is_put_back_by_an_administrator_who_was_told_what_t
     assert {(disk["server"], disk["generation"]) for disk in body["superseded"]} == {(ONE, 1), (TWO, 2)}
     again = await site.submit(at, {}, who=ADMIN)
     assert again.status == 409
+
+
+async def test_a_safe_copy_that_has_gone_bad_is_told_with_what_can_be_done(lab: WebLab, site: Site) -> None:
+    desktop = await kept(lab)
+    await copied(lab, desktop)
+    await lab.office.do("server.lost", server=ONE)
+    with lab.grid(TWO).view() as db:
+        lost_at = next(db.query("select changed_at from servers where id = ?", [ONE]))["changed_at"]
+    await lab.office.do("desktop.take_over", desktop=desktop, generation=1, server=ONE, lost_at=lost_at, target=TWO)
+    why = "its safe copy on this server has gone bad: 3 of its 40 places of 64 KiB"
+    key = {"desktop": desktop, "generation": 2, "server": TWO}
+    await lab.office.do("desktop.failed", **key, step="safe copy", cause=why, trouble="bad_copy", against=False)
+    told = await shown(site, desktop, ADMIN)
+    assert told["protection"]["state"] == "none"
+    assert "has gone bad, nothing was started from it" in told["protection"]["text"]
+    (former,) = told["superseded"]
+    assert former["server"] == ONE
+    page = await site.page(f"/console/desktops/{desktop}", who=ADMIN)
+    for words in ("3 of its 40 places", "put its former disk back", "Try again", "Put back"):
+        assert words in page.text

@@ -1,0 +1,79 @@
+"""At which point every copy of a folder is, without opening one: asked every few seconds, beside cycles that write.
+
+An index only grows until it is written anew, so what was read of it once is
+remembered, and only the frames behind that are read and hashed. Nothing is
+written here: what looks like a torn frame may be one that is just being appended.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmgr.replica import mirror_index
+from kmgr.replica.mirror import CopyPoint
+from kmgr.replica.mirror_copy import point_of
+
+logger = logging.getLogger(__name__)
+
+MARK = "promoted"
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What an index said: `stamp` is inode, length and time of the file, `end` where its last whole frame ended."""
+
+    stamp: tuple[int, int, int]
+    end: int
+    point: CopyPoint | None
+
+
+class Points:
+    """The newest complete points of the copies in a folder. Blocks; any number of threads may ask."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[Path, _Read] = {}
+
+    def look(self) -> tuple[CopyPoint, ...]:
+        """Return them by desktop and generation; of what became a disk, or was never complete, there is none."""
+        known, fresh = self._known, dict[Path, _Read]()
+        for folder in self._folder.glob("*/*"):
+            if folder.name.isdigit() and not (folder / MARK).exists():
+                try:
+                    fresh[folder] = _read(folder / "index", known.get(folder))
+                except OSError as error:  # it went just now, or its disk fails
+                    logger.warning("a copy cannot be read", extra={"folder": str(folder), "cause": str(error)})
+        self._known = fresh
+        points = [read.point for read in fresh.values() if read.point is not None]
+        return tuple(sorted(points, key=lambda point: (point.desktop, point.generation)))
+
+
+def _read(index: Path, known: _Read | None) -> _Read:
+    with index.open("rb") as file:
+        told = os.fstat(file.fileno())
+        stamp = (told.st_ino, told.st_size, told.st_mtime_ns)
+        if known is not None and known.stamp == stamp:
+            return known
+        if known is not None and known.stamp[0] == told.st_ino and 0 < known.end < told.st_size:
+            file.seek(known.end)
+            data = file.read()
+            end, point = _newest(data, known.point)
+            if end == len(data):
+                return _Read(stamp, known.end + end, point)
+            # A frame is being written, or it is another file by now: nothing of it is known.
+            file.seek(0)
+        data = file.read()
+    end, point = _newest(data, None)
+    if not end:
+        logger.warning("the index of a copy is unreadable", extra={"folder": str(index.parent)})
+    return _Read(stamp, end, point)
+
+
+def _newest(data: bytes, point: CopyPoint | None) -> tuple[int, CopyPoint | None]:
+    end = 0
+    for frame in mirror_index.frames(data):
+        end = frame.end
+        if "point" in frame.head:
+            point = point_of(frame.head)
+    return end, point
