@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
+from kmgr.grid.commands import drain_server
 from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
@@ -32,6 +33,15 @@ from kmgr.whole import is_whole, must_be
 MOST_MINUTES = 7 * 24 * 60
 # Who is told late has so long all the same, or half of the notice if that is shorter.
 _LEAST_MS = 5 * 60_000
+
+
+def begin(db: Database, command: Command) -> Outcome:
+    """Drain a server with a notice, in one. body: server, minutes, and running?, although? as for `server.drain`."""
+    minutes = command.body["minutes"]
+    if not is_whole(minutes, 1, MOST_MINUTES):
+        return Rejected("refused", f"the minutes of a notice {must_be(minutes, 1, MOST_MINUTES)} (a week at most)")
+    outcome = drain_server(db, command)
+    return outcome if isinstance(outcome, Rejected) else notice(db, command)
 
 
 def notice(db: Database, command: Command) -> Outcome:
@@ -159,4 +169,10 @@ def _used(db: Database, command: Command) -> Row | Rejected:
     return row
 
 
-APPLIERS: Mapping[str, Applier] = {"drain.notice": notice, "drain.tell": tell, "drain.end": end, "drain.leave": leave}
+APPLIERS: Mapping[str, Applier] = {
+    "drain.begin": begin,
+    "drain.notice": notice,
+    "drain.tell": tell,
+    "drain.end": end,
+    "drain.leave": leave,
+}

@@ -209,6 +209,7 @@ BODIES: Mapping[str, str] = {
     "desktop.put_back": "desktop generation server disk",
     "desktop.put_aside": "desktop generation server ?lost_at",
     "desktop.put_in_place": "desktop generation server",
+    "drain.begin": "server minutes ?running ?although",
     "drain.notice": "server minutes",
     "drain.tell": REPORT,
     "drain.end": f"{REPORT} until",

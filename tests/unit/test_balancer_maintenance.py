@@ -10,7 +10,7 @@ from kmgr.balancer.maintenance import by_name, carry_out, weigh
 from kmgr.balancer.redundancy import Drain, Remove
 from kmgr.clock import ManualClock
 from kmgr.daemon.maintenance_door import operations
-from kmgr.errors import Conflict, NotFound, Refused
+from kmgr.errors import Conflict, NotFound, OutcomeUnknown, Refused
 from kmgr.grid.envelope import Outcome
 from kmgr.grid.local import LocalGrid, LocalLog
 from kmgr.grid.queries import events, server
@@ -26,6 +26,7 @@ class Racing(LocalGrid):
     """Something else happens in the moment between the decision and its command."""
 
     meanwhile: tuple[str, Mapping[str, Any]] | None = None
+    left: int | None = None  # after so many proposals its leader is gone
 
     async def propose(
         self,
@@ -37,6 +38,10 @@ class Racing(LocalGrid):
         timeout_s: float = 10.0,
     ) -> Outcome:
         """Let it happen first, once."""
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise OutcomeUnknown("nobody leads")
         first, self.meanwhile = self.meanwhile, None
         if first is not None:
             await super().propose(first[0], first[1], by="somebody")
@@ -118,6 +123,17 @@ async def test_a_notice_is_given_with_the_drain_and_goes_with_it(grid: Racing) -
     await door["undrain"]({"server": "b"})
     with grid.view() as db:
         assert notices(db) == {}
+
+
+async def test_a_drain_and_its_notice_are_one_change(grid: Racing) -> None:
+    grid.left = 1
+    await carry_out(grid, Board(), Drain(B), by="root", force=True, notice_minutes=30, clock=ManualClock())
+    assert state_of(grid, B) == "draining"
+    with grid.view() as db:
+        assert set(notices(db)) == {B}
+    grid.left = 1
+    await carry_out(grid, Board(), Drain(B), by="root", force=True, notice_minutes=60, clock=ManualClock())
+    assert last(grid, B).endswith("told to leave within 60 min"), "again: the new time counts"
 
 
 def state_of(grid: Racing, which: ServerId) -> str:
