@@ -85,6 +85,8 @@ def cured(images: Images, version: Version, found: Fault | None) -> Fault | None
     """Compare the manifest with the log, make it anew if it is wrong or gone, and return what is wrong then."""
     path = images.path(version.id)
     try:
+        if other := images.older_format(version.id):
+            return Fault(f"beside {path}, {other}")
         if images.intact(version) or images.mend(version):
             return None
     except OSError as error:

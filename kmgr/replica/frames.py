@@ -1,8 +1,9 @@
 """What is said on a stream of blocks, and the receiver's end of it.
 
 The receiver sends questions of 8 bytes: u32 piece, u16 the wanted blocks of it (bit k: its block k), u8 flags
-(1: insist, 2: it may come compressed), u8 zero. Its first words are `HELLO`. The source sends frames: u8 kind, three
-zeros, u32 piece, u32 length, and that many bytes:
+(1: insist, 2: it may come compressed), u8 zero. Its first words are `HELLO`; it says them again when it has asked
+nothing for a while, for the place of a receiver that is silent for `SILENT_S` is given to others. The source sends
+frames: u8 kind, three zeros, u32 piece, u32 length, and that many bytes:
 
 * HAVE: the set of pieces it has now, little-endian; without bytes: all of them.
 * NEWS: pieces that it got since, each u32. GIVEN: pieces that it gave to other receivers, each u32.
@@ -33,6 +34,8 @@ from kmgr.replica.fetch import Ask, pieces_of
 HEAD = struct.Struct(">B3xII")
 QUESTION = struct.Struct(">IHBx")
 HELLO = QUESTION.pack(0xFFFFFFFF, 0, 0)
+# A receiver that lost its power says nothing more, and nothing else would ever tell.
+SILENT_S = 30.0
 INSIST = 1
 SQUEEZE = 2
 _NUMBER = struct.Struct(">I")
@@ -131,6 +134,11 @@ class Inlet(asyncio.BufferedProtocol):
         if not self._transport.is_closing():
             flags = INSIST * ask.insist | SQUEEZE * zstd.available()
             self._transport.write(QUESTION.pack(ask.piece, wanted, flags))
+
+    def stay(self) -> None:
+        """Let the source know that there is still somebody here."""
+        if not self._transport.is_closing():
+            self._transport.write(HELLO)
 
     async def next(self) -> Frame:
         """Return the next frame; raise `Unavailable` if the stream ended."""

@@ -23,6 +23,8 @@ from typing import TypeAlias
 from kmgr.errors import NotFound, Refused, Unavailable
 from kmgr.ids import VersionId
 from kmgr.replica import manifest as m
+from kmgr.replica import manifest_file
+from kmgr.replica.manifest_file import Incoming
 from kmgr.replica.model import Version
 
 _GOOD_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
@@ -128,7 +130,7 @@ class Images:
         """Tell whether the files are here and the manifest is the one of which the log has the hash."""
         if not self.present(version):
             return False
-        return m.manifest_hash(self.side(version.id, "manifest").read_bytes()) == version.manifest_hash
+        return manifest_file.name_of(self.side(version.id, "manifest")) == version.manifest_hash
 
     def mend(self, version: Version) -> bool:
         """Make a lost manifest anew from a raw file that is still right; False if it isn't (or isn't here)."""
@@ -153,16 +155,62 @@ class Images:
         except FileNotFoundError:
             raise NotFound(f"version {version} is not on this server") from None
 
+    def manifest_stretch(self, version: VersionId, offset: int, length: int) -> tuple[bytes, int]:
+        """Return some bytes of the encoded manifest, and how many there are in all; `NotFound` if it is not here."""
+        try:
+            return manifest_file.stretch(self.side(version, "manifest"), offset, length)
+        except FileNotFoundError:
+            raise NotFound(f"version {version} is not on this server") from None
+
     def manifest(self, version: VersionId) -> m.Manifest:
-        """Return the manifest of a version that is here; the last few are kept in memory."""
+        """Return the manifest of a version that is here; the last few are kept open."""
         known = self._manifests.get(version)
         if known is None:
-            known = m.parse(self.manifest_bytes(version))
+            known = self._opened(version)
             while len(self._manifests) >= _KEPT_MANIFESTS:
                 with suppress(StopIteration, KeyError):
                     del self._manifests[next(iter(self._manifests))]
             self._manifests[version] = known
         return known
+
+    def older_format(self, version: VersionId) -> str:
+        """Return what a person is told of a manifest that another release of kmgr made, nothing of one of ours."""
+        try:
+            return m.other_format(manifest_file.stretch(self.side(version, "manifest"), 0, m.HEAD_BYTES)[0])
+        except FileNotFoundError:
+            return ""
+
+    def incoming(self, version: VersionId) -> Incoming:
+        """Return a file in which a manifest may grow; whoever asks closes it."""
+        try:
+            return Incoming(self.side(version, "manifest-new"))
+        except OSError as error:
+            raise disk_error(error, doing=f"saving the manifest of version {version}") from error
+
+    def add_to(self, incoming: Incoming, stretch: bytes) -> None:
+        """Write the next stretch of a manifest; raise `Unavailable` if the disk refuses."""
+        try:
+            incoming.add(stretch)
+        except OSError as error:
+            raise disk_error(error, doing=f"saving {incoming.path.name}") from error
+
+    def take_manifest(self, version: VersionId, incoming: Incoming) -> m.Manifest:
+        """Make what has come the version's manifest; raise `Refused` if it is none."""
+        manifest = manifest_file.opened(incoming.path, then=self.side(version, "manifest"))
+        self._manifests.pop(version, None)
+        try:
+            incoming.sync()
+            incoming.path.replace(self.side(version, "manifest"))
+            sync_folder(self.folder)
+        except OSError as error:
+            raise disk_error(error, doing=f"saving the manifest of version {version}") from error
+        return manifest
+
+    def _opened(self, version: VersionId) -> m.Manifest:
+        try:
+            return manifest_file.opened(self.side(version, "manifest"))
+        except FileNotFoundError:
+            raise NotFound(f"version {version} is not on this server") from None
 
     def save_manifest(self, version: VersionId, data: bytes) -> None:
         """Write a manifest so that it is either all there or not there, power cut or not."""

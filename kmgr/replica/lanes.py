@@ -37,12 +37,13 @@ class _Busy(Exception):
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """One source: its stream once it stands, what it owes in the order of asking, and when it was last heard."""
+    """One source: its stream once it stands, what it owes in the order of asking, when it was heard and spoken to."""
 
     task: asyncio.Task[None] | None = None
     inlet: Inlet | None = None
     owed: deque[tuple[int, int]] = field(default_factory=deque)
     heard: float = 0.0
+    spoke: float = 0.0
 
 
 class Liars(dict[ServerId, str]):
@@ -161,6 +162,7 @@ class Lanes:
         if not lane.owed:
             lane.heard = now
         lane.owed.append((ask.piece, wanted))
+        lane.spoke = now
         inlet.ask(ask, wanted)
         self._budget.spend(wanted.bit_count() * self._part.manifest.block_bytes, now=now)
 
@@ -169,6 +171,7 @@ class Lanes:
         while True:
             now = self._clock.monotonic()
             self._paused = {server: until for server, until in self._paused.items() if until > now}
+            self._stay(now)
             able = [server for server in self._sources() if server not in self._paused]
             useless = [server for server in self._lanes if not self._fetch.useful(server)]
             for server in choose.to_leave(able, self._lanes, useless):
@@ -179,6 +182,13 @@ class Lanes:
                 lane.task = asyncio.create_task(self._lane(server, lane))
             until = min([now + self._pace.look_s, *self._paused.values()])
             await self._clock.sleep(max(self._pace.look_s / 20, until - now))
+
+    def _stay(self, now: float) -> None:
+        """Keep our places at sources of which nothing is wanted just now."""
+        for lane in self._lanes.values():
+            if lane.inlet is not None and now - lane.spoke >= self._pace.here_s:
+                lane.inlet.stay()
+                lane.spoke = now
 
     async def _lane(self, server: ServerId, lane: _Lane) -> None:
         """Take what one source sends until the copy is done or the source fails."""

@@ -1,26 +1,31 @@
-"""What a version consists of: its size and the SHA-256 of every block that is not all zeros.
+"""What a version consists of: its size and the BLAKE3 hash of every block that is not all zeros.
 
 * The guest-visible disk is cut into blocks of `block_bytes`; the last may be shorter.
 * A block of zeros is nothing: it is in no list, takes no room, is never sent.
   The other blocks are counted from 0 in the order of the disk: their *index*.
 * Blocks travel in *pieces* of consecutive indices, `PIECE_BYTES` in all: few enough to count, yet of a piece
   only those blocks are sent that are missing.
-* There is one spelling in bytes for each content (`encode`), and its SHA-256 is
+* There is one spelling in bytes for each content (`encode`), and its BLAKE3 hash is
   the `manifest_hash` in the log. `parse` believes nothing: whatever `encode`
   would not have written is refused.
 
 Layout, big-endian: magic, u64 size, u32 block size, u64 number of runs, u64
 number of blocks; per run u64 first block and u64 length; then 32 bytes per block.
 
+The hashes of a large image are many (52 MB for 100 GiB), so they may stay in a file (`Digests`).
+
 Pure: no I/O, no clock.
 """
 
-import hashlib
 import struct
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
+
+from blake3 import blake3
 
 from kmgr.errors import Refused
 
@@ -30,11 +35,28 @@ PIECE_BYTES = 1 << 20
 LARGEST_BYTES = 16 << 40
 SECTOR = 512
 
-_MAGIC = b"kmgr manifest 1\n"
+FORMAT = 2
+_MAGIC = b"kmgr manifest %d\n" % FORMAT
+_OTHER_FORMAT = b"kmgr manifest "
 _HEAD = struct.Struct(">QIQQ")
 _RUN = struct.Struct(">QQ")
 _DIGEST = 32
 _BLOCK_SIZES = tuple(1 << power for power in range(16, 21))
+HEAD_BYTES = len(_MAGIC) + _HEAD.size
+# How many hashes are looked at in one go.
+_AT_ONCE = 4096
+
+
+class Digests(Protocol):
+    """The hashes of all blocks, one after the other: `bytes`, or a file that answers like them."""
+
+    def __len__(self) -> int:
+        """Return how many bytes they are."""
+        ...
+
+    def __getitem__(self, where: slice, /) -> bytes | bytearray:
+        """Return some of these bytes."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +70,27 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """The contents of one version. `runs` are (first block, length), `starts` the index at which each run begins."""
+    """The contents of one version.
+
+    A *run* is blocks that lie side by side: `firsts` are the numbers of their first blocks, `starts` their indices,
+    and last of all how many blocks there are. Arrays of whole numbers, because a large disk has many.
+    """
 
     size_bytes: int
     block_bytes: int
-    runs: tuple[tuple[int, int], ...]
-    starts: tuple[int, ...]
-    digests: bytes
+    firsts: "array[int]"
+    starts: "array[int]"
+    digests: Digests
 
     @property
     def blocks(self) -> int:
         """How many blocks are not all zeros."""
-        return len(self.digests) // _DIGEST
+        return self.starts[-1]
+
+    @property
+    def runs(self) -> list[tuple[int, int]]:
+        """Every run: its first block and its length."""
+        return [(first, self.starts[run + 1] - self.starts[run]) for run, first in enumerate(self.firsts)]
 
     @property
     def piece_blocks(self) -> int:
@@ -74,36 +105,42 @@ class Manifest:
     @property
     def used_bytes(self) -> int:
         """How many bytes those blocks are: what a copy takes on disk."""
-        if not self.runs:
+        if not self.firsts:
             return 0
-        first, length = self.runs[-1]
-        beyond = (first + length) * self.block_bytes - self.size_bytes
+        beyond = self._end(len(self.firsts) - 1) * self.block_bytes - self.size_bytes
         return self.blocks * self.block_bytes - max(0, beyond)
 
     def block(self, index: int) -> Block:
         """Return the block at an index."""
-        run = bisect_right(self.starts, index) - 1
-        number = self.runs[run][0] + index - self.starts[run]
-        offset = number * self.block_bytes
-        length = min(self.block_bytes, self.size_bytes - offset)
-        return Block(offset, length, self.digest(index))
+        return self._block(index, self.digest(index))
 
     def digest(self, index: int) -> bytes:
         """Return the hash of the block at an index."""
-        return self.digests[index * _DIGEST : (index + 1) * _DIGEST]
+        return bytes(self.digests[index * _DIGEST : (index + 1) * _DIGEST])
+
+    def some_digests(self, first: int, end: int) -> list[bytes]:
+        """Return the hashes of the blocks at the indices from `first` to before `end`, read in one go."""
+        found = bytes(self.digests[first * _DIGEST : end * _DIGEST])
+        return [found[at : at + _DIGEST] for at in range(0, len(found), _DIGEST)]
+
+    def all_digests(self) -> Iterator[bytes]:
+        """Yield the hash of every block."""
+        for first in range(0, self.blocks, _AT_ONCE):
+            yield from self.some_digests(first, first + _AT_ONCE)
 
     def index_at(self, offset: int) -> int | None:
         """Return the index of the block that begins at an offset, or None if that is zeros or outside."""
         number, rest = divmod(offset, self.block_bytes)
-        run = bisect_right(self.runs, number, key=lambda found: found[0]) - 1
-        if rest or run < 0 or number >= sum(self.runs[run]):
+        run = bisect_right(self.firsts, number) - 1
+        if rest or run < 0 or number >= self._end(run):
             return None
-        return self.starts[run] + number - self.runs[run][0]
+        return self.starts[run] + number - self.firsts[run]
 
     def piece(self, piece: int) -> tuple[Block, ...]:
         """Return the blocks of one piece."""
         first = piece * self.piece_blocks
-        return tuple(self.block(index) for index in range(first, min(first + self.piece_blocks, self.blocks)))
+        digests = self.some_digests(first, min(first + self.piece_blocks, self.blocks))
+        return tuple(self._block(first + k, digest) for k, digest in enumerate(digests))
 
     def whole_piece(self, piece: int) -> int:
         """Return the set of all blocks of a piece (bit k: its block k)."""
@@ -120,8 +157,8 @@ class Manifest:
         found = []
         run = bisect_right(self.starts, first) - 1
         while first < last:
-            number = self.runs[run][0] + first - self.starts[run]
-            here = min(last, self.starts[run] + self.runs[run][1]) - first
+            number = self.firsts[run] + first - self.starts[run]
+            here = min(last, self.starts[run + 1]) - first
             for begin, count in _groups(wanted & (1 << here) - 1):
                 offset = (number + begin) * self.block_bytes
                 found.append((offset, min(count * self.block_bytes, self.size_bytes - offset)))
@@ -133,37 +170,49 @@ class Manifest:
         view, at, first = memoryview(data), 0, piece * self.piece_blocks
         if len(view) != sum(length for _, length in self.stretches(piece, wanted)):
             return False
-        for begin, count in _groups(wanted & self.whole_piece(piece)):
-            for index in range(first + begin, first + begin + count):
+        wanted &= self.whole_piece(piece)
+        told = self.some_digests(first, first + wanted.bit_length())
+        for begin, count in _groups(wanted):
+            for k in range(begin, begin + count):
                 # Only the last block of a disk may be shorter, and nothing comes after it.
-                if digest(view[at : at + self.block_bytes]) != self.digest(index):
+                if digest(view[at : at + self.block_bytes]) != told[k]:
                     return False
                 at += self.block_bytes
         return True
 
     def all_blocks(self) -> Iterator[Block]:
         """Yield every block in the order of the disk."""
-        return (self.block(index) for index in range(self.blocks))
+        return (self._block(index, digest) for index, digest in enumerate(self.all_digests()))
+
+    def _block(self, index: int, digest: bytes) -> Block:
+        run = bisect_right(self.starts, index) - 1
+        offset = (self.firsts[run] + index - self.starts[run]) * self.block_bytes
+        return Block(offset, min(self.block_bytes, self.size_bytes - offset), digest)
+
+    def _end(self, run: int) -> int:
+        """Return the number of the first block behind a run."""
+        return self.firsts[run] + self.starts[run + 1] - self.starts[run]
 
 
 def build(size_bytes: int, found: Iterable[tuple[int, bytes]], *, block_bytes: int = BLOCK_BYTES) -> Manifest:
     """Make a manifest of (block number, digest) pairs in ascending order; blocks of zeros may be among them."""
-    runs: list[tuple[int, int]] = []
-    digests = bytearray()
+    firsts, starts, digests = array("Q"), array("Q"), bytearray()
+    blocks, after = 0, -1
     for number, digest in found:
         if digest == zero_digest(min(block_bytes, size_bytes - number * block_bytes)):
             continue
-        if runs and sum(runs[-1]) == number:
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((number, 1))
+        if number != after:
+            firsts.append(number)
+            starts.append(blocks)
+        blocks, after = blocks + 1, number + 1
         digests += digest
-    return Manifest(size_bytes, block_bytes, tuple(runs), _starts(runs), bytes(digests))
+    starts.append(blocks)
+    return Manifest(size_bytes, block_bytes, firsts, starts, digests)
 
 
 def digest(data: bytes | bytearray | memoryview) -> bytes:
     """Return the hash by which blocks are known."""
-    return hashlib.sha256(data).digest()
+    return blake3(data).digest()
 
 
 @lru_cache(maxsize=64)
@@ -174,51 +223,95 @@ def zero_digest(length: int) -> bytes:
 
 def encode(manifest: Manifest) -> bytes:
     """Spell a manifest; equal contents give equal bytes."""
-    head = _HEAD.pack(manifest.size_bytes, manifest.block_bytes, len(manifest.runs), manifest.blocks)
-    return b"".join((_MAGIC, head, *(_RUN.pack(*run) for run in manifest.runs), manifest.digests))
+    runs = manifest.runs
+    head = _HEAD.pack(manifest.size_bytes, manifest.block_bytes, len(runs), manifest.blocks)
+    return b"".join((_MAGIC, head, *(_RUN.pack(*run) for run in runs), manifest.digests[:]))
+
+
+class Naming:
+    """The name of an encoded manifest that comes in parts."""
+
+    def __init__(self) -> None:
+        self._hash = blake3()
+
+    def add(self, part: bytes) -> None:
+        """Go on with the next part."""
+        self._hash.update(part)
+
+    @property
+    def name(self) -> str:
+        """What the log would call what came so far."""
+        return self._hash.hexdigest()
 
 
 def manifest_hash(data: bytes) -> str:
     """Return the name of an encoded manifest: what the log remembers of it."""
-    return hashlib.sha256(data).hexdigest()
+    return blake3(data).hexdigest()
 
 
 def most_bytes(used_bytes: int, block_bytes: int) -> int:
     """Return how long the encoded manifest of a version can be at most, so that no server is sent more than that."""
     blocks = used_bytes // block_bytes + 1
-    return len(_MAGIC) + _HEAD.size + blocks * (_RUN.size + _DIGEST)
+    return HEAD_BYTES + blocks * (_RUN.size + _DIGEST)
+
+
+def other_format(head: bytes) -> str:
+    """Return what a person is told of a manifest in another format, nothing of one in ours or of rubbish."""
+    if head.startswith(_MAGIC) or not head.startswith(_OTHER_FORMAT):
+        return ""
+    number = head[len(_OTHER_FORMAT) :].partition(b"\n")[0][:10].decode(errors="replace")
+    return (
+        f"the manifest has format {number}, of another release of kmgr; this one reads format {FORMAT}."
+        " Bring the disk in again"
+    )
 
 
 def parse(data: bytes) -> Manifest:
     """Read a manifest; raise `Refused` with the first lie found."""
-    prefix = len(_MAGIC) + _HEAD.size
-    if len(data) < prefix or not data.startswith(_MAGIC):
+    begin = digests_begin(data[:HEAD_BYTES], len(data))
+    return parse_with(data[:begin], data[begin:])
+
+
+def digests_begin(head: bytes, total: int) -> int:
+    """Return where in a manifest of `total` bytes the hashes begin, by its first `HEAD_BYTES`; believe nothing."""
+    if other := other_format(head):
+        raise Refused(other, code="manifest_format")
+    if len(head) < HEAD_BYTES or not head.startswith(_MAGIC):
         raise Refused("this is not a manifest of an image version")
-    size, block_bytes, run_count, blocks = _HEAD.unpack_from(data, len(_MAGIC))
+    size, block_bytes, run_count, blocks = _HEAD.unpack_from(head, len(_MAGIC))
     if not 0 < size <= LARGEST_BYTES or size % SECTOR:
         raise Refused(f"the manifest is wrong: a disk of {size} bytes cannot be")
     if block_bytes not in _BLOCK_SIZES:
         raise Refused(f"the manifest is wrong: blocks of {block_bytes} bytes are not used")
     # Compared before anything is read: the counts must fit the bytes that are really here.
-    if len(data) != prefix + run_count * _RUN.size + blocks * _DIGEST:
+    begin = HEAD_BYTES + int(run_count) * _RUN.size
+    if total != begin + blocks * _DIGEST:
         raise Refused("the manifest is wrong: its length does not fit its counts")
-    middle = prefix + run_count * _RUN.size
-    runs = tuple(_RUN.iter_unpack(data[prefix:middle]))
-    _check_runs(runs, blocks=blocks, last=-(-size // block_bytes))
-    manifest = Manifest(size, block_bytes, runs, _starts(runs), data[middle:])
+    return begin
+
+
+def parse_with(front: bytes, digests: Digests) -> Manifest:
+    """Read a manifest of which the hashes lie elsewhere; `front` is what `digests_begin` has measured."""
+    size, block_bytes, _, blocks = _HEAD.unpack_from(front, len(_MAGIC))
+    firsts, starts = _runs(memoryview(front)[HEAD_BYTES:], blocks=blocks, last=-(-size // block_bytes))
+    manifest = Manifest(size, block_bytes, firsts, starts, digests)
     if _lists_zeros(manifest):
         raise Refused("the manifest is wrong: it lists a block of zeros")
     return manifest
 
 
-def _check_runs(runs: tuple[tuple[int, int], ...], *, blocks: int, last: int) -> None:
-    end = -1
-    for first, length in runs:
+def _runs(spelled: memoryview, *, blocks: int, last: int) -> tuple["array[int]", "array[int]"]:
+    firsts, starts, end, index = array("Q"), array("Q"), -1, 0
+    for first, length in _RUN.iter_unpack(spelled):
         if first <= end or length < 1 or first + length > last:
             raise Refused("the manifest is wrong: its runs overlap, touch, or lie outside of the disk")
-        end = first + length
-    if sum(length for _, length in runs) != blocks:
+        firsts.append(first)
+        starts.append(index)
+        end, index = first + length, index + length
+    if index != blocks:
         raise Refused("the manifest is wrong: its runs do not add up to its blocks")
+    starts.append(index)
+    return firsts, starts
 
 
 def _lists_zeros(manifest: Manifest) -> bool:
@@ -226,11 +319,17 @@ def _lists_zeros(manifest: Manifest) -> bool:
     if not manifest.blocks:
         return False
     last = manifest.block(manifest.blocks - 1)
-    zeros, at = zero_digest(manifest.block_bytes), -1
-    while (at := manifest.digests.find(zeros, at + 1)) >= 0:
-        if not at % _DIGEST and (at // _DIGEST < manifest.blocks - 1 or last.length == manifest.block_bytes):
-            return True
-    return last.digest == zero_digest(last.length)
+    if last.digest == zero_digest(last.length):
+        return True
+    zeros = zero_digest(manifest.block_bytes)
+    for first in range(0, manifest.blocks, _AT_ONCE):
+        some, at = manifest.digests[first * _DIGEST : (first + _AT_ONCE) * _DIGEST], -1
+        while (at := some.find(zeros, at + 1)) >= 0:
+            if not at % _DIGEST:
+                # The hash of a full block of zeros in the place of a shorter one is only wrong, which its bytes show.
+                index = first + at // _DIGEST
+                return index < manifest.blocks - 1 or last.length == manifest.block_bytes
+    return False
 
 
 def _groups(members: int) -> Iterator[tuple[int, int]]:
@@ -243,11 +342,3 @@ def _groups(members: int) -> Iterator[tuple[int, int]]:
         yield at + gap, count
         members >>= count
         at += gap + count
-
-
-def _starts(runs: Iterable[tuple[int, int]]) -> tuple[int, ...]:
-    starts, index = [], 0
-    for _, length in runs:
-        starts.append(index)
-        index += length
-    return tuple(starts)

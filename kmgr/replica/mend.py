@@ -125,19 +125,15 @@ async def give(images: Images, version: VersionId, offset: object) -> Mapping[st
 
 
 def _same(manifest: m.Manifest, block: m.Block) -> m.Block | None:
-    found = (one for one in manifest.all_blocks() if one.digest == block.digest and one.length == block.length)
-    return next(found, None)
+    indices = (index for index, digest in enumerate(manifest.all_digests()) if digest == block.digest)
+    found = (manifest.block(index) for index in indices)
+    return next((one for one in found if one.length == block.length), None)
 
 
 def _at(manifest: m.Manifest, offset: object) -> m.Block:
-    if is_whole(offset):
-        low, high = 0, manifest.blocks
-        while low < high:
-            middle = (low + high) // 2
-            block = manifest.block(middle)
-            if block.offset == offset:
-                return block
-            low, high = (middle + 1, high) if block.offset < offset else (low, middle)
+    index = manifest.index_at(offset) if is_whole(offset) else None
+    if index is not None:
+        return manifest.block(index)
     raise Refused(f"there is no block at {offset!r}")
 
 

@@ -14,7 +14,7 @@ from kmgr.errors import NotFound, Refused, Unavailable
 from kmgr.grid.port import Requests
 from kmgr.ids import ServerId, VersionId
 from kmgr.replica import manifest as m
-from kmgr.replica import transfer
+from kmgr.replica import manifest_file, transfer
 from kmgr.replica.background import background
 from kmgr.replica.budget import Budget
 from kmgr.replica.images import Images
@@ -116,34 +116,33 @@ class Pull:
                 logger.info("an older version was reused", extra={"version": self.version.id, "bytes": taken})
 
     async def _manifest(self) -> m.Manifest:
-        here = self._images.side(self.version.id, "manifest")
-        if here.exists():
-            data = await background(here.read_bytes)
-            if m.manifest_hash(data) == self.version.manifest_hash:
-                return await background(self._parsed, data)
-        causes = []
-        for server in self._wanted_sources():
-            try:
-                data = await transfer.fetch_manifest(self._requests, server, self.version)
-                manifest = await background(self._parsed, data)
-            except NotFound:
-                continue
-            except Unavailable as error:
-                causes.append(error.message)
-                continue
-            except Refused as error:
-                self.liars.accuse(server, error.message, version=self.version.id)
-                continue
-            await background(self._images.save_manifest, self.version.id, data)
-            return manifest
-        raise Unavailable("; ".join(causes) or "no server that has it can be reached")
-
-    def _parsed(self, data: bytes) -> m.Manifest:
-        manifest = m.parse(data)
+        manifest = await background(self._own_manifest)
+        if manifest is None:
+            manifest = await self._fetched_manifest()
         told = (manifest.size_bytes, manifest.block_bytes, manifest.used_bytes)
         if told != (self.version.size_bytes, self.version.block_bytes, self.version.used_bytes):
             raise Refused(f"the manifest of version {self.version.id} contradicts the log")
         return manifest
+
+    def _own_manifest(self) -> m.Manifest | None:
+        """Return what an earlier copy left here, if it is what the log names."""
+        here = self._images.side(self.version.id, "manifest")
+        if not here.exists() or manifest_file.name_of(here) != self.version.manifest_hash:
+            return None
+        return self._images.manifest(self.version.id)
+
+    async def _fetched_manifest(self) -> m.Manifest:
+        causes = []
+        for server in self._wanted_sources():
+            try:
+                return await transfer.fetch_manifest(self._requests, server, self.version, self._images)
+            except NotFound:
+                continue
+            except Unavailable as error:
+                causes.append(error.message)
+            except Refused as error:
+                self.liars.accuse(server, error.message, version=self.version.id)
+        raise Unavailable("; ".join(dict.fromkeys(causes)) or "no server that has it can be reached")
 
     def _check_room(self, part: Part) -> None:
         needed = self.version.used_bytes - part.allocated_bytes()

@@ -19,6 +19,8 @@ from kmgr.replica.part import Part, Whole
 
 # Pieces that are verified and taken in one go.
 _AT_ONCE = 16
+# Pieces whose contents are looked for elsewhere at a time: 64 Ki blocks, some 10 MiB of memory.
+_SPAN = 4096
 
 
 async def reuse(images: Images, part: Part, relative: VersionId) -> int:
@@ -31,26 +33,32 @@ async def reuse(images: Images, part: Part, relative: VersionId) -> int:
     taken = 0
     try:
         if manifest.block_bytes == part.manifest.block_bytes:
-            moved = await background(_moved, part, manifest)
-            for first in range(0, part.manifest.pieces, _AT_ONCE):
-                pieces = range(first, min(first + _AT_ONCE, part.manifest.pieces))
-                for piece, blocks, size in await background(_take, part, whole, manifest, moved, pieces):
-                    part.here(piece, blocks)
-                    taken += size
+            for span in _cut(range(part.manifest.pieces), _SPAN):
+                moved = await background(_moved, part, manifest, span)
+                for pieces in _cut(span, _AT_ONCE):
+                    for piece, blocks, size in await background(_take, part, whole, manifest, moved, pieces):
+                        part.here(piece, blocks)
+                        taken += size
     finally:
         whole.close()
     return taken
 
 
-def _moved(part: Part, theirs: m.Manifest) -> dict[bytes, int]:
-    """Return where they have those missing contents that are elsewhere there: few, so little is kept in memory."""
+def _cut(pieces: range, size: int) -> Iterator[range]:
+    return (pieces[first : first + size] for first in range(0, len(pieces), size))
+
+
+def _moved(part: Part, theirs: m.Manifest, pieces: range) -> dict[bytes, int]:
+    """Return where they have those missing contents of some pieces that are elsewhere there."""
     wanted = {
         ours.digest
-        for piece in range(part.manifest.pieces)
+        for piece in pieces
         for ours in part.manifest.some(piece, part.missing(piece))
         if _same_place(theirs, ours) is None
     }
-    return {digest: index for index in range(theirs.blocks) if (digest := theirs.digest(index)) in wanted}
+    if not wanted:
+        return {}
+    return {digest: index for index, digest in enumerate(theirs.all_digests()) if digest in wanted}
 
 
 def _same_place(theirs: m.Manifest, ours: m.Block) -> int | None:

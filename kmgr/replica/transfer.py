@@ -79,13 +79,15 @@ class Source:
         version, offset = _version(body), body.get("offset", 0)
         if not is_whole(offset):
             raise Refused(f"offset {must_be(offset)}")
-        data = await background(self._images.manifest_bytes, version)
-        return {"total": len(data), "data": base64.b64encode(data[offset : offset + _STRETCH]).decode()}
+        data, total = await background(self._images.manifest_stretch, version, offset, _STRETCH)
+        return {"total": total, "data": base64.b64encode(data).decode()}
 
     async def _blocks(self, peer: ServerId, body: Mapping[str, Any], accept: Accept) -> None:
         version = _version(body)
         servings = self._servings.setdefault(version, [])
-        if len(servings) >= SERVED:
+        for silent in self._silent(servings):
+            silent.dismiss()
+        if sum(not one.dismissed for one in servings) >= SERVED:
             raise Unavailable(f"version {version} is given to {SERVED} servers already", code="busy")
         serving = _Serving(self, peer, version)
         servings.append(serving)
@@ -95,6 +97,17 @@ class Source:
         finally:
             servings.remove(serving)
             serving.close()
+
+    def _silent(self, servings: list["_Serving"]) -> list["_Serving"]:
+        """Return the receivers that have not said anything for long: nobody may be there any more."""
+        if self._clock is None:
+            return []
+        now = self._clock.monotonic()
+        return [one for one in servings if now - one.heard >= frames.SILENT_S and not one.dismissed]
+
+    def now(self) -> float:
+        """Return the time by which silence is counted."""
+        return self._clock.monotonic() if self._clock else 0.0
 
     def _deal(self, version: VersionId) -> Deal:
         return self._deals.setdefault(version, Deal())
@@ -118,6 +131,9 @@ class _Serving:
         self._small: list[bytes] = []
         self._resting: asyncio.TimerHandle | None = None
         self._outlet: Outlet | None = None
+        self._stream: Stream | None = None
+        self.heard = source.now()
+        self.dismissed = False
 
     async def prepare(self) -> None:
         """Find what there is to give; raise `NotFound` if nothing is."""
@@ -146,9 +162,17 @@ class _Serving:
             if not self._deal.receivers:
                 self._source._deals.pop(self._version, None)
 
+    def dismiss(self) -> None:
+        """Hang up on a receiver that is silent."""
+        if self._stream is not None:
+            logger.info("a receiver of an image fell silent", extra={"server": self._peer, "version": self._version})
+            self.dismissed = True
+            self._stream.writer.transport.abort()
+
     async def serve(self, stream: Stream) -> None:
         """Answer until the receiver hangs up."""
-        self._outlet = Outlet(stream)
+        self._stream, self._outlet = stream, Outlet(stream)
+        self.heard = self._source.now()
         await stream.reader.readexactly(len(frames.HELLO))
         self._have()
         listening = asyncio.create_task(self._listen(stream.reader))
@@ -174,6 +198,9 @@ class _Serving:
         try:
             while True:
                 question = await reader.readexactly(frames.QUESTION.size)
+                self.heard = self._source.now()
+                if question == frames.HELLO:
+                    continue
                 if len(self._asked) > 2 * MOST_ASKS:
                     raise Refused(f"more than {2 * MOST_ASKS} questions at once")
                 piece, wanted, flags = frames.QUESTION.unpack(question)
@@ -300,20 +327,28 @@ class _Serving:
             link.took(taken, now=clock.monotonic())
 
 
-async def fetch_manifest(requests: Requests, server: ServerId, version: Version) -> bytes:
-    """Return a version's manifest from another server; raise `Refused` if it isn't what the log says."""
+async def fetch_manifest(requests: Requests, server: ServerId, version: Version, images: Images) -> m.Manifest:
+    """Bring a version's manifest from another server; raise `Refused` if it isn't what the log says.
+
+    It goes to the disk as it comes: that of a large image is large.
+    """
     most = m.most_bytes(version.used_bytes, version.block_bytes)
-    data, total = b"", 1
-    while len(data) < total:
-        answer = await requests.call(server, "manifest", {"version": version.id, "offset": len(data)})
-        total = answer.get("total", 0)
-        stretch = _unpacked(answer.get("data"))
-        if not is_whole(total, 1, most) or not stretch:
-            raise Refused(f"server {server} sent a manifest of version {version.id} that cannot be right")
-        data += stretch
-    if m.manifest_hash(data) != version.manifest_hash:
-        raise Refused(f"server {server} sent another manifest of version {version.id} than the log names")
-    return data
+    incoming, total = await background(images.incoming, version.id), 1
+    try:
+        while incoming.length < total:
+            answer = await requests.call(server, "manifest", {"version": version.id, "offset": incoming.length})
+            total = answer.get("total", 0)
+            stretch = _unpacked(answer.get("data"))
+            if not is_whole(total, 1, most) or not stretch:
+                raise Refused(f"server {server} sent a manifest of version {version.id} that cannot be right")
+            if not incoming.length and (other := m.other_format(stretch[: m.HEAD_BYTES])):
+                raise Unavailable(f"server {server} has version {version.id}, but {other}", code="manifest_format")
+            await background(images.add_to, incoming, stretch)
+        if incoming.name != version.manifest_hash:
+            raise Refused(f"server {server} sent another manifest of version {version.id} than the log names")
+        return await background(images.take_manifest, version.id, incoming)
+    finally:
+        await background(incoming.close)
 
 
 async def open_blocks(

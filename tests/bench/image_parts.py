@@ -24,7 +24,7 @@ SQUEEZED = ((50, 64), (100, 128), (200, 128), (1000, 256))
 CHANGED = 0.05
 PLACE_BYTES = 64 * 1024
 BACK_S = 2.0
-CODECS = ("blake3==1.0.8", "zstandard==0.25.0", "cryptography")
+CODECS = ("blake3==1.0.11", "zstandard==0.25.0", "cryptography")
 
 
 def delta(folder: Path) -> list[Figure]:

@@ -2,6 +2,8 @@
 
 import random
 import struct
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -9,10 +11,11 @@ from hypothesis import strategies as st
 
 from kmgr.errors import Refused
 from kmgr.replica import manifest as m
+from kmgr.replica import manifest_file
 from kmgr.replica.blocks import together
 
 BLOCK = 1 << 16
-HEAD = len(b"kmgr manifest 1\n")
+HEAD = len(b"kmgr manifest 2\n")
 
 
 @st.composite
@@ -110,7 +113,7 @@ def spelled(size: int, block: int, runs: list[tuple[int, int]], *, hashes: bytes
     count = sum(n for _, n in runs)
     hashes = b"\1" * 32 * count if hashes is None else hashes
     head = struct.pack(">QIQQ", size, block, len(runs), len(hashes) // 32)
-    return b"kmgr manifest 1\n" + head + b"".join(struct.pack(">QQ", *run) for run in runs) + hashes
+    return b"kmgr manifest 2\n" + head + b"".join(struct.pack(">QQ", *run) for run in runs) + hashes
 
 
 @pytest.mark.parametrize(
@@ -140,3 +143,37 @@ def test_an_empty_disk_has_an_empty_manifest() -> None:
     manifest = m.build(1 << 20, [])
     assert (manifest.blocks, manifest.pieces, manifest.used_bytes) == (0, 0, 0)
     assert m.parse(m.encode(manifest)) == manifest
+
+
+@given(disks(), st.integers(0, 12))
+def test_hashes_that_stay_in_the_file_answer_as_those_in_memory_do(
+    disk: tuple[int, dict[int, bytes]], piece: int
+) -> None:
+    manifest = made(disk)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(m.encode(manifest))
+        file.flush()
+        kept = manifest_file.opened(Path(file.name))
+        assert manifest_file.name_of(Path(file.name)) == m.manifest_hash(m.encode(manifest))
+        assert (kept.size_bytes, kept.block_bytes, kept.runs) == (
+            manifest.size_bytes,
+            manifest.block_bytes,
+            manifest.runs,
+        )
+        assert list(kept.all_blocks()) == list(manifest.all_blocks())
+        assert kept.piece(piece) == manifest.piece(piece)
+        assert m.encode(kept) == m.encode(manifest)
+
+
+def test_a_manifest_of_another_release_is_refused_by_its_format() -> None:
+    older = b"kmgr manifest 1\n" + m.encode(m.build(1 << 20, []))[HEAD:]
+    with pytest.raises(Refused, match="format 1, of another release of kmgr; this one reads format 2") as caught:
+        m.parse(older)
+    assert caught.value.code == "manifest_format"
+
+
+def test_the_hash_is_blake3() -> None:
+    # The test vectors of its authors: no bytes, and 0, 1, 2, … 250, 0, 1 … of 1025 bytes.
+    assert m.digest(b"").hex() == "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+    counting = bytes(k % 251 for k in range(1025))
+    assert m.digest(counting).hex() == "d00278ae47eb27b34faecf67b4fe263f82d5412916c1ffd97c8cb7fb814b8444"
