@@ -1,4 +1,4 @@
-"""libvirt behind the `Hypervisor` protocol. The only file that imports libvirt.
+"""libvirt behind the `Hypervisor` protocol. Of the files that import libvirt, the one that owns the connections.
 
 libvirt-python blocks, so every call runs on a thread with a deadline (`timely`).
 A connection that broke (libvirtd was restarted) is made anew, and the call is
@@ -37,6 +37,9 @@ DEADLINE_S = 30.0
 AGENT_S = 3
 # Saving and loading memory takes as long as the disk needs for it.
 _MEMORY_S = 600.0
+_AGENTS = "libvirt, asked for guests that run here,"
+# libvirtd takes five calls of one connection at a time; the others would wait there, unseen.
+_AGENTS_AT_ONCE = 4
 _PROCESSOR = Path("/proc/cpuinfo")
 _PING = '{"execute":"guest-ping"}'
 # screendump of a large screen; more is not a picture.
@@ -57,14 +60,19 @@ def connect(uri: str, *, grid: str, deadline_s: float = DEADLINE_S) -> Hyperviso
 
 
 class LibvirtDriver:
-    """One libvirt connection, opened when it is first needed."""
+    """One libvirt, over two connections that are opened when they are first needed; `open` opens one."""
 
-    def __init__(self, uri: str, *, grid: str, deadline_s: float = DEADLINE_S) -> None:
-        self._uri = uri
+    def __init__(
+        self, uri: str, *, grid: str, deadline_s: float = DEADLINE_S, open: Callable[[str], Any] | None = None
+    ) -> None:
         self._grid = grid
+        self._line = _Line(uri, open)
         self._timely = Timely("libvirt", deadline_s=deadline_s, advice=_LOOK)
         self._patient = Timely("libvirt", deadline_s=max(deadline_s, _MEMORY_S), advice=_LOOK)
-        self._connection: Any = None
+        # Guests that hang keep whoever asks them waiting: they get threads and a connection of their own, of which
+        # libvirtd serves a few calls at a time, so that nobody else stands in that queue.
+        self._agents_line = _Line(uri, open)
+        self._agents = Timely(_AGENTS, deadline_s=deadline_s, advice=_LOOK, at_once=_AGENTS_AT_ONCE)
 
     async def domains(self) -> Sequence[DomainStatus]:
         """Return this grid's domains, by desktop."""
@@ -180,7 +188,7 @@ class LibvirtDriver:
                 return False  # no agent (yet), none in this driver, a domain that went: all of it is no answer
             return True
 
-        return await self._call(ping)
+        return await self._call_guest(ping)
 
     async def agent(
         self, desktop: DesktopId, command: str, arguments: Mapping[str, Any], timeout_s: float
@@ -201,7 +209,7 @@ class LibvirtDriver:
             told = json.loads(answer).get("return")
             return told if isinstance(told, dict) else {} if told in (None, "") else {"value": told}
 
-        return await self._call(call)
+        return await self._call_guest(call)
 
     async def hardware(self) -> str:
         """Return versions and processor."""
@@ -219,7 +227,7 @@ class LibvirtDriver:
             libvirt_warm.save(domain, to)
             _undefine(domain)
 
-        await self._patient.call(lambda: self._run(save))
+        await self._patient.call(lambda: self._line.run(save))
 
     async def restore_warm(self, spec: DomainSpec, memory: str) -> None:
         """Restore a transient domain; one that is there already under this name is removed first."""
@@ -232,7 +240,7 @@ class LibvirtDriver:
                 _undefine(domain)
             libvirt_warm.restore(connection, spec, memory)
 
-        await self._patient.call(lambda: self._run(restore))
+        await self._patient.call(lambda: self._line.run(restore))
 
     async def screenshot(self, desktop: DesktopId) -> bytes:
         """Return the screen as PNG."""
@@ -263,47 +271,17 @@ class LibvirtDriver:
         return await self._call(work)
 
     async def close(self) -> None:
-        """Close the connection; domains run on."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(Unavailable):
-                await self._timely.call(lambda: _close(connection))
+        """Close the connections; domains run on."""
+        for line, calls in ((self._line, self._timely), (self._agents_line, self._agents)):
+            if line.is_open:
+                with contextlib.suppress(Unavailable):
+                    await calls.call(line.close)
 
     async def _call(self, work: Callable[[Any], T]) -> T:
-        return await self._timely.call(lambda: self._run(work))
+        return await self._timely.call(lambda: self._line.run(work))
 
-    def _run(self, work: Callable[[Any], T]) -> T:
-        known = self._connection
-        if known is not None and _alive(known):
-            try:
-                return self._translated(work, known)
-            except _Broken as error:
-                logger.info("the connection to libvirt broke, it is made anew", extra={"cause": error.message})
-        return self._translated(work, self._open())
-
-    def _open(self) -> Any:
-        try:
-            # Two threads may do this at once: the later one's is kept, the other closes itself.
-            self._connection = opened = libvirt.open(self._uri)
-        except libvirt.libvirtError as error:
-            self._connection = None
-            raise Unavailable(
-                f"libvirt is not answering: {_words(error)}. Start libvirtd (systemctl start libvirtd); "
-                "kmgr tries again by itself."
-            ) from error
-        return opened
-
-    def _translated(self, work: Callable[[Any], T], connection: Any) -> T:
-        try:
-            return work(connection)
-        except libvirt.libvirtError as error:
-            if _broken(error) or not _alive(connection):
-                if self._connection is connection:
-                    self._connection = None
-                raise _Broken(f"libvirt is not answering: {_words(error)}") from error
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                raise NotFound("the domain is gone") from error
-            raise Refused(_words(error)) from error
+    async def _call_guest(self, work: Callable[[Any], T]) -> T:
+        return await self._agents.call(lambda: self._agents_line.run(work))
 
     def _status(self, domain: Any) -> DomainStatus | None:
         try:
@@ -329,6 +307,60 @@ class LibvirtDriver:
         if domain is None:
             raise NotFound(f"there is no domain of desktop {desktop}")
         return domain
+
+
+class _Line:
+    """One connection, made anew when it broke. Its methods block; several threads may be in them."""
+
+    def __init__(self, uri: str, open: Callable[[str], Any] | None) -> None:
+        self._uri = uri
+        self._opened = open or libvirt.open
+        self._connection: Any = None
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether it has a connection."""
+        return self._connection is not None
+
+    def run(self, work: Callable[[Any], T]) -> T:
+        """Return what `work` makes of the connection; on a broken one it is called again with another."""
+        known = self._connection
+        if known is not None and _alive(known):
+            try:
+                return self._translated(work, known)
+            except _Broken as error:
+                logger.info("the connection to libvirt broke, it is made anew", extra={"cause": error.message})
+        return self._translated(work, self._open())
+
+    def close(self) -> None:
+        """Close it."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            _close(connection)
+
+    def _open(self) -> Any:
+        try:
+            # Two threads may do this at once: the later one's is kept, the other closes itself.
+            self._connection = opened = self._opened(self._uri)
+        except libvirt.libvirtError as error:
+            self._connection = None
+            raise Unavailable(
+                f"libvirt is not answering: {_words(error)}. Start libvirtd (systemctl start libvirtd); "
+                "kmgr tries again by itself."
+            ) from error
+        return opened
+
+    def _translated(self, work: Callable[[Any], T], connection: Any) -> T:
+        try:
+            return work(connection)
+        except libvirt.libvirtError as error:
+            if _broken(error) or not _alive(connection):
+                if self._connection is connection:
+                    self._connection = None
+                raise _Broken(f"libvirt is not answering: {_words(error)}") from error
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                raise NotFound("the domain is gone") from error
+            raise Refused(_words(error)) from error
 
 
 # The same definition is looked at again and again.

@@ -16,7 +16,7 @@ from kmgr.errors import Unavailable
 
 T = TypeVar("T")
 
-_AT_ONCE = 8
+AT_ONCE = 8
 # So many calls without an answer mean that the other side hangs, not that one request does.
 _MOST_STUCK = 4
 DISK_S = 20.0
@@ -36,13 +36,13 @@ async def at_once(work: Callable[[], T], /) -> T:
 
 
 class Timely:
-    """Calls to one outside part: `name` it in errors, `advice` says what a person may do."""
+    """Calls to one outside part, so many `at_once`: `name` it in errors, `advice` says what a person may do."""
 
-    def __init__(self, name: str, *, deadline_s: float, advice: str) -> None:
+    def __init__(self, name: str, *, deadline_s: float, advice: str, at_once: int = AT_ONCE) -> None:
         self._name = name
         self._deadline_s = deadline_s
         self._advice = advice
-        self._slots = asyncio.Semaphore(_AT_ONCE)
+        self._slots = asyncio.Semaphore(at_once)
         self._stuck = 0
 
     async def call(self, work: Callable[[], T], /) -> T:

@@ -68,6 +68,22 @@ async def test_many_that_hang_end_further_calls_at_once_until_they_come_back(
     assert await timely.call(lambda: 1) == 1
 
 
+async def test_so_many_calls_go_on_at_once_as_were_asked_for(gate: threading.Event) -> None:
+    narrow = Timely("it", deadline_s=5, advice="", at_once=2)
+    begun: list[int] = []
+
+    def one() -> None:
+        begun.append(1)
+        gate.wait()
+
+    asked = [asyncio.ensure_future(narrow.call(one)) for _ in range(5)]
+    await asyncio.sleep(0.05)
+    assert len(begun) == 2
+    gate.set()
+    await asyncio.gather(*asked)
+    assert len(begun) == 5
+
+
 async def test_a_caller_that_goes_away_leaves_nothing_behind(timely: Timely, gate: threading.Event) -> None:
     def fails_late() -> None:
         gate.wait()
