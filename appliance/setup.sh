@@ -16,9 +16,10 @@ fail() {
     exit 1
 }
 
-# ovmf and swtpm are not needed by a user-mode desktop; --no-install-recommends keeps graphical stacks out.
+# --no-install-recommends keeps graphical stacks out. ovmf and swtpm: for desktops that start by UEFI or have a TPM.
 packages=(python3 python3-venv python3-dev gcc pkg-config libvirt-dev ca-certificates openssl tzdata
-    qemu-system-x86 qemu-utils libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients libvirt-daemon-system
+    qemu-system-x86 qemu-utils ovmf swtpm swtpm-tools libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
+    libvirt-daemon-system
     mmdebstrap debian-archive-keyring syslinux syslinux-common mtools dosfstools fdisk e2fsprogs systemd-boot-efi
     busybox-static cpio zstd xz-utils kmod util-linux procps bubblewrap)
 [ "$what" = demo ] || packages+=(chromium slapd ldap-utils git avahi-daemon avahi-utils

@@ -22,8 +22,8 @@ FILES = ROOT / "appliance" / "files"
 PACKAGES = (
     "linux-image-amd64", "initramfs-tools", "zstd", "systemd-sysv", "udev", "dbus", "kmod", "iproute2",
     "iputils-ping", "nftables", "openssh-server", "openssl", "ca-certificates", "libvirt-daemon-system",
-    "libvirt-clients", "qemu-system-x86", "qemu-utils", "bubblewrap", "ovmf", "python3", "python3-venv", "e2fsprogs",
-    "fdisk", "gdisk", "chrony", "polkitd", "libpam-systemd", "less", "nano",
+    "libvirt-clients", "qemu-system-x86", "qemu-utils", "bubblewrap", "ovmf", "swtpm", "swtpm-tools", "python3",
+    "python3-venv", "e2fsprogs", "fdisk", "gdisk", "chrony", "polkitd", "libpam-systemd", "less", "nano",
 )  # fmt: skip
 
 ARGUMENTS = "root=LABEL=root rw quiet loglevel=3 systemd.show_status=no console=ttyS0,115200 console=tty0"

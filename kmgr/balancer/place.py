@@ -1,7 +1,7 @@
 """Decide which server a new desktop gets, and say why if none.
 
 What counts: the server is up and was heard from, its hypervisor answers, it has
-the golden image, memory and disk are left beyond a reserve, and it is not yet
+the golden image and what its kind of machine needs, memory and disk are left beyond a reserve, and it is not yet
 starting as many desktops as it can (a storm of boots makes all of them late).
 Among those the one with the fewest waiting desktops of the template wins, so
 that losing one server takes as few standbys as possible; then the one with most
@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kmgr.balancer.model import View
-from kmgr.grid.model import PLACEABLE, RUNNING, ServerState, Vitals
+from kmgr.grid.model import MACHINES, PLACEABLE, RUNNING, ServerState, Vitals
 from kmgr.ids import DesktopId, ServerId, TemplateId, VersionId
 from kmgr.provision.model import Desktop, DesktopState
+from kmgr.templates.machine import Machine
 from kmgr.templates.model import Template
 
 COMING = (DesktopState.PLACED, DesktopState.BUILDING)
@@ -41,6 +42,8 @@ class Unfit(StrEnum):
     SILENT = "has not reported for some seconds"
     NO_HYPERVISOR = "cannot run desktops, see its problems"
     NO_IMAGE = "does not have the golden image"
+    NO_FIRMWARE = "has no UEFI firmware for it (apt-get install ovmf)"
+    NO_TPM = "has no TPM emulator for it (apt-get install swtpm swtpm-tools)"
     NO_MEMORY = "has too little memory left"
     NO_DISK = "has too little disk left"
     BUSY = "is starting as many desktops as it can at once"
@@ -57,6 +60,7 @@ class Room:
     disk_mib: int = 0
     slots: int = 0
     waiting: Counter[TemplateId] = field(default_factory=Counter)
+    machines: frozenset[str] = frozenset()
 
     def book(self, template: Template) -> None:
         """Count a desktop that was given to this server."""
@@ -114,6 +118,7 @@ def rooms(view: View, going: Collection[DesktopId] = ()) -> tuple[Room, ...]:
                 disk_mib=vitals.disk_free_mib - GROWTH_MIB * len([*coming, *arriving]) - disk_reserve_mib(vitals),
                 slots=_most_coming(vitals) - len(coming),
                 waiting=Counter(d.template for d in here if d.state in WAITING and d.id not in going),
+                machines=_machines(vitals),
             )
         )
     return tuple(found)
@@ -126,6 +131,12 @@ def _most_coming(vitals: Vitals) -> int:
     if isinstance(limit, int) and limit > 0:
         return COMING_PER_BUILD * limit
     return COMING_PER_CPU * max(1, vitals.cpus)
+
+
+def _machines(vitals: Vitals) -> frozenset[str]:
+    """Return what a server says that it can make machines of; an older kmgr says nothing and makes usual ones."""
+    told = vitals.extra.get(MACHINES)
+    return frozenset(str(one) for one in told) if isinstance(told, list | tuple) else frozenset()
 
 
 def by_server(desktops: Iterable[Desktop]) -> Mapping[ServerId, Sequence[Desktop]]:
@@ -144,6 +155,7 @@ def choose(template: Template, rooms: Collection[Room], view: View, *, holders_o
     """
     holders = view.holders.get(template.version, frozenset())
     need_mib = template.memory_mib + OVERHEAD_MIB
+    needs = template.policy.machine.needs
     # Asked once for each desktop that is placed: spelled out, it takes a tenth of what `unfit` of each room does.
     fitting = [
         (room.waiting.get(template.id, 0), -room.memory_mib, room.server, room)
@@ -151,6 +163,7 @@ def choose(template: Template, rooms: Collection[Room], view: View, *, holders_o
         if room.slots > 0
         and room.memory_mib >= need_mib
         and room.disk_mib >= GROWTH_MIB
+        and needs <= room.machines
         and room.closed is None
         and room.server in holders
     ]
@@ -161,12 +174,14 @@ def choose(template: Template, rooms: Collection[Room], view: View, *, holders_o
     verdicts = [(unfit(template, room, view), room) for room in rooms]
     if any(verdict is Unfit.BUSY for verdict, _ in verdicts):
         return None
-    lacking = [
+    without = [
         (room.waiting.get(template.id, 0), -room.memory_mib, room.server, room)
         for verdict, room in verdicts
-        if verdict is Unfit.NO_IMAGE and _shortage(template, room) is None
+        if verdict is Unfit.NO_IMAGE
+        and lacking(template.policy.machine, room) is None
+        and _shortage(template, room) is None
     ]
-    return min(lacking)[3] if lacking else None
+    return min(without)[3] if without else None
 
 
 def unfit(template: Template, room: Room, view: View) -> Unfit | None:
@@ -175,7 +190,7 @@ def unfit(template: Template, room: Room, view: View) -> Unfit | None:
         return room.closed
     if room.server not in view.holders.get(template.version, frozenset()):
         return Unfit.NO_IMAGE
-    return _shortage(template, room)
+    return lacking(template.policy.machine, room) or _shortage(template, room)
 
 
 def refusal(template: Template, rooms: Collection[Room], view: View) -> str:
@@ -198,6 +213,14 @@ def _closed(state: ServerState, vitals: Vitals | None) -> Unfit | None:
     if vitals is None:
         return Unfit.SILENT
     return None if vitals.can_run_desktops else Unfit.NO_HYPERVISOR
+
+
+def lacking(machine: Machine, room: Room) -> Unfit | None:
+    """Return what a server lacks to make such a machine, None if nothing."""
+    missing = machine.needs - room.machines
+    if not missing:
+        return None
+    return Unfit.NO_TPM if missing == {"tpm"} else Unfit.NO_FIRMWARE
 
 
 def _shortage(template: Template, room: Room) -> Unfit | None:

@@ -135,6 +135,8 @@ class GridStatus:
         return self.leader == self.server
 
 
+# Among a server's `extra` vitals: what it can make machines of besides the usual ones (`Machine.needs`).
+MACHINES = "machines"
 # Among a server's `extra` vitals: its data is older than it was, and no majority has it until that is mended.
 DOUBTED = "doubted"
 

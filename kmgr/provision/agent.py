@@ -15,6 +15,7 @@ from typing import Any
 
 from kmgr.clock import Clock
 from kmgr.errors import KmgrError, Unavailable
+from kmgr.grid.model import MACHINES
 from kmgr.grid.port import Grid
 from kmgr.grid.queries import servers, settings
 from kmgr.ids import DesktopId, TemplateId, VersionId
@@ -146,6 +147,7 @@ class ProvisionAgent:
             "accelerator": self._shape.accelerator,
             "extra": {
                 "waiting": self._told_waiting(),
+                MACHINES: list(self._work.fittings.has),
                 **self._work.warming.vitals(),
                 **(self._storm.vitals() if self._storm is not None else {}),
             },
@@ -205,6 +207,7 @@ class ProvisionAgent:
             observed = tuple(status for status in found if not is_builder(status.desktop))
             absent = await self._absent(wanted)
             lying = await self._blocking(lambda: disks.overlays(self._shape.data_dir))
+            await self._work.look()
             await self._work.warming.clear([s.desktop for s in found if is_builder(s.desktop)])
             room = max(0, self._at_once() - self._coming())
             choice = await self._work.warming.look(wanted, known, absent=absent, room=room)

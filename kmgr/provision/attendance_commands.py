@@ -84,7 +84,7 @@ def outfitted(db: Database, command: Command) -> Outcome:
         return Applied({"vcpus": row["vcpus"], "memory_mib": row["memory_mib"]})
     db.execute(
         "update desktops set vcpus = ?, memory_mib = ?, outfit = ? where id = ?",
-        [template["vcpus"], template["memory_mib"], outfit(from_json(template["policy"])), row["id"]],
+        [template["vcpus"], template["memory_mib"], outfit(from_json(template["policy"]), row["outfit"]), row["id"]],
     )
     return Applied({"vcpus": template["vcpus"], "memory_mib": template["memory_mib"]})
 

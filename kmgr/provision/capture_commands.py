@@ -24,6 +24,7 @@ from kmgr.provision.commands import fenced, next_name, takes_desktops
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.model import Purpose
+from kmgr.provision.outfit import machine_in, outfit
 from kmgr.replica.model import name_problem
 from kmgr.templates.commands import create_template
 from kmgr.templates.model import name_problem as template_name_problem
@@ -62,11 +63,12 @@ def bench(db: Database, command: Command) -> Outcome:
     name = next_name(db, template)
     db.execute(
         "insert into desktops (id, name, template, version, server, state, generation, vcpus, memory_mib, user,"
-        " claimed_at, step, cause, created_at, changed_at, ready_at, kind, purpose)"
-        " values (?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', '', ?, ?, null, 'pooled', ?)",
+        " claimed_at, step, cause, created_at, changed_at, ready_at, kind, purpose, outfit)"
+        " values (?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', '', ?, ?, null, 'pooled', ?, ?)",
         [
             *(body["desktop"], name, template["id"], body["version"], body["server"], S.PLACED, template["vcpus"]),
             *(template["memory_mib"], body["user"], command.at, command.at, command.at, body["purpose"]),
+            outfit(from_json(template["policy"])),
         ],
     )
     note(db, command, "desktop", str(body["desktop"]), f"{body['user']} is given desktop {name} to {body['purpose']}")
@@ -105,12 +107,17 @@ def capture(db: Database, command: Command) -> Outcome:
 
 
 def captured(db: Database, command: Command) -> Outcome:
-    """The version is there; the desktop goes, or goes on. body: desktop, generation, server, version."""
+    """The version is there; the desktop goes, or goes on. body: desktop, generation, server, version.
+
+    Of one that starts by UEFI besides: variables (its firmware's, packed), which the version's desktops begin with.
+    """
     found = _wanted(db, command)
     if isinstance(found, Rejected):
         return found
     row, capture = found
     db.execute("delete from captures where desktop = ?", [row["id"]])
+    if variables := str(command.body.get("variables", "")):
+        _keep_variables(db, row, capture["version"], variables)
     how = json.loads(capture["how"])
     if not how["keep"]:
         state = after(S(row["state"]), Event.RETIRED)
@@ -134,6 +141,16 @@ def capture_failed(db: Database, command: Command) -> Outcome:
     )
     note(db, command, "alarm", row["id"], f"no version was made of desktop {row['name']}: {step}: {cause}")
     return Applied()
+
+
+def _keep_variables(db: Database, row: Row, version: str, variables: str) -> None:
+    policy = scalar(db, "select policy from templates where id = ?", [row["template"]], default="")
+    firmware = machine_in(row["outfit"], from_json(policy)).firmware
+    if one(db, "select id from versions where id = ?", [version]) is not None:
+        db.execute(
+            "insert or replace into version_variables (version, firmware, variables) values (?, ?, ?)",
+            [version, firmware, variables],
+        )
 
 
 def _use(db: Database, command: Command, row: Row, capture: Row, how: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlite_utils import Database
 
-from kmgr.grid.rows import rows
+from kmgr.grid.rows import rows, scalar
 from kmgr.ids import DesktopId, ServerId, VersionId
 
 WANTED, FAILED = "wanted", "failed"
@@ -38,3 +38,9 @@ def captures(db: Database, *, server: ServerId | None = None) -> tuple[Capture, 
     """Return what is to be made, or could not be: everywhere or on one server, the oldest first."""
     sql = "select * from captures where ? is null or server = ? order by at, desktop"
     return tuple(Capture(**{**row, "how": json.loads(row["how"])}) for row in rows(db, sql, [server, server]))
+
+
+def variables(db: Database, version: VersionId, firmware: str) -> str:
+    """Return the firmware variables that a version's desktops begin with, packed; empty for the firmware's own."""
+    sql = "select variables from version_variables where version = ? and firmware = ?"
+    return str(scalar(db, sql, [version, firmware], default=""))

@@ -5,6 +5,7 @@ attempt off, the next round begins it anew, and the version's id is the same. Wh
 it stands, nobody else does anything with the desktop (`holds`). Runs in the daemon's loop.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +17,7 @@ from kmgr.errors import KmgrError, OutcomeUnknown, Refused, Unavailable
 from kmgr.grid.envelope import Rejected
 from kmgr.grid.port import Grid
 from kmgr.ids import DesktopId, VersionId
-from kmgr.provision import disks
+from kmgr.provision import disks, firmware
 from kmgr.provision.capture_queries import WANTED, Capture, captures
 from kmgr.provision.flatten import flatten
 from kmgr.provision.hypervisor import DomainState, Hypervisor
@@ -100,9 +101,10 @@ class Capturing:
         if not there:  # else an attempt before this one got so far
             await self._off(desktop)
             await self._copy(capture, desktop)
+        kept = await asyncio.to_thread(firmware.packed, firmware.variables_path(self._data_dir, desktop.id))
         if capture.how["keep"]:
             await self._go_on(desktop)
-        await self._report("desktop.captured", capture)
+        await self._report("desktop.captured", capture, **({"variables": kept} if kept else {}))
 
     async def _off(self, desktop: Desktop) -> None:
         """Shut the guest down, as from inside; raise `_Failed` if it does not go off."""

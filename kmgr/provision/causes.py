@@ -34,6 +34,8 @@ class Trouble(StrEnum):
     NO_CPU = "no_cpu"
     NO_KVM = "no_kvm"
     NO_NETWORK = "no_network"
+    NO_FIRMWARE = "no_firmware"
+    NO_TPM = "no_tpm"
     NO_HYPERVISOR = "no_hypervisor"
     NOT_BEGUN = "not_begun"
     NO_COPY = "no_copy"
@@ -144,6 +146,18 @@ CURES: Mapping[Trouble, Cure] = {
         "make the network, or name another one.",
         Fault.SERVER,
     ),
+    Trouble.NO_FIRMWARE: Cure(
+        "Its server has no firmware to start it by UEFI.",
+        "Install it there (apt-get install ovmf) and make the desktop anew, or let a server make it that has it. "
+        "A disk that was installed by UEFI does not start by BIOS.",
+        Fault.SERVER,
+    ),
+    Trouble.NO_TPM: Cure(
+        "Its server cannot give it a TPM.",
+        "Install the emulator there (apt-get install swtpm swtpm-tools) and make the desktop anew, or let a server "
+        "make it that has it. The log of the emulator is in /var/log/swtpm/libvirt/qemu.",
+        Fault.SERVER,
+    ),
     Trouble.NO_HYPERVISOR: Cure(
         "libvirt on its server did not answer for too long.",
         "Look at the server: systemctl status libvirtd. The desktop can be made anew when it answers again.",
@@ -188,6 +202,10 @@ _WORDS: Mapping[Trouble, tuple[str, ...]] = {
     Trouble.DISK_FULL: ("no space left on device", "disk quota exceeded", "enospc"),
     Trouble.DISK_SICK: ("input/output error", "read-only file system", "structure needs cleaning"),
     Trouble.FOREIGN_DOMAIN: ("that is not kmgr's",),
+    Trouble.NO_FIRMWARE: (
+        "has no uefi firmware", "(ovmf|edk2).*(no such file|cannot|could not)", "unable to find .*firmware",
+    ),
+    Trouble.NO_TPM: ("has no tpm emulator", "swtpm", "tpm emulator", "tpm-emulator"),
     Trouble.NO_IMAGE: ("golden image is not on this server", "cannot access backing file"),
     Trouble.BAD_DISK: ("image is not in qcow2 format", r"cannot read header .*\.qcow2", "qcow2: .*(corrupt|invalid)"),
     Trouble.TOO_LARGE: ("maximum cpus greater than", "maximum vcpus .*greater than"),

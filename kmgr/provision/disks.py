@@ -51,7 +51,11 @@ def overlay_bytes(backing: Path, size_bytes: int) -> bytes:
 
 
 def make_overlay(path: Path, backing: Path) -> None:
-    """Write a fresh overlay, synced; one that is already there is replaced."""
+    """Write a fresh overlay, synced; one that is already there is replaced.
+
+    Firmware variables that lie beside it are of another disk, and go.
+    """
+    variables_of(path).unlink(missing_ok=True)
     data = overlay_bytes(backing, backing.stat().st_size)
     partial = path.with_suffix(_UNFINISHED)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
@@ -120,9 +124,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def variables_of(path: Path) -> Path:
+    """Return where the firmware variables of the desktop with this disk lie: they come and go with it."""
+    return path.with_suffix(".nvram.fd")
+
+
 def remove_overlay(path: Path) -> None:
-    """Delete an overlay; one that is gone already is fine."""
-    path.with_suffix(_UNFINISHED).unlink(missing_ok=True)
+    """Delete an overlay and its desktop's firmware variables; what is gone already is fine."""
+    for beside in (path.with_suffix(_UNFINISHED), variables_of(path)):
+        beside.unlink(missing_ok=True)
     path.unlink(missing_ok=True)
 
 

@@ -10,6 +10,7 @@ from xml.etree import ElementTree as ET
 from kmgr.ids import DesktopId
 from kmgr.provision import drift
 from kmgr.provision.hypervisor import DomainSpec
+from kmgr.templates.machine import Firmware, Hardware
 
 NAMESPACE = "urn:kmgr:desktop:1"
 # Translated code QEMU keeps in emulation; the default of a gigabyte would dwarf a small guest.
@@ -18,6 +19,8 @@ _PERSONAL = "personal"
 _QEMU = "http://libvirt.org/schemas/domain/qemu/1.0"
 # The name of the block that the memory of a restored domain is, in QEMU's own words.
 RAM = "kmgr-ram"
+# Of the SATA ports: those before it are of CD drives.
+_DISK_UNIT = "4"
 _AGENT = "org.qemu.guest_agent.0"
 _VDAGENT = "com.redhat.spice.0"
 
@@ -79,6 +82,10 @@ def _domain(spec: DomainSpec) -> ET.Element:
     _text(root, "vcpu", str(spec.vcpus))
     system = ET.SubElement(root, "os")
     _text(system, "type", "hvm", arch="x86_64", machine="q35")
+    if spec.machine.has_uefi:
+        secure = "yes" if spec.machine.firmware is Firmware.SECURE else "no"
+        _text(system, "loader", spec.loader, readonly="yes", secure=secure, type="pflash")
+        _text(system, "nvram", spec.variables)
     _features(root, spec)
     # `maximum`: all that emulation can do. On KVM the host processor, until moves between servers need a common one.
     ET.SubElement(root, "cpu", mode="host-passthrough" if spec.accelerator == "kvm" else "maximum")
@@ -142,6 +149,8 @@ def _features(root: ET.Element, spec: DomainSpec) -> None:
     features = ET.SubElement(root, "features")
     ET.SubElement(features, "acpi")
     ET.SubElement(features, "apic")
+    if spec.machine.firmware is Firmware.SECURE:  # else the guest could write the variables past the firmware
+        ET.SubElement(features, "smm", state="on")
     if spec.accelerator != "kvm":
         _text(ET.SubElement(features, "tcg"), "tb-cache", str(_TB_CACHE_MIB), unit="MiB")
 
@@ -150,11 +159,17 @@ def _devices(devices: ET.Element, spec: DomainSpec) -> None:
     disk = ET.SubElement(devices, "disk", type="file", device="disk")
     ET.SubElement(disk, "driver", name="qemu", type="qcow2", discard="unmap")
     ET.SubElement(disk, "source", file=spec.disk)
-    ET.SubElement(disk, "target", dev="vda", bus="virtio")
+    plain = spec.machine.hardware is Hardware.PLAIN
+    # Called vda on any bus: that is what copies and backups ask libvirt for.
+    ET.SubElement(disk, "target", dev="vda", bus="sata" if plain else "virtio")
     if spec.installer:
         # The disk first: once something is installed on it, it boots, whatever lies in the drive.
         ET.SubElement(disk, "boot", order="1")
         _cdrom(devices, spec.installer, "sdb", boot="2")
+    if plain:
+        ET.SubElement(disk, "address", type="drive", controller="0", bus="0", target="0", unit=_DISK_UNIT)
+    if spec.drivers:
+        _cdrom(devices, spec.drivers, "sdc")
     if spec.seed:
         _cdrom(devices, spec.seed, "sda")
     _network(devices, spec)
@@ -171,6 +186,9 @@ def _devices(devices: ET.Element, spec: DomainSpec) -> None:
     if spec.devices.sound:
         ET.SubElement(devices, "sound", model="ich9")
         ET.SubElement(devices, "audio", id="1", type="none")
+    if spec.machine.tpm:
+        tpm = ET.SubElement(devices, "tpm", model="tpm-crb")
+        ET.SubElement(tpm, "backend", type="emulator", version="2.0")
     serial = ET.SubElement(devices, "serial", type="file")
     ET.SubElement(serial, "source", path=spec.log)
     rng = ET.SubElement(devices, "rng", model="virtio")
@@ -202,7 +220,7 @@ def _network(devices: ET.Element, spec: DomainSpec) -> None:
     ET.SubElement(card, "mac", address=spec_mac(spec))
     if name:
         ET.SubElement(card, "source", {kind: name})
-    ET.SubElement(card, "model", type="virtio")
+    ET.SubElement(card, "model", type="e1000e" if spec.machine.hardware is Hardware.PLAIN else "virtio")
 
 
 def ram_block(memory_mib: int) -> tuple[str, ...]:

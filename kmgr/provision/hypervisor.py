@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from kmgr.errors import Unavailable
 from kmgr.ids import DesktopId
+from kmgr.templates.machine import USUAL_MACHINE, Machine
 from kmgr.templates.policy import NO_DEVICES, Devices
 
 
@@ -32,6 +33,8 @@ class DomainSpec:
     builder's memory lies in, so that the desktops restored from it share that (empty: memory of its own). `seed` is a
     disk for the first boot of the guest, read-only (empty: none). `installer` is an ISO that it boots from as long as
     its disk does not boot (empty: none).
+    `loader` is the firmware's file for a machine that starts by UEFI, `variables` the desktop's own; `drivers` is a
+    second ISO for the time of an installation (empty: none).
     """
 
     desktop: DesktopId
@@ -51,6 +54,10 @@ class DomainSpec:
     seed: str = ""
     devices: Devices = NO_DEVICES
     installer: str = ""
+    drivers: str = ""
+    machine: Machine = USUAL_MACHINE
+    loader: str = ""
+    variables: str = ""
 
 
 @dataclass(frozen=True, slots=True)

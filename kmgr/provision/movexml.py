@@ -18,6 +18,8 @@ def traits(xml: str) -> Traits:
     machine, mac = root.find("os/type"), root.find("devices/interface/mac")
     if machine is None or mac is None:
         raise Refused("this domain was changed by hand: it has no network card or machine of kmgr's")
+    if root.find("devices/tpm") is not None:
+        raise Refused("it has a TPM, which stays on its server: it goes on elsewhere once it was shut down")
     return traits_from(
         {
             "uuid": root.findtext("uuid", ""),

@@ -2,22 +2,38 @@
 
 A guest that runs keeps the processors, the memory and the devices that it was
 started with. What an administrator changes waits until it is powered off and on
-again, and is shown as pending until then.
+again, and is shown as pending until then. The kind of its machine never changes:
+what is installed on its disk starts on no other.
 """
 
 import json
 from dataclasses import asdict
 
 from kmgr.provision.model import Desktop
+from kmgr.templates.machine import USUAL_MACHINE, Machine, machine_of
 from kmgr.templates.model import Template
 from kmgr.templates.policy import Policy
 
 _WORDS = {"clipboard": ("a shared clipboard", "no shared clipboard"), "sound": ("a sound card", "no sound card")}
+_MACHINE = "machine"
 
 
-def outfit(policy: Policy) -> str:
-    """Return what of a policy a start brings, as text that is the same for equal ones."""
-    return json.dumps({"network": policy.network, **asdict(policy.devices)}, sort_keys=True, separators=(",", ":"))
+def outfit(policy: Policy, kept: str = "") -> str:
+    """Return what of a policy a start brings, as text that is the same for equal ones.
+
+    A desktop whose former outfit was `kept` keeps its machine.
+    """
+    machine = machine_in(kept, policy)
+    more = {} if machine == USUAL_MACHINE else {_MACHINE: asdict(machine)}
+    had = {"network": policy.network, **asdict(policy.devices), **more}
+    return json.dumps(had, sort_keys=True, separators=(",", ":"))
+
+
+def machine_in(had: str, policy: Policy) -> Machine:
+    """Return the machine of a desktop with this outfit: the one that it was made with."""
+    if not had:
+        return policy.machine
+    return machine_of(json.loads(had).get(_MACHINE, {}))[0]
 
 
 def pending(desktop: Desktop, template: Template) -> tuple[str, ...]:

@@ -106,6 +106,12 @@ create table if not exists captures (
     image text not null, notes text not null, how text not null, by text not null, at integer not null,
     state text not null, step text not null, cause text not null
 );
+create table if not exists version_variables (
+    version text primary key, firmware text not null, variables text not null
+);
+create trigger if not exists version_variables_gone after delete on versions begin
+    delete from version_variables where version = old.id;
+end;
 create table if not exists failures (
     template text not null, version text not null, n integer not null, step text not null, cause text not null,
     at integer not null, primary key (template, version)

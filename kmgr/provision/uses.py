@@ -4,8 +4,9 @@ from sqlite_utils import Database
 
 from kmgr.grid.rows import rows
 from kmgr.ids import ServerId, VersionId
+from kmgr.provision.model import DesktopState, Purpose
 from kmgr.replica.model import Uses
-from kmgr.templates.install_queries import installs
+from kmgr.templates.install_queries import install_drivers, installs
 from kmgr.templates.queries import templates
 from kmgr.templates.version_queries import canaries, tags
 
@@ -33,10 +34,20 @@ def uses(db: Database) -> Uses:
     for template_id, tagged in tags(db).items():
         for tag, version in tagged.items():
             others.setdefault(version, []).append(f"the tag {tag} of {names.get(template_id, template_id)}")
-    for template_id, iso in installs(db).items():
+    for template_id, iso in (*installs(db).items(), *install_drivers(db).items()):
         others.setdefault(iso, []).append(f"the installation of {names.get(template_id, template_id)}")
     return Uses(
         {version: tuple(names) for version, names in published.items()},
         desktops,
         {version: tuple(words) for version, words in others.items()},
+        _at_work(db),
     )
+
+
+def _at_work(db: Database) -> frozenset[ServerId]:
+    """Return the servers with a desktop at whose screen somebody is, or that an administrator edits or tests."""
+    sql = (
+        "select distinct server from desktops where state = ? and"
+        " (purpose <> ? or connected_at is not null and disconnected_at is null)"
+    )
+    return frozenset(ServerId(row["server"]) for row in rows(db, sql, [DesktopState.IN_USE, Purpose.USE]))

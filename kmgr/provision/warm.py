@@ -79,6 +79,8 @@ def why_boots(template: Template | None) -> str:
         return "its first-boot program has to run in every desktop"
     if template.policy.devices.clipboard:
         return "QEMU cannot save a desktop that shares its clipboard"
+    if template.policy.machine.needs:
+        return "one that starts by UEFI, or has a TPM, has variables of its own there"
     return ""
 
 

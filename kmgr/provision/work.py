@@ -17,15 +17,16 @@ from kmgr.grid.envelope import Applied, Rejected
 from kmgr.grid.port import Grid
 from kmgr.grid.queries import settings
 from kmgr.ids import DesktopId, VersionId
-from kmgr.provision import disks, seed
+from kmgr.provision import disks, firmware, seed
 from kmgr.provision.arriving import Making
+from kmgr.provision.capture_queries import variables
 from kmgr.provision.causes import counts, recognise
 from kmgr.provision.guest import set_clock
 from kmgr.provision.hypervisor import DomainSpec, DomainState, Hypervisor
 from kmgr.provision.lease import MARGIN_S, Lease
 from kmgr.provision.model import Desktop, DesktopState, Origin, Purpose
 from kmgr.provision.move_rows import cold_mark
-from kmgr.provision.outfit import pending
+from kmgr.provision.outfit import machine_in, pending
 from kmgr.provision.personal_disks import PersonalDisks
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.storm_watch import StormWatch
@@ -33,7 +34,8 @@ from kmgr.provision.timely import Blocking
 from kmgr.provision.warm import Key
 from kmgr.provision.warming import Order, Warming
 from kmgr.replica.images import version_path
-from kmgr.templates.install_queries import installs
+from kmgr.templates.install_queries import installers
+from kmgr.templates.machine import Machine
 from kmgr.templates.policy import USUAL, Seed
 from kmgr.templates.queries import template
 
@@ -63,6 +65,7 @@ class Shape:
     network: str = "user"
     max_builds: int = 1
     instant_clones: str = "never"
+    fittings: Callable[[], firmware.Fittings] = firmware.look
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ class Work:
         self._blocking = blocking
         self._personal = personal
         self._storm = storm
+        self.fittings = firmware.Fittings()
         self.warming = Warming(
             hypervisor,
             clock=clock,
@@ -103,6 +107,10 @@ class Work:
             blocking=blocking,
             mode=shape.instant_clones,
         )
+
+    async def look(self) -> None:
+        """Note what kinds of machines can be made here now."""
+        self.fittings = await self._blocking(self._shape.fittings)
 
     def making(self) -> Making:
         """Return how desktops are made here, for one that arrives while it runs."""
@@ -117,7 +125,7 @@ class Work:
             await _step("installer", self._installer_there(desktop))
             origin = await self._make(desktop)
             # An installer has no guest agent: whoever asked for it looks at its screen.
-            if self._installer(desktop) is None and not await self._guest(desktop, started):
+            if not self._installers(desktop) and not await self._guest(desktop, started):
                 return
         except (Refused, OSError) as error:
             await self.fail(desktop, getattr(error, "step", "building"), _words(error))
@@ -274,26 +282,29 @@ class Work:
         return desktop
 
     async def _seeded(self, desktop: Desktop) -> None:
-        """Write the disk for the guest's first boot, if its template wants one."""
+        """Write the disk for the guest's first boot and its firmware's variables, where its template wants them."""
         with self._grid.view() as db:
             made_from = template(db, desktop.template)
         made = seed.disk(desktop, made_from.policy, template=made_from.name) if made_from is not None else b""
         if made:
             await self._blocking(lambda: disks.write_whole(self._seed(desktop.id), made))
+        await self._blocking(lambda: self._provide(desktop))
 
     async def _start(self, desktop: Desktop) -> None:
         self._check_lease(desktop)
         await self._hypervisor.start(desktop.id)
 
-    def _installer(self, desktop: Desktop) -> VersionId | None:
-        """Return the version of the ISO that a desktop is installed from, None if it is not."""
+    def _installers(self, desktop: Desktop) -> tuple[VersionId, ...]:
+        """Return the versions of the ISOs that a desktop is installed from: none, or that and maybe its drivers."""
         with self._grid.view() as db:
-            return installs(db).get(desktop.template) if desktop.purpose is Purpose.EDIT else None
+            return installers(db, desktop.template) if desktop.purpose is Purpose.EDIT else ()
 
     async def _installer_there(self, desktop: Desktop) -> None:
-        iso = self._installer(desktop)
-        if iso is not None and await self._blocking(lambda: self._shape.backing(iso)) is None:
-            raise Refused("the ISO that it is installed from is not on this server: wait until it is, and try again")
+        needed = self._installers(desktop)
+        there = await self._blocking(lambda: [self._shape.backing(iso) is not None for iso in needed])
+        if not all(there):
+            which = "ISO with its drivers" if there[0] else "ISO that it is installed from"
+            raise Refused(f"the {which} is not on this server: wait until it is, and try again")
 
     def _check_lease(self, desktop: Desktop) -> None:
         """Raise `Unavailable` unless this server may run it, and for long enough to have it started."""
@@ -315,6 +326,19 @@ class Work:
         if backing is None:
             raise Refused("its golden image is not on this server any more")
         disks.make_overlay(disk, backing)
+        self._provide(desktop)
+
+    def _provide(self, desktop: Desktop) -> None:
+        """Have the firmware variables of a desktop that starts by UEFI lie beside its disk; blocks."""
+        machine, path = self._machine(desktop), firmware.variables_path(self._shape.data_dir, desktop.id)
+        with self._grid.view() as db:
+            kept = variables(db, desktop.version, machine.firmware)
+        firmware.provide(path, self.fittings, machine, kept)
+
+    def _machine(self, desktop: Desktop) -> Machine:
+        with self._grid.view() as db:
+            made_from = template(db, desktop.template)
+        return machine_in(desktop.outfit, made_from.policy if made_from is not None else USUAL)
 
     async def _guest(self, desktop: Desktop, started: float) -> bool:
         """Wait until the guest answers; False if nobody wants this desktop any more."""
@@ -377,8 +401,9 @@ class Work:
     def _spec(self, desktop: Desktop) -> DomainSpec:
         with self._grid.view() as db:
             made_from = template(db, desktop.template)
-        installer = self._installer(desktop)
+        isos = [str(version_path(self._shape.data_dir, iso)) for iso in self._installers(desktop)]
         policy = made_from.policy if made_from is not None else USUAL
+        machine = machine_in(desktop.outfit, policy)
         return DomainSpec(
             desktop=desktop.id,
             generation=desktop.generation,
@@ -395,7 +420,11 @@ class Work:
             personal=desktop.personal,
             seed=str(self._seed(desktop.id)) if policy.seed is not Seed.NONE else "",
             devices=policy.devices,
-            installer="" if installer is None else str(version_path(self._shape.data_dir, installer)),
+            installer=next(iter(isos), ""),
+            drivers=next(iter(isos[1:]), ""),
+            machine=machine,
+            loader=self.fittings.code(machine),
+            variables=str(firmware.variables_path(self._shape.data_dir, desktop.id)) if machine.has_uefi else "",
         )
 
     def _disk(self, desktop: DesktopId) -> Path:

@@ -32,12 +32,13 @@ from kmgr.templates.absorb import fresh
 from kmgr.templates.jobs import ImportProgress, Imports, Job, OnProgress
 from kmgr.templates.model import ImageKind
 from kmgr.templates.publishing import ImportResult, Publisher
-from kmgr.templates.signatures import HEAD_BYTES, ISO, recognise
+from kmgr.templates.signatures import DRIVERS, HEAD_BYTES, ISO, recognise
 from kmgr.templates.sink import Sink
 from kmgr.templates.unpack import Make, Unpacker
 
 # Imports that check and copy at the same time; further ones wait. Uploads cost little, they don't count.
 AT_ONCE = 2
+_KINDS = {ISO: ImageKind.ISO, DRIVERS: ImageKind.DRIVERS}
 
 
 class Importer:
@@ -187,8 +188,8 @@ class Importer:
         try:
             job.tell("checking", job.progress.percent)
             disk = await self._inspect(path, ours=ours)
-            kind = ImageKind.ISO if disk.format == ISO else ImageKind.DISK
-            as_it_is = disk.format in ("raw", ISO)
+            kind = _KINDS.get(disk.format, ImageKind.DISK)
+            as_it_is = disk.format == "raw" or disk.format in _KINDS
             if not as_it_is:
                 self._need(disk.data_bytes, "the image")
             unpacker = Unpacker(self._images, job)
@@ -216,12 +217,12 @@ class Importer:
         def judge(virtual_bytes: int) -> None:
             _need_sense(virtual_bytes, whole=self._images.room().total_bytes)
 
-        if finding.format not in ("raw", ISO):
+        if finding.format != "raw" and finding.format not in _KINDS:
             return await qemu_img.inspect(path, format=finding.format, size=size, judge=judge)
         disk = qemu_img.Disk(finding.format, size, min(size, used))
         if not ours:
             self._need(disk.data_bytes, "the image")
-        if finding.format != ISO:
+        if finding.format not in _KINDS:
             judge(size)
         return disk
 

@@ -18,11 +18,16 @@ from kmgr.templates.commands import create_template
 from kmgr.templates.install_queries import kind_of
 from kmgr.templates.model import ImageKind
 
-_WORDS = {ImageKind.DISK: "disks", ImageKind.ISO: "installers (ISO)", ImageKind.BLANK: "empty disks"}
+_WORDS = {
+    ImageKind.DISK: "disks",
+    ImageKind.ISO: "installers (ISO)",
+    ImageKind.DRIVERS: "CDs with drivers (ISO)",
+    ImageKind.BLANK: "empty disks",
+}
 
 
 def set_kind(db: Database, command: Command) -> Outcome:
-    """Say what the versions of an image are, before its first one. body: image, kind (disk, iso or blank)."""
+    """Say what an image's versions are, before its first one. body: image, kind (disk, iso, drivers or blank)."""
     body = command.body
     image = one(db, "select id, name from images where id = ?", [body["image"]])
     if image is None:
@@ -44,12 +49,16 @@ def set_kind(db: Database, command: Command) -> Outcome:
 
 
 def install(db: Database, command: Command) -> Outcome:
-    """Add a template that is to be installed. body: as `template.create`, of an empty disk; iso: an ISO's version."""
+    """Add a template that is to be installed. body: as `template.create`, of an empty disk; iso: an ISO's version.
+
+    Besides drivers?: the version of another ISO, which lies in a second drive.
+    """
     body = dict(command.body)
-    iso = str(body.pop("iso"))
-    source = one(db, "select image from versions where id = ?", [iso])
-    if source is None or kind_of(db, source["image"]) is not ImageKind.ISO:
+    iso, drivers = str(body.pop("iso")), str(body.pop("drivers", ""))
+    if _kind_of_version(db, iso) is not ImageKind.ISO:
         return Rejected("refused", f"version {iso} is not an installer (ISO), or was deleted: import one first")
+    if drivers and _kind_of_version(db, drivers) not in (ImageKind.ISO, ImageKind.DRIVERS):
+        return Rejected("refused", f"version {drivers} is not an ISO with drivers, or was deleted: import one first")
     if kind_of(db, str(body["image"])) is not ImageKind.BLANK:
         return Rejected("refused", "what is installed begins with an empty disk")
     outcome = create_template(db, replace(command, body=body))
@@ -63,8 +72,15 @@ def install(db: Database, command: Command) -> Outcome:
         )
     db.execute("update templates set enabled = 0 where id = ?", [body["template"]])
     db.execute("insert into installs (template, iso) values (?, ?)", [body["template"], iso])
+    if drivers:
+        db.execute("insert into install_drivers (template, iso) values (?, ?)", [body["template"], drivers])
     note(db, command, "template", str(body["template"]), f"template {body['name']} is installed from an ISO")
     return outcome
+
+
+def _kind_of_version(db: Database, version: str) -> ImageKind | None:
+    found = one(db, "select image from versions where id = ?", [version])
+    return None if found is None else kind_of(db, found["image"])
 
 
 APPLIERS: Mapping[str, Applier] = {"image.kind": set_kind, "template.install": install}

@@ -23,3 +23,15 @@ def installs(db: Database) -> Mapping[TemplateId, VersionId]:
     """Return the templates that are being installed, and the version of the ISO that each boots from."""
     found = rows(db, "select template, iso from installs order by template")
     return {TemplateId(row["template"]): VersionId(row["iso"]) for row in found}
+
+
+def install_drivers(db: Database) -> Mapping[TemplateId, VersionId]:
+    """Return the version of the ISO with drivers of each template that is being installed with one."""
+    found = rows(db, "select template, iso from install_drivers order by template")
+    return {TemplateId(row["template"]): VersionId(row["iso"]) for row in found}
+
+
+def installers(db: Database, template: TemplateId) -> tuple[VersionId, ...]:
+    """Return the versions of the ISOs that a template is installed with: what it boots from, then the drivers."""
+    found = (installs(db).get(template), install_drivers(db).get(template))
+    return tuple(one for one in found if one is not None)

@@ -26,6 +26,7 @@ class ImageKind(StrEnum):
 
     DISK = "disk"  # golden images: what desktops are made from
     ISO = "iso"  # installers: what an administrator's desktop boots from beside an empty disk
+    DRIVERS = "drivers"  # CDs from which nothing boots: what lies beside an installer
     BLANK = "blank"  # empty disks: what an installation begins with
 
 

@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from kmgr.errors import Refused
+from kmgr.templates.machine import USUAL_MACHINE, Machine, machine_of
 from kmgr.whole import is_whole, must_be
 
 _TIME = re.compile(r"([01]\d|2[0-3]):([0-5]\d)|24:00")
@@ -127,6 +128,7 @@ class Policy:
     `holiday_standby` desktops are ready all day. `suspend_standby`: what stands by
     sleeps until it is claimed. `network` is a network of libvirt, empty for kmgr's
     usual one. `seed_data` is added to what the guest's first-boot program is told.
+    `machine` is the kind that desktops are made as; each keeps its own.
     """
 
     refresh: Refresh = Refresh.ON_LOGOUT
@@ -141,6 +143,7 @@ class Policy:
     suspend_standby: bool = False
     network: str = ""
     devices: Devices = NO_DEVICES
+    machine: Machine = USUAL_MACHINE
     name_pattern: str = DEFAULT_NAME
     instant_clone: Clones = Clones.AUTO
     seed: Seed = Seed.NONE
@@ -317,6 +320,11 @@ def _devices(reader: _Reader, value: Any) -> Any:
     return _WRONG if _WRONG in told.values() else Devices(**told)
 
 
+def _machine(reader: _Reader, value: Any) -> Any:
+    machine, problem = machine_of(value)
+    return reader.wrong(problem) if problem else machine
+
+
 def _network(reader: _Reader, value: Any) -> Any:
     if value == "" or (isinstance(value, str) and _NETWORK.fullmatch(value)):
         return value
@@ -394,6 +402,7 @@ _READERS: Mapping[str, _Read] = {
     "suspend_standby": lambda reader, value: reader.flag(value, "sleeping while standing by"),
     "network": _network,
     "devices": _devices,
+    "machine": _machine,
     "name_pattern": _name_pattern,
     "instant_clone": _word(Clones, "starting from a saved memory"),
     "seed": _word(Seed, "the seed of the first boot"),

@@ -26,13 +26,16 @@ create trigger if not exists image_kind_over after delete on images begin
     delete from image_kinds where image = old.id;
 end;
 create table if not exists installs (template text primary key, iso text not null);
+create table if not exists install_drivers (template text primary key, iso text not null);
 create trigger if not exists template_installed after update of version on templates
 when new.version <> old.version and exists (select 1 from installs where template = new.id) begin
     update templates set enabled = 1 where id = new.id;
     delete from template_versions where template = new.id and version = old.version;
     delete from installs where template = new.id;
+    delete from install_drivers where template = new.id;
 end;
 create trigger if not exists install_over after delete on templates begin
     delete from installs where template = old.id;
+    delete from install_drivers where template = old.id;
 end;
 """

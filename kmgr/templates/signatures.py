@@ -13,6 +13,8 @@ import re
 import struct
 from dataclasses import dataclass
 
+from kmgr.templates.machine import System
+
 # As many bytes of the beginning as the marks below need.
 HEAD_BYTES = 128 * 1024
 SMALLEST_BYTES = 1 << 20
@@ -30,10 +32,15 @@ _VDI_KINDS = (1, 2)  # dynamic, fixed; the others are differences to another dis
 _VHDX_MAGIC = b"vhdxfile"
 # What a CD or DVD that boots is called here: no format of qemu-img's.
 ISO = "iso"
+# One from which nothing boots: what lies beside an installer, drivers above all.
+DRIVERS = "drivers"
 _ISO_SECTOR = 2048
 _DESCRIPTORS = 16 * _ISO_SECTOR
 _LAST_DESCRIPTOR = 255
 _EL_TORITO = b"EL TORITO SPECIFICATION"
+# Who made a volume stands in its descriptor: publisher, preparer, application.
+_MAKERS = slice(318, 702)
+_UEFI = 0xEF
 
 # offset, bytes there, what it is: things that people try and that must be something else first.
 _OTHERS = (
@@ -156,7 +163,7 @@ def _iso(head: bytes, size: int) -> Finding | None:
             break
         if head[at] == 0 and head[at + 7 : at + 7 + len(_EL_TORITO)] == _EL_TORITO:
             return Finding(ISO, "an installer (ISO)")
-    return Finding("", "it is a CD or DVD (ISO) from which no computer boots: an installer does")
+    return Finding(DRIVERS, "a CD or DVD (ISO) from which no computer boots")
 
 
 def _raw_problem(size: int) -> str:
@@ -206,3 +213,31 @@ def _is_text(head: bytes) -> bool:
             return False
         text = sample[: error.start].decode()
     return all(character.isprintable() or character in "\r\n\t\f" for character in text)
+
+
+def suggested(head: bytes) -> System:
+    """Return what a disk or an installer that begins like this is likely to need.
+
+    Windows by who made the ISO; UEFI where nothing says how a BIOS would start it.
+    """
+    if head[_DESCRIPTORS : _DESCRIPTORS + 6] == b"\x01CD001":
+        if b"MICROSOFT" in head[_DESCRIPTORS:][_MAKERS].upper():
+            return System.WINDOWS
+        return System.OTHER_UEFI if _platforms(head) == {_UEFI} else System.OTHER
+    has_gpt = any(head[at : at + 8] == b"EFI PART" for at in (512, 4096))
+    return System.OTHER_UEFI if has_gpt and not any(head[:440]) else System.OTHER
+
+
+def _platforms(head: bytes) -> set[int]:
+    """Return for which platforms an ISO's boot catalog has entries; none if the catalog lies beyond the beginning."""
+    for at in range(_DESCRIPTORS, len(head) - _ISO_SECTOR + 1, _ISO_SECTOR):
+        if head[at + 1 : at + 6] != b"CD001" or head[at] == _LAST_DESCRIPTOR:
+            break
+        if head[at] == 0 and head[at + 7 : at + 7 + len(_EL_TORITO)] == _EL_TORITO:
+            (sector,) = struct.unpack_from("<I", head, at + 71)
+            catalog = head[sector * _ISO_SECTOR : (sector + 1) * _ISO_SECTOR]
+            # The first entry's platform, then those of the sections: 0x90 more follow, 0x91 the last.
+            return set(catalog[1:2]) | {
+                catalog[n + 1] for n in range(64, len(catalog) - 1, 32) if catalog[n] in (0x90, 0x91)
+            }
+    return set()

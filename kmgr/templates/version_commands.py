@@ -269,6 +269,8 @@ def version_problem(db: Database, image: str, version: str) -> str:
         return f"version {version} is {row['state']}: choose one that is ready"
     if kind_of(db, image) is ImageKind.ISO:
         return "an installer (ISO) is not a disk that desktops can have: install from it"
+    if kind_of(db, image) is ImageKind.DRIVERS:
+        return "a CD with drivers (ISO) is not a disk that desktops can have: choose it beside an installer"
     return ""
 
 

@@ -3,12 +3,12 @@
 For API and pages alike; see `actions`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import kmgr.templates.queries as template_queries
-from kmgr.balancer.place import choose, refusal, rooms
+from kmgr.balancer.place import choose, lacking, refusal, rooms
 from kmgr.balancer.queries import look
 from kmgr.entropy import new_id
 from kmgr.errors import Conflict, NotFound, Refused
@@ -16,9 +16,9 @@ from kmgr.grid.outcomes import applied
 from kmgr.ids import DesktopId, ServerId, TemplateId, VersionId
 from kmgr.provision.model import Purpose
 from kmgr.provision.queries import desktop as find_desktop
-from kmgr.templates.install_queries import installs
+from kmgr.templates.install_queries import installers
 from kmgr.templates.model import ImageKind, Refresh, Template
-from kmgr.templates.policy import as_values
+from kmgr.templates.policy import as_values, policy_of
 from kmgr.web import actions, present, present_versions
 from kmgr.web.records import Item
 from kmgr.web.services import Services
@@ -101,35 +101,68 @@ async def wizard(services: Services, by: str, values: Values, subject: tuple[str
     return present.template_of(services, made["id"])
 
 
-async def install(services: Services, by: str, image: str, values: Values, *, disk_gib: int) -> DesktopId:
+async def install(
+    services: Services, by: str, image: str, values: Values, *, disk_gib: int, drivers: str = ""
+) -> DesktopId:
     """Begin a template with an empty disk and have a desktop of it boot from an ISO; returns that desktop's id.
 
-    `image` is the id of an image of ISOs, of which the newest version counts; `values` are the template's.
+    `image` is the id of an image of ISOs, of which the newest version counts; `values` are the template's. `drivers`
+    is another one, which lies in a second drive (empty: none).
     """
     iso = present.image_of(services, image)
     if iso["kind"] != ImageKind.ISO:
         raise Refused(f"{iso['name']} is not an installer (ISO): make a template of it, no installation")
     if not iso["versions"]:
         raise Refused(f"no version of {iso['name']} is here (any more): import it again")
+    more = _drivers(services, drivers)
     if not 1 <= disk_gib <= LARGEST_DISK_GIB:
         raise Refused(f"a disk of {disk_gib} GiB cannot be made: 1 to {LARGEST_DISK_GIB}")
+    _check_machine(services, values)
     blank = await _blank(services, by, disk_gib)
     version, template = blank["versions"][-1]["id"], new_id("tpl")
     shape = {"notes": "", "refresh": Refresh.ON_LOGOUT, "standby": 0, "maximum": 1, **values}
-    body = {**shape, "template": template, "image": blank["id"], "version": version, "iso": iso["versions"][-1]["id"]}
+    body = {
+        **shape,
+        "template": template,
+        "image": blank["id"],
+        "version": version,
+        "iso": iso["versions"][-1]["id"],
+        **more,
+    }
     applied(await services.grid.propose("template.install", body, by=by))
     return await bench(services, by, template, version, Purpose.EDIT)
 
 
 async def install_wizard(
-    services: Services, by: str, values: Values, subject: tuple[str, str] | None, *, disk_gib: int
+    services: Services, by: str, values: Values, subject: tuple[str, str] | None, *, disk_gib: int, drivers: str = ""
 ) -> DesktopId:
     """Begin a template that is installed from an ISO and give it to somebody, who sees it once it is published."""
     shape = {name: value for name, value in values.items() if name != "image"}
-    desktop = await install(services, by, values["image"], shape, disk_gib=disk_gib)
+    desktop = await install(services, by, values["image"], shape, disk_gib=disk_gib, drivers=drivers)
     if subject is not None:
         await actions.assign(services, by, present.template_of(services, values["name"])["id"], *subject)
     return desktop
+
+
+def _check_machine(services: Services, values: Values) -> None:
+    """Raise `Conflict` if no server that is up can make the wanted kind of machine: nothing is begun then."""
+    machine = policy_of(values.get("policy", {})).machine
+    with services.grid.view() as db:
+        left = rooms(look(db, services.board.all(), services.clock.monotonic()))
+    why = {room.name: room.closed or lacking(machine, room) for room in left}
+    if why and all(why.values()):
+        told = "; ".join(f"{name} {reason}" for name, reason in sorted(why.items()))
+        raise Conflict(f"No server can install this now: {told}.", code="no_room")
+
+
+def _drivers(services: Services, image: str) -> Values:
+    """Return the newest version of a CD with drivers as a command names it; nothing if none is wanted."""
+    if not image:
+        return {}
+    found = present.image_of(services, image)
+    if found["kind"] not in (ImageKind.ISO, ImageKind.DRIVERS) or not found["versions"]:
+        raise Refused(f"{found['name']} is no CD with drivers (ISO) that is here: import it first")
+    return {"drivers": found["versions"][-1]["id"]}
 
 
 async def _blank(services: Services, by: str, disk_gib: int) -> Item:
@@ -144,15 +177,20 @@ async def _blank(services: Services, by: str, disk_gib: int) -> Item:
 
 def _server_for(services: Services, template: TemplateId, version: VersionId) -> ServerId:
     with services.grid.view() as db:
-        view = look(db, services.board.all(), services.clock.monotonic())
         known = template_queries.template(db, template)
-        iso = installs(db).get(template)
+        isos = installers(db, template)
     if known is None:
         raise NotFound(f"there is no template {template}")
-    wanted: Template = replace(known, version=version)
-    if iso is not None:  # both are needed there: the empty disk, and what is installed on it
-        both = view.holders.get(version, frozenset()) & view.holders.get(iso, frozenset())
-        view = replace(view, holders={**view.holders, version: both})
+    return _server_of(services, replace(known, version=version), isos)
+
+
+def _server_of(services: Services, wanted: Template, isos: Sequence[VersionId]) -> ServerId:
+    """Return a server for a desktop that needs ISOs beside its disk; `Conflict` says why there is none."""
+    with services.grid.view() as db:
+        view = look(db, services.board.all(), services.clock.monotonic())
+    for iso in isos:  # all are needed there: the empty disk, and what is installed on it
+        both = view.holders.get(wanted.version, frozenset()) & view.holders.get(iso, frozenset())
+        view = replace(view, holders={**view.holders, wanted.version: both})
     left = rooms(view)
     found = choose(wanted, left, view, holders_only=True)
     if found is None:

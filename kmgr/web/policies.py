@@ -8,9 +8,10 @@ from kmgr.grid.outcomes import applied
 from kmgr.grid.zone import check_zone, local_time, zone_name
 from kmgr.ids import TemplateId
 from kmgr.provision.model import Desktop, DesktopState
-from kmgr.provision.outfit import pending
+from kmgr.provision.outfit import machine_in, pending
 from kmgr.provision.queries import desktops
 from kmgr.templates.calendar import steps, wanted_standby
+from kmgr.templates.machine import limits
 from kmgr.templates.model import Template
 from kmgr.templates.policy import as_values
 from kmgr.templates.queries import template as find_template
@@ -34,7 +35,8 @@ def shown(services: Services, wanted: str) -> Item:
     found = template_with_rules(services, wanted)
     with services.grid.view() as db:
         at, zone = local_time(db, services.clock.now_ms()), zone_name(db)
-        waiting = [one.name for one in desktops(db, template=found.id) if _stays(one) and pending(one, found)]
+        own = desktops(db, template=found.id)
+    waiting = [one.name for one in own if _stays(one) and pending(one, found)]
     policy = found.policy
     return {
         "template": found.id,
@@ -43,6 +45,9 @@ def shown(services: Services, wanted: str) -> Item:
         "leaving": policy_words.leaving(policy, found.kind),
         "idling": policy_words.idling(policy, found.kind),
         "pending": waiting,
+        "machine": policy_words.machine(policy.machine),
+        "limits": list(limits(policy.machine)),
+        "unlike": [one.name for one in own if machine_in(one.outfit, policy) != policy.machine],
         "time_zone": zone,
         "standby_now": min(found.maximum, wanted_standby(policy, found.standby, at)),
         "steps": [

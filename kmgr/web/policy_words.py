@@ -1,5 +1,6 @@
 """What a template's policy means for the person who uses a desktop of it, in plain words. Pure."""
 
+from kmgr.templates.machine import Firmware, Hardware, Machine
 from kmgr.templates.model import Kind
 from kmgr.templates.policy import Day, IdleThen, Policy, Refresh, clock_time
 from kmgr.web.words import span
@@ -68,3 +69,10 @@ def closed(policy: Policy, kind: Kind) -> str:
 
 def _kept(policy: Policy, words: str) -> str:
     return "" if policy.keep_s is None else words.format(span(max(60, policy.keep_s)))
+
+
+def machine(of: Machine) -> str:
+    """Say what kind of machine desktops are, empty for the usual kind."""
+    starts = {Firmware.BIOS: "", Firmware.UEFI: "starts by UEFI", Firmware.SECURE: "starts by UEFI with secure boot"}
+    parts = [starts[of.firmware], "has a TPM" * of.tpm, "has a SATA disk" * (of.hardware is Hardware.PLAIN)]
+    return ", ".join(part for part in parts if part)

@@ -29,7 +29,7 @@ def image(*, bootable: bool = True) -> bytes:
     """Return the ISO; without its boot record it is any CD."""
     program = _code(_START_AGAIN).ljust(_PACKET, b"\0") + _packet(source=_AT + _SECTOR, sector=0)
     sectors = {
-        16: _volume(_PROGRAM + 1),
+        16: volume(_PROGRAM + 1),
         17: b"\0CD001\x01" + b"EL TORITO SPECIFICATION".ljust(64, b"\0") + struct.pack("<I", _CATALOG),
         18: b"\xffCD001\x01",
         _CATALOG: _catalog(),
@@ -49,7 +49,8 @@ def _packet(*, source: int, sector: int) -> bytes:
     return struct.pack("<BBHHHQ", 16, 0, 1, source, 0, sector)
 
 
-def _volume(sectors: int) -> bytes:
+def volume(sectors: int) -> bytes:
+    """Return the descriptor of a volume of so many sectors."""
     size = struct.pack("<I", sectors) + struct.pack(">I", sectors)
     return b"\x01CD001\x01\0" + b" " * 32 + b"INSTALLER".ljust(32) + bytes(8) + size
 

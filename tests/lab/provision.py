@@ -26,6 +26,7 @@ from kmgr.provision import commands as provision_commands
 from kmgr.provision import version_commands as provision_version_commands
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.fake import FakeHypervisor
+from kmgr.provision.firmware import Fittings
 from kmgr.provision.happening import Events
 from kmgr.provision.model import Desktop
 from kmgr.provision.queries import desktop, desktops
@@ -156,6 +157,7 @@ class Desk(Office):
         self.hypervisor = FakeHypervisor(self.clock, boot_s=10)
         self.max_builds = max_builds
         self.watch: StormWatch | None = None
+        self.fittings = Fittings()
         self.agent = self.restarted()
 
     def restarted(self) -> ProvisionAgent:
@@ -166,6 +168,7 @@ class Desk(Office):
             backing=self.backing,
             display=lambda desktop: self.folder / "run" / f"{desktop}.vnc",
             max_builds=self.max_builds,
+            fittings=lambda: self.fittings,
         )
         self.agent = ProvisionAgent(
             self.grid,

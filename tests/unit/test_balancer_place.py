@@ -8,6 +8,7 @@ from kmgr.balancer.model import Place
 from kmgr.balancer.place import COMING_PER_CPU, GROWTH_MIB, OVERHEAD_MIB
 from kmgr.balancer.plan import plan
 from kmgr.ids import ServerId, TemplateId
+from kmgr.templates.policy import policy_of, to_json
 from tests.lab.state import State
 
 A, B, C = (ServerId(f"srv-{letter}") for letter in "abc")
@@ -111,3 +112,15 @@ def test_nothing_is_placed_while_no_running_server_has_the_image(state: State) -
     state.template("win", "ver-2", standby=2)
     state.become(B, "lost")
     assert placed(state) == {}
+
+
+def test_a_template_that_needs_uefi_or_a_tpm_goes_where_they_are_and_says_where_they_are_not(state: State) -> None:
+    machine = {"firmware": "secure", "tpm": True, "hardware": "plain"}
+    state.template("win", standby=3, policy=to_json(policy_of({"machine": machine})))
+    state.hear(B, extra={"machines": ["secure", "uefi"]})
+    state.hear(C, extra={"machines": ["secure", "tpm", "uefi"]})
+    assert placed(state) == {"c": 3}
+    state.hear(C, can_run_desktops=False, extra={"machines": ["secure", "tpm", "uefi"]})
+    (short,) = plan(state.view()).short
+    assert "a has no UEFI firmware for it (apt-get install ovmf)" in short.reason
+    assert "b has no TPM emulator for it (apt-get install swtpm swtpm-tools)" in short.reason

@@ -394,7 +394,8 @@ async def test_what_is_told_with_the_heartbeat(desk: Desk) -> None:
     await desk.round()
     told = desk.agent.vitals()
     assert (told["can_run_desktops"], told["problems"]) == (True, [])
-    assert told["extra"] == {"waiting": {"d-2": "waiting for its turn: this server makes 1 desktops at a time"}}
+    waits = {"d-2": "waiting for its turn: this server makes 1 desktops at a time"}
+    assert told["extra"] == {"waiting": waits, "machines": []}
 
 
 async def test_a_sick_disk_is_a_problem_of_this_server_and_breaks_no_desktop(desk: Desk) -> None:

@@ -11,6 +11,7 @@ import pytest
 from kmgr.ids import DesktopId
 from kmgr.provision.domainxml import domain_name, mac_address, ours, render
 from kmgr.provision.hypervisor import DomainSpec
+from kmgr.templates.machine import MACHINES, Firmware, Machine, System
 from kmgr.templates.policy import Devices
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "domainxml"
@@ -35,6 +36,17 @@ SPECS = {
     "tcg-network": replace(PLAIN, network="network:default"),
     "seed-and-devices": replace(PLAIN, seed="/d/dsk.seed.iso", devices=Devices(clipboard=True, sound=True)),
     "installer": replace(PLAIN, installer="/var/lib/kmgr/images/ver-4k2mzzzzzzzz.raw", seed="/d/dsk.seed.iso"),
+    "uefi": replace(PLAIN, machine=Machine(Firmware.UEFI), loader="/f/CODE.fd", variables="/d/dsk.nvram.fd"),
+    "windows": replace(
+        PLAIN,
+        accelerator="kvm",
+        machine=MACHINES[System.WINDOWS],
+        loader="/f/CODE.secboot.fd",
+        variables="/d/dsk.nvram.fd",
+        installer="/i/ver-win.raw",
+        drivers="/i/ver-drivers.raw",
+        seed="/d/dsk.seed.iso",
+    ),
     "awkward-names": replace(PLAIN, name='a"<b>&c', template="ö ' x", disk="/d/a & b.qcow2"),
 }
 
@@ -91,8 +103,10 @@ def test_every_part_of_the_spec_matters(field: str) -> None:
         "display": "/x",
         "log": "/x",
         "devices": Devices(sound=True),
+        "machine": Machine(Firmware.SECURE),
     }.get(field, "another")
-    assert render(replace(PLAIN, **{field: other})) != render(PLAIN)  # type: ignore[arg-type]
+    base = SPECS["uefi"]
+    assert render(replace(base, **{field: other})) != render(base)  # type: ignore[arg-type]
 
 
 def test_a_network_address_is_steady_valid_and_changes_with_the_generation() -> None:

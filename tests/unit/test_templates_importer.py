@@ -160,7 +160,6 @@ async def refusal(bench: Bench, path: Path, kind: type[KmgrError] = Refused) -> 
         ("nothing.raw", b"", "it is empty"),
         ("noise.raw", bytes(range(256)) * 8192, "nor a raw disk"),
         ("disk.gz", b"\x1f\x8b" + bytes(MIB), "compressed with gzip"),
-        ("disc.iso", boot_iso.image(bootable=False), "a CD or DVD (ISO) from which no computer boots"),
         ("half.iso", boot_iso.image()[:40_960], "a CD or DVD (ISO) that is cut off: 40960 of 43008 bytes"),
         ("disk.vmdk", b"KDMV" + bytes(MIB), "VMware"),
         ("disk.vhd", b"conectix" + bytes(MIB), "old Hyper-V disk"),
@@ -190,6 +189,15 @@ async def test_an_installer_is_taken_as_it_is_and_keeps_its_name_for_itself(benc
     with bench.grid.view() as db:
         assert kind_of(db, disk.image) is ImageKind.DISK
         assert len(queries.versions(db)) == 2
+
+
+async def test_a_cd_from_which_nothing_boots_is_one_with_drivers(bench: Bench) -> None:
+    path = bench.offers / "virtio-win.iso"
+    path.write_bytes(boot_iso.image(bootable=False))
+    made = await bench.bring(path, "virtio-win")
+    assert bench.images.path(made.version).read_bytes() == boot_iso.image(bootable=False)
+    with bench.grid.view() as db:
+        assert kind_of(db, made.image) is ImageKind.DRIVERS
 
 
 async def test_an_installer_for_which_there_is_no_room_is_refused_and_nothing_is_left(bench: Bench) -> None:

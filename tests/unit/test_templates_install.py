@@ -155,3 +155,29 @@ async def test_a_template_that_is_deleted_while_it_is_installed_leaves_nothing(b
     with bench.grid.view() as db:
         assert installs(db) == {}
     done(await bench.do("version.delete", version="ver-iso"))
+
+
+async def test_a_second_drive_with_drivers_is_kept_as_long_as_the_installation_goes_on(bench: Bench) -> None:
+    done(await bench.do("image.create", image="img-virtio", name="virtio-win", notes=""))
+    done(await bench.do("image.kind", image="img-virtio", kind="drivers"))
+    body = {"version": "ver-virtio", "image": "img-virtio", "notes": "", "server": A, **SIZES}
+    done(await bench.do("version.add", **body, manifest_hash="d" * 64))
+    assert "not an installer" in rejected(await bench.install(iso="ver-virtio"), "refused"), "nothing boots from it"
+    assert "not an ISO with drivers" in rejected(await bench.install(drivers="ver-blank"), "refused")
+    done(await bench.install(drivers="ver-virtio"))
+    done(await bench.bench())
+    for iso in ("ver-iso", "ver-virtio"):
+        bench.raw(iso).write_bytes(bytes(1 << 20))
+    bench.raw("ver-virtio").unlink()
+    await bench.live(6)
+    broken = bench.one(EDIT)
+    assert broken.state == "broken" and "the ISO with its drivers is not on this server" in broken.cause
+    bench.raw("ver-virtio").write_bytes(bytes(1 << 20))
+    done(await bench.do("desktop.retry", desktop=EDIT))
+    await bench.live(6)
+    spec = bench.hypervisor.spec(EDIT)
+    assert (Path(spec.installer).name, Path(spec.drivers).name) == ("ver-iso.raw", "ver-virtio.raw")
+    said = rejected(await bench.do("version.delete", version="ver-virtio"), "conflict")
+    assert "is used by the installation of new" in said
+    done(await bench.publish())
+    done(await bench.do("version.delete", version="ver-virtio"))

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from kmgr.ids import VersionId
+from kmgr.templates.install_queries import install_drivers, installs
 from kmgr.web import present
 from kmgr.web.console.pages import in_tree
+from tests.lab import efi_iso
 from tests.lab.people import SERVERS
 from tests.lab.web_lab import ADMIN, USER, Site, WebLab, opened, second_version
 from tests.unit.test_web_api import good
@@ -43,7 +46,8 @@ async def working(lab: WebLab, site: Site, purpose: str = "edit") -> dict[str, A
 async def test_five_choices_lead_from_a_disk_to_desktops_for_everyone(lab: WebLab, site: Site) -> None:
     page = (await site.page("/console/templates/wizard", who=ADMIN)).text
     fields = {part.split('"')[0] for part in page.partition('id="wizard"')[2].split('name="')[1:]}
-    assert fields - {"csrf", "group", "disk_gib"} == set(CHOICES), "five questions; two more that follow on an answer"
+    more = {"group", "disk_gib", "drivers", "system", "kind"}
+    assert fields - {"csrf"} - more == set(CHOICES), "five questions; the others have their usual answer"
     said = await site.submit("/console/templates/wizard", CHOICES, who=ADMIN)
     made = present.template_of(lab.services(), "class")
     assert said.headers["Location"] == f"/console/templates/{made['id']}"
@@ -227,3 +231,46 @@ async def test_where_the_iso_is_not_there_is_no_installation(lab: WebLab, site: 
     body = {"name": "class", "vcpus": 1, "memory_mib": 512, "standby": 1, "maximum": 2, "disk_gib": 8}
     status, answer = await site.ask("POST", "/images/img-iso/install", body, who=ADMIN)
     assert (status, answer["error"]["code"]) == (409, "no_room")
+
+
+async def test_what_is_installed_is_recognised_or_said_and_its_drivers_lie_in_a_second_drive(
+    lab: WebLab, site: Site
+) -> None:
+    await with_iso(lab)
+    lab.boards[SERVERS[0]].put(lab.vitals(SERVERS[0], extra={"machines": ["secure", "tpm", "uefi"]}))
+    path = lab.services().images.path(VersionId("ver-iso"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(efi_iso.image(publisher="Microsoft Corporation"))
+    page = (await site.page("/console/templates/wizard?image=img-iso&drivers=img-iso", who=ADMIN)).text
+    assert "Windows</span>" in page
+    assert '<option value="img-iso" selected>setup</option>' in page
+    await site.submit("/console/templates/wizard", {**INSTALL, "drivers": "img-iso", "kind": "personal"}, who=ADMIN)
+    made = present.template_of(lab.services(), "class")
+    rules = await good(site, "GET", f"/templates/{made['id']}/policy")
+    assert rules["policy"]["machine"] == {"firmware": "secure", "tpm": True, "hardware": "plain"}
+    assert rules["machine"] == "starts by UEFI with secure boot, has a TPM, has a SATA disk"
+    assert made["kind"] == "personal"
+    shown = (await site.page(f"/console/templates/{made['id']}/rules", who=ADMIN)).text
+    assert "has a TPM" in shown and "leave BitLocker off" in shown
+    with lab.services().grid.view() as db:
+        assert install_drivers(db) == {made["id"]: "ver-iso"}
+
+    said = await site.submit("/console/templates/wizard", {**INSTALL, "name": "two", "system": "other"}, who=ADMIN)
+    assert said.status == 303, said.text
+    assert (await good(site, "GET", "/templates/two/policy"))["policy"]["machine"]["firmware"] == "bios"
+    said = await site.submit("/console/templates/wizard", {**INSTALL, "name": "three", "system": "dos"}, who=ADMIN)
+    assert said.status == 400 and "what it is: choose" in said.text.lower()
+    body = {"name": "four", "vcpus": 1, "memory_mib": 512, "standby": 0, "maximum": 1, "disk_gib": 8}
+    await good(site, "POST", "/images/img-iso/install", {**body, "system": "windows_virtio"})
+    assert (await good(site, "GET", "/templates/four/policy"))["policy"]["machine"]["hardware"] == "virtio"
+    wrong = {**body, "name": "five", "drivers": "img-blank"}
+    assert "no CD with drivers" in await told(site, 400, "POST", "/images/img-iso/install", wrong)
+
+
+async def test_where_no_server_can_make_such_a_machine_the_wizard_says_so(lab: WebLab, site: Site) -> None:
+    await with_iso(lab)
+    said = await site.submit("/console/templates/wizard", {**INSTALL, "system": "windows"}, who=ADMIN)
+    assert said.status == 409
+    assert "has no UEFI firmware for it (apt-get install ovmf)" in said.text
+    with lab.services().grid.view() as db:
+        assert installs(db) == {}, "nothing is begun then"

@@ -1,8 +1,11 @@
 """API: how versions come about: desktops to edit and to test, versions of a desktop's disk, derived templates."""
 
+from dataclasses import asdict
+
 from aiohttp import web
 
 from kmgr.provision.model import Purpose
+from kmgr.templates.machine import MACHINES, System
 from kmgr.web import bench_actions, present, present_versions
 from kmgr.web.api.fields import Field, Fields, Kind, choice, flag, text, whole
 from kmgr.web.api.published import PUBLISH
@@ -29,6 +32,8 @@ _INSTALL: Fields = {
     "disk_gib": whole(
         "the size of the empty disk that it is installed on", 1, bench_actions.LARGEST_DISK_GIB, required=True
     ),
+    "drivers": text("the id of an ISO with drivers, which lies in a second drive"),
+    "system": choice("what is installed: which kind of machine it needs; missing: as policy.machine says", *System),
 }
 _DERIVE: Fields = {
     "name": text("the new template's name", required=True, most=40),
@@ -52,8 +57,10 @@ async def benches(call: Call) -> web.Response:
 async def install(call: Call) -> web.Response:
     """Begin a template that is installed from an ISO."""
     values, image = dict(call.body), call.part("id")
-    disk_gib = values.pop("disk_gib")
-    made = await bench_actions.install(call.services, call.by, image, values, disk_gib=disk_gib)
+    disk_gib, drivers, system = values.pop("disk_gib"), values.pop("drivers", ""), values.pop("system", None)
+    if system is not None:
+        values["policy"] = {**values.get("policy", {}), "machine": asdict(MACHINES[System(system)])}
+    made = await bench_actions.install(call.services, call.by, image, values, disk_gib=disk_gib, drivers=drivers)
     return answer(present.desktop_of(call.services, call.session, made), 202)
 
 

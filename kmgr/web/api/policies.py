@@ -2,6 +2,7 @@
 
 from aiohttp import web
 
+from kmgr.templates.machine import Firmware, Hardware
 from kmgr.templates.policy import Clones, Day, IdleThen, Refresh, Seed
 from kmgr.web import policies
 from kmgr.web.api.fields import Fields, any_of, text
@@ -23,6 +24,11 @@ _DEVICES: Schema = {
     "properties": {"clipboard": FLAG, "sound": FLAG},
     "additionalProperties": False,
 }
+_MACHINE: Schema = {
+    "type": "object",
+    "properties": {"firmware": one_of(*Firmware), "tpm": FLAG, "hardware": one_of(*Hardware)},
+    "additionalProperties": False,
+}
 POLICY: Fields = {
     "refresh": any_of("when a pooled desktop is made anew", one_of(*Refresh)),
     "schedule": any_of("with refresh `schedule`: on which days and when", maybe(_SCHEDULE)),
@@ -38,6 +44,7 @@ POLICY: Fields = {
     "suspend_standby": any_of("standbys sleep until they are claimed", FLAG),
     "network": any_of("a network of libvirt; empty: the server's usual one", TEXT),
     "devices": any_of("what a desktop has besides picture and keys", _DEVICES),
+    "machine": any_of("the kind of machine that desktops are made as from now on", _MACHINE),
     "name_pattern": any_of("how desktops are called: a host name with {number} or {number:3}, and {template}", TEXT),
     "instant_clone": any_of("whether desktops may start from a saved memory", one_of(*Clones)),
     "seed": any_of("which first-boot program of the guest is told its name and properties", one_of(*Seed)),

@@ -144,7 +144,7 @@ COMPONENTS: Mapping[str, Schema] = {
     "Image": record(
         {
             "id": TEXT, "name": TEXT, "notes": TEXT, "created_at": STAMP, "created_by": TEXT,
-            "versions": many(ref("Version")), "copies": WHOLE, "kind": one_of("disk", "iso", "blank"),
+            "versions": many(ref("Version")), "copies": WHOLE, "kind": one_of("disk", "iso", "drivers", "blank"),
         }
     ),
     "Import": record(
@@ -202,7 +202,8 @@ COMPONENTS: Mapping[str, Schema] = {
     "Rules": record(
         {
             "template": TEXT, "name": TEXT, "policy": {"type": "object"}, "leaving": TEXT, "idling": TEXT,
-            "pending": many(TEXT), "time_zone": TEXT, "standby_now": WHOLE,
+            "pending": many(TEXT), "machine": TEXT, "limits": many(TEXT), "unlike": many(TEXT),
+            "time_zone": TEXT, "standby_now": WHOLE,
             "steps": many(record({"at": STAMP, "clock": TEXT, "standby": WHOLE})),
         }
     ),

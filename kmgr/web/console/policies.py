@@ -5,6 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
+from kmgr.templates.machine import Firmware, Hardware
 from kmgr.templates.policy import Clones, Day, IdleThen, Refresh, Seed
 from kmgr.web import auth, calendar_text, forms, html_env, policies
 from kmgr.web.forms import Form
@@ -98,6 +99,7 @@ def _values(form: Form, before: Mapping[str, Any]) -> dict[str, Any]:
         "suspend_standby": form.ticked("suspend_standby"),
         "network": form.text("network"),
         "devices": {name: form.ticked(name) for name in ("clipboard", "sound")},
+        **(_machine(form) if form.text("firmware") else {}),
         "instant_clone": Clones.AUTO if form.ticked("clones") else Clones.NEVER,
         "name_pattern": form.text("name_pattern", "the computer name"),
         "seed": form.choice("seed", "the first-boot program", Seed),
@@ -112,6 +114,12 @@ def _leaving(form: Form, before: Mapping[str, Any]) -> dict[str, Any]:
     schedule = {"days": days, "at": form.text("schedule_at")} if refresh == Refresh.SCHEDULE else before["schedule"]
     kept = _minutes(form, "keep_min", "the minutes it is kept", _DAYS_MIN)
     return {"refresh": refresh, "schedule": schedule, "keep_s": kept}
+
+
+def _machine(form: Form) -> dict[str, Any]:
+    firmware = form.choice("firmware", "what a desktop starts by", Firmware)
+    hardware = form.choice("hardware", "disk and network card", Hardware)
+    return {"machine": {"firmware": firmware, "tpm": form.ticked("tpm"), "hardware": hardware}}
 
 
 def _minutes(form: Form, name: str, label: str, most: int) -> int | None:
