@@ -23,6 +23,7 @@ from kmgr.grid.presence import ContactBook, Presence, Whereabouts
 from kmgr.grid.raft.grid import RaftGrid
 from kmgr.grid.raft.library import Timing
 from kmgr.grid.raft.opening import JOURNAL
+from kmgr.grid.raft.worker import DiskTrouble
 from kmgr.grid.raftlink import RaftLink
 from kmgr.grid.requests import GridRequests
 from kmgr.grid.standpoint import Standpoint
@@ -54,6 +55,9 @@ class Trunk:
         data_dir = config.data_dir
         self._store, mended = open_state(data_dir / "state.sqlite", SCHEMAS, journal=data_dir / "raft" / JOURNAL)
         refuse_foreign_state(self._store, own.grid, data_dir)
+        self._store.on_damage = lambda why: loops.fail(
+            DiskTrouble(f"{why}: kmgr stops in order and does that at its next start. Look after the disk")
+        )
         book = ContactBook(own)
         self.port = GridPort(own, data_dir, contacts=book)
         self._link = RaftLink(self.port, clock=clock)

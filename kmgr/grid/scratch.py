@@ -50,11 +50,12 @@ class Scratch:
         self._outbox = outbox
         self._rules = rules
         self._lock = threading.Lock()
-        # Set when the outbox knows more than this copy: it must be made anew.
+        # Set when the outbox knows more than this copy, or when it is damaged: it must be made anew.
         self.torn = False
         _copy(state, path)
         own = {word: rule.apply for word, rule in rules.items() if rule.apply is not None}
         self._store = Store(path, schemas)
+        self._store.on_damage = self._tear
         try:
             self._store.guard()
             self._machine = Machine(self._store, {**appliers, **own})
@@ -68,6 +69,9 @@ class Scratch:
     def applied(self) -> int:
         """Return the index of the last change, counted on from the log's last entry."""
         return self._machine.applied
+
+    def _tear(self, _: str) -> None:
+        self.torn = True
 
     def view(self) -> AbstractContextManager[Database]:
         """Lend a read-only connection that shows one consistent state."""

@@ -8,12 +8,13 @@ snapshot rebuild it, therefore `synchronous=NORMAL` is enough.
 
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sqlite_utils import Database
 
+from kmgr.errors import Unavailable
 from kmgr.grid.rows import scalar
 
 _READERS = 8
@@ -47,6 +48,8 @@ _OF_THE_DISK = {
     sqlite3.SQLITE_NOTADB,
     sqlite3.SQLITE_CANTOPEN,
 }
+# Of these the ones that say that the file holds what no SQLite wrote.
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def is_of_the_disk(error: sqlite3.Error) -> bool:
@@ -67,6 +70,8 @@ class Store:
             connection.executescript(schema)
         self.writer = Database(connection)
         self._readers: list[Database] = []
+        # Told once, by any thread, when a reader finds the file damaged.
+        self.on_damage: Callable[[str], None] = lambda _: None
         self._closed = False
         self._lock = threading.Lock()
 
@@ -80,16 +85,24 @@ class Store:
 
     @contextmanager
     def view(self) -> Iterator[Database]:
-        """Lend a read-only connection inside one transaction: one consistent state for the whole block."""
-        reader = self._borrow()
+        """Lend a read-only connection inside one transaction: one consistent state for the whole block.
+
+        Whoever meets a damaged page gets `Unavailable`.
+        """
         try:
-            reader.conn.execute("begin")
+            reader = self._borrow()
             try:
-                yield reader
+                reader.conn.execute("begin")
+                try:
+                    yield reader
+                finally:
+                    reader.conn.rollback()
             finally:
-                reader.conn.rollback()
-        finally:
-            self._give_back(reader)
+                self._give_back(reader)
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGED:
+                raise
+            raise self._damaged(error) from error
 
     def applied(self) -> int:
         """Return the index of the last log entry that this file contains."""
@@ -102,6 +115,13 @@ class Store:
             readers, self._readers = self._readers, []
         for database in (*readers, self.writer):
             database.conn.close()
+
+    def _damaged(self, error: sqlite3.Error) -> Unavailable:
+        words = f"the state {self.path} is damaged ({error}) and must be made anew from the log"
+        with self._lock:
+            tell, self.on_damage = self.on_damage, lambda _: None
+        tell(words)
+        return Unavailable(words)
 
     def _borrow(self) -> Database:
         with self._lock:

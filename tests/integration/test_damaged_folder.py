@@ -137,6 +137,19 @@ def test_a_damaged_state_is_made_anew_from_the_log_and_that_is_said(solo: Solo, 
     assert "problems" in kmgr("status", "--json", "--data", str(solo.data)).stdout
 
 
+def test_a_state_that_goes_bad_while_it_is_read_ends_the_daemon_and_comes_back_from_the_log(solo: Solo) -> None:
+    solo.start()
+    state = solo.data / "state.sqlite"
+    for page in range(4096, state.stat().st_size, 4096):
+        overwrite(state, page, b"\xff" * 4096)
+    wait_for("somebody meets it", lambda: not solo.alive or not _knocked(solo.api), timeout_s=30)
+    last = solo.ended(69)
+    assert "made anew from the log" in last
+    assert "please report" not in solo.log
+    solo.start()
+    assert solo.accounts() == EVERYBODY
+
+
 def test_a_lost_state_comes_back_from_the_log(solo: Solo) -> None:
     for path in solo.data.glob("state.sqlite*"):
         path.unlink()
