@@ -1,7 +1,9 @@
 """The loop that keeps the safe copies of this server's personal desktops young.
 
 Which server holds a copy is in the log (the balancer's word). Each copy is brought
-up to date cycle by cycle, a few at a time, those that wait longest first. A first
+up to date cycle by cycle, a few at a time, those that wait longest first. First copies,
+which may take half an hour each, have places of their own: what is protected already
+stays young meanwhile, and who waits for a first turn says so. A first
 complete copy is told to the log at once, later points once per `TELL_S` for all
 desktops together: what a failover uses is what the copy's own server has; the log
 only has to know that there is something. How old each copy is goes with the heartbeat.
@@ -34,17 +36,23 @@ logger = logging.getLogger(__name__)
 LOOK_S = 1.0
 TELL_S = 30.0
 AT_ONCE = 2
+FIRST_AT_ONCE = 2
 _LIVE = (CopyState.WANTED, CopyState.READY)
+_WAITS = "it waits: first safe copies of other desktops of this server are being made before"
 _NOBODY = "no other server takes its copy now: is another one up, with room on its disk?"
 
 
 @dataclass(slots=True)
 class _Kept:
-    """One desktop's copy, as this server knows it. `since`: the begin of its watch, `due`: the next cycle."""
+    """One desktop's copy, as this server knows it. `since`: the begin of its watch, `due`: the next cycle.
+
+    `first` tells that its copy, where the log wants it now, was never complete.
+    """
 
     desktop: Desktop
     since: float
     to: ServerId | None = None
+    first: bool = False
     as_of: int | None = None
     due: float = 0.0
     last: CopyPoint | None = None
@@ -84,7 +92,7 @@ class Protection:
 
     def vitals(self) -> Mapping[str, Any]:
         """Return what this part adds to the heartbeat: of each desktop the age of its copy and what is wrong."""
-        ages = {d: [self._age_s(kept), kept.cause] for d, kept in sorted(self._kept.items())}
+        ages = {d: [self._age_s(kept), _cause(kept)] for d, kept in sorted(self._kept.items())}
         return {"problems": list(self.problems()), "extra": {"copies": ages}}
 
     def problems(self) -> tuple[str, ...]:
@@ -97,7 +105,7 @@ class Protection:
             return ()
         names = ", ".join(kept.desktop.name for kept in late[:3])
         more = f" and {len(late) - 3} more" if len(late) > 3 else ""
-        cause = next((kept.cause for kept in late if kept.cause), "they take longer than the target allows")
+        cause = next(filter(None, map(_cause, late)), "they take longer than the target allows")
         whose = "The safe copy" if len(late) == 1 else "The safe copies"
         behind = f"{ALARM * self._target_s:.0f} s"
         return (f"{whose} of {names}{more} would lose the work of more than {behind} now: {cause}",)
@@ -195,13 +203,16 @@ class Protection:
             # Until it is complete, the one that it replaces counts.
             kept.as_of = max((c.as_of for c in held if c.as_of is not None), default=None)
             kept.told = 0 if copy is None or copy.as_of is None else copy.as_of
+            kept.first = copy is not None and copy.state is CopyState.WANTED
 
     def _begin(self) -> None:
         now = self._clock.monotonic()
-        room = AT_ONCE - sum(kept.cycle is not None for kept in self._kept.values())
-        due = [k for k in self._kept.values() if k.to is not None and k.cycle is None and k.due <= now]
-        for kept in sorted(due, key=lambda k: (k.due, k.desktop.id))[: max(0, room)]:
-            kept.cycle = asyncio.create_task(self._cycle(kept, kept.to or self._grid.server))
+        for first, places in ((False, AT_ONCE), (True, FIRST_AT_ONCE)):
+            mine = [kept for kept in self._kept.values() if kept.first is first]
+            room = places - sum(kept.cycle is not None for kept in mine)
+            due = [k for k in mine if k.to is not None and k.cycle is None and k.due <= now]
+            for kept in sorted(due, key=lambda k: (k.due, k.desktop.id))[: max(0, room)]:
+                kept.cycle = asyncio.create_task(self._cycle(kept, kept.to or self._grid.server))
 
     async def _cycle(self, kept: _Kept, to: ServerId) -> None:
         begun = self._clock.monotonic()
@@ -218,7 +229,7 @@ class Protection:
         else:
             kept.bytes = await self._blocking(lambda: _size(disk))
             now = self._clock.monotonic()
-            kept.last, kept.as_of, kept.failures, kept.cause = point, point.as_of, 0, ""
+            kept.last, kept.as_of, kept.failures, kept.cause, kept.first = point, point.as_of, 0, "", False
             kept.due = now + pause_s(self._target_s, now - begun)
         finally:
             kept.cycle = None
@@ -244,9 +255,8 @@ class Protection:
         new, over = frozenset(late) - self._alarmed, self._alarmed - frozenset(late)
         for which, ended in ((new, False), (over & frozenset(self._kept), True)):
             if which:
-                cause = next(
-                    (late[d].cause for d in sorted(which) if d in late and late[d].cause), "they take too long"
-                )
+                causes = [_cause(late[d]) for d in sorted(which) if d in late]
+                cause = next(filter(None, causes), "they take too long")
                 body = {"server": self._grid.server, "desktops": sorted(which), "cause": cause, "over": ended}
                 await self._grid.propose("copy.alarm", body, by=self._grid.server)
         self._alarmed = frozenset(late)
@@ -261,11 +271,15 @@ class Protection:
         return [k for k in self._kept.values() if (k.cause or k.to) and alarming(self._risk_s(k), self._target_s)]
 
     def _risk_s(self, kept: _Kept) -> float:
-        """Return for how long work is unprotected; a first copy that is being made without trouble is no risk yet."""
+        """Return for how long work is unprotected; a first copy that is being made without trouble is no risk yet.
+
+        That it has begun ends no alarm: only a complete one does.
+        """
         age = self._age_s(kept)
         if age is not None:
             return age
-        return self._clock.monotonic() - kept.since if kept.cause else 0.0
+        made = kept.cycle is not None and not kept.cause and kept.desktop.id not in self._alarmed
+        return 0.0 if made else self._clock.monotonic() - kept.since
 
     def _age_s(self, kept: _Kept) -> int | None:
         return None if kept.as_of is None else max(0, (self._clock.now_ms() - kept.as_of) // 1000)
@@ -275,6 +289,12 @@ class Protection:
         for cycle in cycles:
             cycle.cancel()
         await asyncio.gather(*cycles, return_exceptions=True)
+
+
+def _cause(kept: _Kept) -> str:
+    """Return why a copy is not what it should be, as far as anything is known."""
+    waits = kept.first and kept.to is not None and kept.cycle is None
+    return kept.cause or (_WAITS if waits else "")
 
 
 def _chosen(held: Sequence[Copy], desktop: Desktop) -> Copy | None:

@@ -124,7 +124,8 @@ class Sight:
         coming = next(iter(live), None)
         if coming is None:
             return {**_protection("none", None, self.names, "no safe copy yet", None), "cause": cause}
-        text = f"the first safe copy is being made on {self._name(coming.server)}"
+        verb = "is to be made" if cause else "is being made"
+        text = f"the first safe copy {verb} on {self._name(coming.server)}"
         return {**_protection("making", coming.server, self.names, text, None), "cause": cause}
 
     def _told(self, desktop: Desktop) -> tuple[int | None, str]:

@@ -54,13 +54,14 @@ BOOT_S = 3.0
 
 
 class LabMirror(FakeMirror):
-    """A mirror whose copies need a wire between the two servers, and take `takes_s`."""
+    """A mirror whose copies need a wire between the two servers, and take `takes_s`; first ones `first_s` more."""
 
     def __init__(self, lab: "Lab", server: ServerId) -> None:
         super().__init__(lab.disks, lab.clock)
         self._lab = lab
         self._server = server
         self.takes_s = 0.0
+        self.first_s = 0.0
 
     async def cycle(
         self, desktop: DesktopId, generation: int, disk: Path, *, to: ServerId, last: CopyPoint | None
@@ -68,8 +69,10 @@ class LabMirror(FakeMirror):
         """Copy, unless a wire is cut before or meanwhile; what is in it is what the disk said in the beginning."""
         self._lab.network.reach(self._server, to)
         before, begun = self._lab.disks.content.get(disk, ""), self._lab.clock.now_ms()
-        if self.takes_s:
-            await self._lab.clock.sleep(self.takes_s)
+        known = (to, desktop, generation) in self._lab.disks.copies
+        takes_s = self.takes_s + (0.0 if known else self.first_s)
+        if takes_s:
+            await self._lab.clock.sleep(takes_s)
         self._lab.network.reach(self._server, to)
         if (to, desktop, generation) in self._lab.promoted:
             raise Unavailable("this copy has become the desktop's disk")

@@ -216,3 +216,14 @@ async def test_a_safe_copy_that_has_gone_bad_is_told_with_what_can_be_done(lab: 
     page = await site.page(f"/console/desktops/{desktop}", who=ADMIN)
     for words in ("3 of its 40 places", "put its former disk back", "Try again", "Put back"):
         assert words in page.text
+
+
+async def test_a_first_copy_that_waits_for_its_turn_is_not_said_to_be_made(lab: WebLab, site: Site) -> None:
+    desktop = await kept(lab)
+    await lab.office.do("copy.assign", desktop=desktop, generation=1, server=TWO)
+    beats(lab, desktop, None)
+    assert (await shown(site, desktop))["protection"]["text"] == f"the first safe copy is being made on {TWO[4:]}"
+    beats(lab, desktop, None, "it waits: others go before")
+    told = (await shown(site, desktop))["protection"]
+    assert told["text"] == f"the first safe copy is to be made on {TWO[4:]}"
+    assert told["cause"] == "it waits: others go before"
