@@ -3,7 +3,9 @@
 Real QEMU (emulated where there is no KVM), real disks, real daemons; medians. Nothing
 else should run meanwhile. Parts: `start` (clone, define, start against libvirt's bare
 create), `clones` (restored from a saved memory against booted: time, memory, disk),
-`claims` (a click against an answering guest, and a storm of log-ins).
+`claims` (a click against an answering guest, and a storm of log-ins), `loss` (a server's
+power is cut: until users, pool and a personal desktop are back; and a roll-back), `plan`
+(what the balancer thinks about a hundred servers).
 """
 
 import argparse
@@ -14,7 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.bench import desktop_bare, desktop_claims, desktop_clones
+from tests.bench import desktop_bare, desktop_claims, desktop_clones, desktop_loss, desktop_plan
 from tests.bench.__main__ import machine
 from tests.bench.harness import ROOT, Figure, measured, report
 
@@ -24,6 +26,8 @@ PARTS: Mapping[str, Part] = {
     "start": desktop_bare.measure,
     "clones": desktop_clones.measure,
     "claims": desktop_claims.measure,
+    "loss": desktop_loss.measure,
+    "plan": desktop_plan.measure,
 }
 
 
