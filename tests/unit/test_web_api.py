@@ -282,6 +282,21 @@ async def test_what_would_weaken_the_grid_is_refused_with_the_reasons_unless_for
     assert "a drains: it is given no new desktops, although: " in drained and "No other server is up" in drained
 
 
+async def test_a_drain_that_leaves_no_memory_for_a_loss_is_refused_with_the_reason(lab: WebLab, site: Site) -> None:
+    await lab.office.standby()
+    short = {"srv-b": 100, "srv-c": 100}
+    for board in lab.boards.values():
+        for server in SERVERS:
+            board.put(lab.vitals(server, memory_free_mib=short.get(server, 6000)))
+    told = await refused(site, 400, "POST", "/servers/srv-a/drain", {"force": False})
+    assert "The other servers have no memory for" in told and "force it" in told
+    found = {one["name"]: one["state"] for one in (await good(site, "GET", "/servers"))["items"]}
+    assert found == {"a": "up", "b": "up", "c": "up"}
+    await good(site, "POST", "/servers/srv-a/drain", {"force": True})
+    (drained, *_) = (await good(site, "GET", "/events?subject=srv-a"))["items"]
+    assert "although: " in drained["text"] and "no memory for" in drained["text"]
+
+
 async def test_a_witness_is_shown_as_one_and_has_nothing_to_drain(lab: WebLab, site: Site) -> None:
     where = {"grid_address": "w:1", "web_address": "w:0", "version": "", "fingerprint": ""}
     await lab.office.do("server.add", server="srv-w", name="w", role="witness", **where)
