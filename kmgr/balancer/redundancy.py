@@ -190,7 +190,7 @@ def _lost_with(view: View, left: View, voters: frozenset[ServerId], server: Serv
     found: dict[Weakness, str] = {}
     up = frozenset(s.id for s in left.servers if s.state in RUNNING) - _doubted(view)
     if spare(voters, up) < 0:
-        down = _names(view, [voter for voter in voters if voter not in up])
+        down = _names(view, [voter for voter in voters if voter not in up and voter != server.id])
         found["majority", ""] = (
             f"Without {server.name} no majority is left, for {down} is not up or its vote does not count: nothing "
             f"could be changed any more. Bring {down} back first, or remove it first if it will not come back."
@@ -233,11 +233,15 @@ def _left_behind(view: View, left: View, server: Server) -> Mapping[Weakness, st
 
 
 def _voters_without(left: View, voters: Collection[ServerId], server: Server) -> frozenset[ServerId]:
-    """Return who will vote when a server has left and others have taken over what they can."""
+    """Return who will vote when a server has left and others have taken over what they can.
+
+    It votes on until its place is taken, if that can be; where it cannot, the grid would need it for ever.
+    """
     remaining = frozenset(voters) - {server.id}
-    up = [s.id for s in left.servers if s.state in RUNNING]
-    leaders = sorted(remaining & frozenset(up))
-    return settled(left.servers, remaining, up, leader=leaders[0]) if leaders else remaining
+    up = frozenset(s.id for s in left.servers if s.state in RUNNING)
+    helping = up | ({server.id} if server.state in RUNNING else frozenset())
+    leaders = sorted(remaining & up)
+    return settled(left.servers, voters, helping, leader=leaders[0]) if leaders else remaining
 
 
 def _with_state(view: View, server: Server, state: ServerState) -> View:
