@@ -51,7 +51,7 @@ class ManualClock:
         self._order = 0
 
     def now_ms(self) -> int:
-        """Return the start plus all time advanced so far, in milliseconds."""
+        """Return the start plus all time advanced so far, in milliseconds, and what it was set back or forward."""
         return self._now_ms + int(self._elapsed * 1000)
 
     def monotonic(self) -> float:
@@ -67,6 +67,10 @@ class ManualClock:
         self._order += 1
         self._sleepers.append((self._elapsed + seconds, self._order, future))
         await future
+
+    def set_back(self, seconds: float) -> None:
+        """Set the wall clock back, or forward by a negative number, as a person or a time server does."""
+        self._now_ms -= int(seconds * 1000)
 
     def skip(self, seconds: float) -> None:
         """Move time forward while nobody runs, as for a process that stood still: who was due wakes late, once."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kmgr.clock import Clock
-from kmgr.errors import KmgrError, NotFound
+from kmgr.errors import KmgrError, NotFound, Unavailable
 from kmgr.ids import DesktopId
 from kmgr.replica.grains import GRAIN
 from kmgr.replica.mirror import CopyPoint
@@ -60,7 +60,7 @@ class CopiesAgain:
         self._rules = rules
         self._clock = clock
         self._pass: _Pass | None = None
-        self._bad: dict[tuple[DesktopId, int], int] = {}
+        self._bad: dict[tuple[DesktopId, int], str] = {}
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -75,8 +75,8 @@ class CopiesAgain:
     def problems(self, names: Mapping[DesktopId, str]) -> tuple[str, ...]:
         """Return what a person should know, one sentence each."""
         return tuple(
-            f"The safe copy of {names.get(desktop, desktop)} had gone bad in {bad} places of 64 KiB on this disk; it "
-            "is compared with the desktop's disk again. Look after this disk: smartctl and dmesg tell more."
+            f"The safe copy of {names.get(desktop, desktop)} {bad} on this disk; it is compared with the desktop's "
+            "disk again. Look after this disk: smartctl and dmesg tell more."
             for (desktop, _), bad in sorted(self._bad.items())
         )
 
@@ -93,9 +93,18 @@ class CopiesAgain:
         except NotFound:  # it went meanwhile
             self._pass = None
             return 0
+        except Unavailable as error:
+            if error.code != "damaged":
+                raise
+            # The next cycle makes it anew; the others' turn comes meanwhile.
+            self._bad[self._pass.key] = "had lost a file"
+            self._pass.bad += 1
+            self._through(self._pass)
+            self._pass = None
+            return 0
         self._pass.next, self._pass.bad = after, self._pass.bad + bad
         if bad:
-            self._bad[self._pass.key] = self._pass.bad
+            self._bad[self._pass.key] = f"had gone bad in {self._pass.bad} places of 64 KiB"
         if not after:
             self._through(self._pass)
             self._pass = None
@@ -122,9 +131,11 @@ class CopiesAgain:
 
     def _read_at(self, key: tuple[DesktopId, int]) -> int:
         try:
-            return round(self._mark(key).stat().st_mtime * 1000)
+            at = round(self._mark(key).stat().st_mtime * 1000)
         except OSError:
             return 0
+        # One from the future: the clock was set back, and nobody knows how long ago that is.
+        return at if at <= self._clock.now_ms() + 1000 else 0
 
     def _mark(self, key: tuple[DesktopId, int]) -> Path:
         desktop, generation = key

@@ -34,7 +34,7 @@ async def cycle(pair: Pair) -> None:
     await pair.clock.advance(1)
     await pair.a.mirror.cycle(D1, 1, pair.a.disk, to=B, last=None)
     # The other side has said so, and is done with it in a moment.
-    async with pair.b.copies._alone[D1, 1]:
+    async with pair.b.copies._lock(D1, 1):
         pass
 
 
@@ -96,3 +96,24 @@ async def test_a_cycle_under_way_goes_before_and_a_copy_that_goes_is_no_trouble(
     await pair.b.copies.drop(D1, 1)
     assert await passed(scrub) == 0
     assert await pair.b.copies.held() == ()
+
+
+async def test_one_that_lost_a_file_is_told_and_keeps_no_other_from_being_read(pair: Pair) -> None:
+    await copied(pair)
+    scrub = again(pair)
+    (pair.b.copy / "disk").unlink()
+    assert await scrub.step() == 0
+    (problem,) = scrub.problems({D1: "own-1"})
+    assert "safe copy of own-1 had lost a file" in problem
+    assert await passed(scrub) == 0
+    await cycle(pair)
+    await pair.clock.advance(AGAIN_S + 1)
+    assert await passed(scrub) == 3
+    assert scrub.problems({}) == ()
+
+
+async def test_a_clock_that_was_set_back_keeps_no_copy_from_being_read(pair: Pair) -> None:
+    await copied(pair)
+    assert await passed(again(pair)) == 3
+    pair.clock.set_back(400 * DAY_S)
+    assert await passed(again(pair)) == 3
