@@ -124,8 +124,9 @@ class _Moving:
         return movable(desktop, self._view) and desktop.id not in self._starting
 
     def _is_worse(self, desktop: Desktop, target: ServerId) -> bool:
-        """Tell whether after the move fewer desktops would find a home when a server is lost."""
-        moved = tuple(replace(d, server=target) if d.id == desktop.id else d for d in self._view.desktops)
+        """Tell whether after the moves so far and this one fewer desktops would find a home when a server is lost."""
+        homes = {**{action.desktop.id: action.target for action in self.chosen}, desktop.id: target}
+        moved = tuple(replace(d, server=homes.get(d.id, d.server)) for d in self._view.desktops)
         before, after = homeless(self._view), homeless(replace(self._view, desktops=moved))
         return sum(after.values()) > sum(before.values())
 
