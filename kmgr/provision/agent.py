@@ -148,7 +148,7 @@ class ProvisionAgent:
             "extra": {
                 "waiting": self._told_waiting(),
                 MACHINES: list(self._work.fittings.has),
-                **self._work.warming.vitals(),
+                **self._work.vitals(),
                 **(self._storm.vitals() if self._storm is not None else {}),
             },
         }

@@ -19,6 +19,8 @@ from kmgr.errors import NotFound, Refused, Unavailable
 from kmgr.ids import DesktopId
 from kmgr.provision.hypervisor import DomainSpec, DomainState, DomainStatus
 
+# The arguments of a shell that is only told a name.
+_NAME_ONLY = 4
 # The smallest PNG there is: one grey pixel.
 _GREY = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c6360000000020001e221bc33"
@@ -37,9 +39,10 @@ class _Domain:
 
 
 class FakeGuest:
-    """Guest agents of Linux guests: `calls` is all that they were asked, `programs` what the next programs print.
+    """Guest agents of Linux guests: `calls` is all that they were asked.
 
-    Without the latter a program that takes on an identity (`provision/identity.py`) reports just that.
+    `programs` are what the next ones print that are told a whole identity, not only a name. Without those a program
+    that takes on an identity (`provision/identity.py`) reports just that.
     """
 
     def __init__(self) -> None:
@@ -55,12 +58,16 @@ class FakeGuest:
             raise Refused(self.refuses[command])
         if command == "guest-exec":
             number = 1000 + len(self._printed)
-            self._printed[number] = self.programs.pop(0) if self.programs else self._identity(arguments, number)
+            self._printed[number] = self._printed_by(arguments, number)
             return {"pid": number}
         if command == "guest-exec-status":
             printed = base64.b64encode(self._printed[arguments["pid"]].encode()).decode()
             return {"exited": True, "exitcode": 0, "out-data": printed}
         return {}
+
+    def _printed_by(self, arguments: Mapping[str, Any], number: int) -> str:
+        whole = len(arguments.get("arg", [])) > _NAME_ONLY
+        return self.programs.pop(0) if self.programs and whole else self._identity(arguments, number)
 
     def _identity(self, arguments: Mapping[str, Any], number: int) -> str:
         name, mac = [*arguments.get("arg", []), "", ""][3:5]

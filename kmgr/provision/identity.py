@@ -1,7 +1,7 @@
-"""What a restored guest is told so that it becomes a desktop of its own.
+"""What a guest is told so that it becomes a desktop of its own: a restored one all of it, one that booted its name.
 
-Its memory is another one's: so are its host name, its machine id, its network
-address and lease, its clock and the random numbers it would draw next. One
+A restored guest's memory is another one's: so are its host name, its machine id,
+its network address and lease, its clock and the random numbers it would draw next. One
 program, run by the guest agent, takes on the new ones and prints what it then
 has; the desktop counts as ready only when that is what was asked for. A new
 generation id (`genid` of the domain) makes Linux 5.18 and Windows draw other
@@ -14,16 +14,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# A name is kept in files too, so that it stays when the guest boots again.
+_NAMED = r"""
+echo "$name" >/proc/sys/kernel/hostname
+if [ -s /etc/hostname ]; then read -r old </etc/hostname; echo "$name" >/etc/hostname
+[ -n "$old" ] && [ -f /etc/hosts ] && sed -i "s/\b$old\b/$name/g" /etc/hosts; fi
+"""
 # For any Linux: sh, ip and date or their like. What is not there is passed over; what counts is printed and checked.
 # In emulation each program that is started costs tens of milliseconds, so the shell does itself what it can.
-_LINUX = r"""
+_LINUX = (
+    r"""
 name=$1 mac=$2 seed=$3 now=$4
 printf '%s' "$seed" >/dev/urandom
 [ -x /usr/bin/perl ] && perl -e 'open(my $r, ">", "/dev/random"); ioctl($r, 0x5207, 0)' 2>/dev/null
-date -u -s "@$now" >/dev/null 2>&1 && echo clock=set
-echo "$name" >/proc/sys/kernel/hostname
-if [ -s /etc/hostname ]; then read -r old </etc/hostname; echo "$name" >/etc/hostname
-[ -f /etc/hosts ] && sed -i "s/\b$old\b/$name/g" /etc/hosts; fi
+date -u -s "@$now" >/dev/null 2>&1 && echo clock=set"""
+    + _NAMED
+    + r"""
 [ -f /etc/machine-id ] && { rm -f /etc/machine-id; systemd-machine-id-setup ||
 tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id; } >/dev/null 2>&1
 card=
@@ -41,6 +47,8 @@ fi
 read -r name </proc/sys/kernel/hostname && echo "name=$name"
 read -r sample </proc/sys/kernel/random/uuid && echo "sample=$sample"
 """
+)
+_NAMING = "name=$1" + _NAMED + 'read -r name </proc/sys/kernel/hostname && echo "name=$name"\n'
 
 # A guest may print anything; nothing that is asked for is longer.
 _LONGEST = 100
@@ -72,6 +80,11 @@ def program(identity: Identity) -> Mapping[str, Any]:
     return {"path": "/bin/sh", "arg": arguments, "capture-output": True}
 
 
+def naming(name: str) -> Mapping[str, Any]:
+    """Return the arguments of `guest-exec` that give a Linux guest its name and print the one that it has then."""
+    return {"path": "/bin/sh", "arg": ["-c", _NAMING, "kmgr", name], "capture-output": True}
+
+
 def answer(printed: str) -> Answer:
     """Return what the program printed; what it left out is empty."""
     told = dict(line.partition("=")[::2] for line in printed.splitlines())
@@ -81,8 +94,8 @@ def answer(printed: str) -> Answer:
 
 def problem(identity: Identity, told: Answer, *, drawn: Sequence[str] = ()) -> str:
     """Say why a guest is not what it was to become, empty if it is. `drawn` are the samples of others like it."""
-    if told.name != identity.name:
-        return f"it calls itself {told.name or 'nothing'} and not {identity.name}"
+    if why := misnamed(identity.name, told):
+        return why
     if told.mac != identity.mac:
         return f"its network address is {told.mac or 'unknown'} and not {identity.mac}"
     if told.clock != "set":
@@ -92,3 +105,8 @@ def problem(identity: Identity, told: Answer, *, drawn: Sequence[str] = ()) -> s
     if told.sample in drawn:
         return "it draws the same random numbers as another one restored from the same memory"
     return ""
+
+
+def misnamed(name: str, told: Answer) -> str:
+    """Say what else a guest calls itself; empty if it has its name."""
+    return "" if told.name == name else f"it calls itself {told.name or 'nothing'} and not {name}"

@@ -16,12 +16,12 @@ from kmgr.errors import KmgrError, Refused, Unavailable
 from kmgr.grid.envelope import Applied, Rejected
 from kmgr.grid.port import Grid
 from kmgr.grid.queries import settings
-from kmgr.ids import DesktopId, VersionId
-from kmgr.provision import disks, firmware, seed
+from kmgr.ids import DesktopId, TemplateId, VersionId
+from kmgr.provision import disks, firmware, identity, seed
 from kmgr.provision.arriving import Making
 from kmgr.provision.capture_queries import variables
 from kmgr.provision.causes import counts, recognise
-from kmgr.provision.guest import set_clock
+from kmgr.provision.guest import printed, set_clock
 from kmgr.provision.hypervisor import DomainSpec, DomainState, Hypervisor
 from kmgr.provision.lease import MARGIN_S, Lease
 from kmgr.provision.model import Desktop, DesktopState, Origin, Purpose
@@ -44,6 +44,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 POLL_S = 0.5
+# A guest that just answered runs a small program at once; nobody waits longer for a desktop because of its name.
+_NAMED_S = 10.0
 # A guest that went off while it was booting is looked for less often than its agent.
 _POLLS_A_LOOK = 4
 
@@ -98,6 +100,7 @@ class Work:
         self._personal = personal
         self._storm = storm
         self.fittings = firmware.Fittings()
+        self._unnamed: dict[TemplateId, str] = {}
         self.warming = Warming(
             hypervisor,
             clock=clock,
@@ -112,6 +115,11 @@ class Work:
         """Note what kinds of machines can be made here now."""
         self.fittings = await self._blocking(self._shape.fittings)
 
+    def vitals(self) -> Mapping[str, Any]:
+        """Return what the heartbeat says of how desktops come up here, and of whose guests keep the image's name."""
+        unnamed = {"unnamed": dict(self._unnamed)} if self._unnamed else {}
+        return {**self.warming.vitals(), **unnamed}
+
     def making(self) -> Making:
         """Return how desktops are made here, for one that arrives while it runs."""
         return Making(self._spec, lambda desktop: self._clone(desktop, self._disk(desktop.id)))
@@ -125,8 +133,11 @@ class Work:
             await _step("installer", self._installer_there(desktop))
             origin = await self._make(desktop)
             # An installer has no guest agent: whoever asked for it looks at its screen.
-            if not self._installers(desktop) and not await self._guest(desktop, started):
-                return
+            if not self._installers(desktop):
+                if not await self._guest(desktop, started):
+                    return
+                if origin is Origin.COLD:
+                    await self._name(desktop)
         except (Refused, OSError) as error:
             await self.fail(desktop, getattr(error, "step", "building"), _words(error))
             return
@@ -359,6 +370,25 @@ class Work:
             if not self._still_wanted(desktop):
                 return False
         return True
+
+    async def _name(self, desktop: Desktop) -> None:
+        """Give a guest that booted its name, as a restored one gets it; one that does not take it is no worse."""
+        with self._grid.view() as db:
+            made_from = template(db, desktop.template)
+        # A version is made of what is edited: it must not carry a name. A seed says the name itself.
+        if desktop.purpose is Purpose.EDIT or made_from is None or made_from.policy.seed is not Seed.NONE:
+            return
+        program = identity.naming(desktop.name)
+        try:
+            said = await printed(self._hypervisor, self._clock, desktop.id, program, limit_s=_NAMED_S)
+            why = identity.misnamed(desktop.name, identity.answer(said))
+        except Refused as error:
+            why = error.message
+        if why:
+            self._unnamed[desktop.template] = why
+            logger.info("a desktop keeps the name of its image", extra={"desktop": desktop.name, "cause": why})
+        else:
+            self._unnamed.pop(desktop.template, None)
 
     async def _check_running(self, desktop: Desktop) -> None:
         states = {status.desktop: status.state for status in await self._hypervisor.domains()}

@@ -1,4 +1,4 @@
-"""Why desktops of a template boot by themselves instead of being restored, as their servers said last."""
+"""Why desktops of a template boot instead of being restored, or keep the image's name, as their servers said last."""
 
 from collections.abc import Mapping
 
@@ -12,6 +12,18 @@ from kmgr.web.services import Services
 def slow_starts(services: Services, template: TemplateId) -> list[Item]:
     """Return the reasons, each with the names of the servers that gave it."""
     return reasons(services.board.all(), _names(services), template)
+
+
+def unnamed(services: Services, template: TemplateId) -> list[Item]:
+    """Return why guests of a template keep the computer name of their image, with the servers that said so."""
+    names, heard = _names(services), services.board.all()
+    told: dict[str, list[str]] = {}
+    for server in sorted(names, key=lambda known: names[known]):
+        notes = heard[server].extra.get("unnamed") if server in heard else None
+        why = notes.get(template) if isinstance(notes, dict) else None
+        if isinstance(why, str) and why:
+            told.setdefault(why, []).append(names[server])
+    return [{"why": why, "servers": on} for why, on in sorted(told.items())]
 
 
 def stopped(services: Services, template: TemplateId) -> Mapping[ServerId, str]:

@@ -37,6 +37,8 @@ class Guest(Desk):
         if command == "guest-exec":
             self.ran.append(arguments)
             return {"pid": 7}
+        if command == "guest-exec-status":
+            return {"exited": True}
         if self.users is None:
             raise Unavailable("the guest agent does not answer")
         return {"value": [{"user": name, "login-time": 1.0} for name in self.users]}
@@ -102,8 +104,8 @@ async def test_a_message_reaches_whoever_is_logged_on(desk: Guest, system: str, 
     await desk.begin()
     desk.system = system
     await guest.tell(desk.hypervisor, D1, "this 'desktop' closes; soon")
-    assert desk.ran[0]["path"] == path
-    assert desk.ran[0]["arg"][-1] == "this 'desktop' closes; soon"
+    assert desk.ran[-1]["path"] == path
+    assert desk.ran[-1]["arg"][-1] == "this 'desktop' closes; soon"
 
 
 async def test_an_agent_that_says_nonsense_is_no_user(desk: Guest) -> None:

@@ -220,6 +220,7 @@ def _versions(request: web.Request) -> dict[str, Any]:
         "versions": present_versions.versions(services, known),
         "bench": present_versions.bench(services, known),
         "slow_starts": slow,
+        "unnamed": present_warm.unnamed(services, known),
     }
 
 
