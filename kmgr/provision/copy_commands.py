@@ -55,7 +55,8 @@ def assign(db: Database, command: Command) -> Outcome:
 def points(db: Database, command: Command) -> Outcome:
     """A server tells how far the copies of its own desktops are. body: server, points.
 
-    points: desktop, generation, server (that has the copy), as_of, bytes each. values: taken, how many counted.
+    points: desktop, generation, server (that has the copy), as_of, bytes each, set_back where as_of is newer although
+    it is smaller, because that server's clock was set back. values: taken, how many counted.
     """
     taken = 0
     for told in command.body["points"]:
@@ -74,7 +75,7 @@ def _point(db: Database, command: Command, told: Any) -> int:
     )
     if copy is None or home is None or copy["state"] not in (C.WANTED, C.READY):
         return 0
-    if copy["as_of"] is not None and told["as_of"] < copy["as_of"]:
+    if copy["as_of"] is not None and told["as_of"] < copy["as_of"] and told.get("set_back") is not True:
         return 0
     db.execute(
         "update copies set state = ?, as_of = ?, bytes = ?, changed_at = ?"

@@ -46,7 +46,8 @@ _NOBODY = "no other server takes its copy now: is another one up, with room on i
 class _Kept:
     """One desktop's copy, as this server knows it. `since`: the begin of its watch, `due`: the next cycle.
 
-    `first` tells that its copy, where the log wants it now, was never complete.
+    `first` tells that its copy, where the log wants it now, was never complete; `at` is when `as_of` was, by the
+    clock that is never set.
     """
 
     desktop: Desktop
@@ -54,6 +55,7 @@ class _Kept:
     to: ServerId | None = None
     first: bool = False
     as_of: int | None = None
+    at: float = 0.0
     due: float = 0.0
     last: CopyPoint | None = None
     failures: int = 0
@@ -201,9 +203,17 @@ class Protection:
             kept.to, kept.last, kept.failures, kept.cause, kept.due, kept.told = to, None, 0, "", 0.0, 0
         if kept.last is None:
             # Until it is complete, the one that it replaces counts.
-            kept.as_of = max((c.as_of for c in held if c.as_of is not None), default=None)
+            self._date(kept, max((c.as_of for c in held if c.as_of is not None), default=None))
             kept.told = 0 if copy is None or copy.as_of is None else copy.as_of
             kept.first = copy is not None and copy.state is CopyState.WANTED
+
+    def _date(self, kept: _Kept, as_of: int | None) -> None:
+        """Note how far a copy of an earlier life goes. The wall clock is believed once, and nothing of the future."""
+        if as_of is not None and kept.as_of is not None:  # an older one of the same copy, or of another
+            kept.at += min(0, as_of - kept.as_of) / 1000
+        elif as_of is not None:
+            kept.at = self._clock.monotonic() - max(0, self._clock.now_ms() - as_of) / 1000
+        kept.as_of = as_of
 
     def _begin(self) -> None:
         now = self._clock.monotonic()
@@ -229,7 +239,8 @@ class Protection:
         else:
             kept.bytes = await self._blocking(lambda: _size(disk))
             now = self._clock.monotonic()
-            kept.last, kept.as_of, kept.failures, kept.cause, kept.first = point, point.as_of, 0, "", False
+            kept.last, kept.as_of, kept.at, kept.first = point, point.as_of, begun, False
+            kept.failures, kept.cause = 0, ""
             kept.due = now + pause_s(self._target_s, now - begun)
         finally:
             kept.cycle = None
@@ -239,7 +250,7 @@ class Protection:
         first = any(kept.last is not None and not kept.told for kept in self._kept.values())
         if not first and now - self._told_at < TELL_S:
             return
-        new = [kept for kept in self._kept.values() if kept.last is not None and kept.last.as_of > kept.told]
+        new = [kept for kept in self._kept.values() if kept.last is not None and kept.last.as_of != kept.told]
         if not new:
             return
         body = {"server": self._grid.server, "points": [_point(kept) for kept in new]}
@@ -282,7 +293,7 @@ class Protection:
         return 0.0 if made else self._clock.monotonic() - kept.since
 
     def _age_s(self, kept: _Kept) -> int | None:
-        return None if kept.as_of is None else max(0, (self._clock.now_ms() - kept.as_of) // 1000)
+        return None if kept.as_of is None else int(self._clock.monotonic() - kept.at)
 
     async def _end(self, ended: Sequence[_Kept]) -> None:
         cycles = [kept.cycle for kept in ended if kept.cycle is not None]
@@ -312,6 +323,8 @@ def _point(kept: _Kept) -> dict[str, object]:
         "server": kept.to,
         "as_of": last.as_of,
         "bytes": kept.bytes,
+        # The clock was set back: what the log knows is of a time that has not come yet.
+        **({"set_back": True} if last.as_of < kept.told else {}),
     }
 
 

@@ -25,7 +25,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     await lab.wait(10)
     for user in EARLY:
         await given(lab, user)
-    await lab.wait(40)
+    await lab.clock.advance(40)
     yield lab
     await lab.close()
 
@@ -56,7 +56,7 @@ async def test_long_first_copies_let_the_others_stay_young_and_who_waits_for_lon
     for user in LATE:
         await given(lab, user)
     for _ in range(40):
-        await lab.wait(5)
+        await lab.clock.advance(5)
         for server in lab.servers:
             ages = [age for desktop, (age, _) in told(server).items() if desktop in early]
             assert all(age is not None and age <= 60 for age in ages), ages
@@ -74,10 +74,10 @@ async def test_long_first_copies_let_the_others_stay_young_and_who_waits_for_lon
     # Its turn alone is not what was waited for.
     for server in lab.servers:
         server.mirror.first_s = 60.0
-    await lab.wait(80)
+    await lab.clock.advance(80)
     assert not any(cause for server in lab.servers for _, cause in told(server).values())
     assert all(server.protection.problems() for server in lab.servers)
-    await lab.wait(80)
+    await lab.clock.advance(80)
     assert ready(lab) == {desktop.id for desktop in lab.desktops() if desktop.user}
     assert all(server.protection.problems() == () for server in lab.servers)
     assert any("up to date again" in text for text in lab.texts("alarm"))
@@ -102,5 +102,5 @@ async def test_a_server_does_a_few_cycles_at_once(lab: Lab) -> None:
     home.mirror.takes_s, home.mirror.first_s = 5.0, 50.0
     for user in LATE:
         await given(lab, user)
-    await lab.wait(120)
+    await lab.clock.advance(120)
     assert most <= AT_ONCE + FIRST_AT_ONCE
