@@ -50,7 +50,7 @@ def _measure(folder: Path, runs: int) -> list[Figure]:
         grid.stop()
     told, users, pool, own = ([one[part] for one in lost] for part in range(4))
     return [
-        figure("power cut until the server is told lost", told, unit="s", limit=Limit(10)),
+        figure("power cut until the server is told lost", told, unit="s", limit=Limit(8)),
         figure(f"power cut until all of {HIT} users have another desktop", users, unit="s", limit=Limit(15)),
         figure(f"power cut until {POOL} stand by elsewhere", pool, unit="s", limit=Limit(90)),
         figure("power cut until a personal desktop's guest answers elsewhere", own, unit="s", limit=Limit(45)),
