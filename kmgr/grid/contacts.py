@@ -12,6 +12,7 @@ Pure.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 
 from kmgr.grid.model import Server, ServerState
 from kmgr.ids import ServerId
@@ -48,9 +49,22 @@ def contacts(servers: Sequence[Server], hints: Mapping[ServerId, str], voters: C
     return Contacts(addresses=addresses, names=names, removed=removed, leaving=leaving)
 
 
+def hosts(known: Contacts) -> frozenset[str]:
+    """Return the hosts of all addresses, as the system spells them."""
+    return frozenset(_spelled(address) for address in known.addresses.values())
+
+
 def split_address(address: str) -> tuple[str, int]:
     """Return host and port of `host:port` or `[v6]:port`; raise ValueError with the reason."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ValueError(f"{address!r} is not of the form host:port")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _spelled(address: str) -> str:
+    host = address.rpartition(":")[0].removeprefix("[").removesuffix("]")
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        return host

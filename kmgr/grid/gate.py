@@ -3,7 +3,8 @@
 Until its TLS handshake is done a connection is a stranger's. Strangers have a
 few seconds each, a few places per address and a few in all; whoever is one too
 many is hung up on at once, so that no crowd of them can use up this process's
-files or hold up the servers of the grid.
+files or hold up the servers of the grid. Addresses of members have their places apart: while strangers
+elsewhere take all of theirs, a member that lost its connections still gets in.
 
 Whoever offers the word for lines gets a `Line` of its own, everybody else asyncio's
 streams; the first bytes are looked at for that, and left where they are. Runs in
@@ -24,7 +25,7 @@ from kmgr.grid.line import Line, ready
 logger = logging.getLogger(__name__)
 
 HANDSHAKE_S = 5.0
-# Strangers that shake hands at the same time: in all, and from one address.
+# Connections that shake hands at the same time: from all addresses that are no member's, and from any one address.
 AT_ONCE = 256
 AT_ONCE_FROM_ONE = 128
 _BACKLOG = 128
@@ -49,6 +50,7 @@ class Gate:
         inside: Inside,
         inside_line: InsideLine,
         turned_away: Callable[[str, str], None],
+        is_members: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self._tls = tls
         self._limit = limit
@@ -56,10 +58,13 @@ class Gate:
         self._inside = inside
         self._inside_line = inside_line
         self._turned_away = turned_away
+        self._is_members = is_members
         self._sockets: list[socket.socket] = []
         self._accepting: list[asyncio.Task[None]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._strangers: Counter[str] = Counter()
+        # How many of these come from addresses that were no member's when they came.
+        self._crowd = 0
 
     async def open(self, host: str, port: int) -> None:
         """Listen; `OSError` if the port cannot be had."""
@@ -90,17 +95,19 @@ class Gate:
                 await asyncio.sleep(_OUT_OF_FILES_S)
                 continue
             remote = str(address[0])
-            if self._strangers.total() >= AT_ONCE or self._strangers[remote] >= AT_ONCE_FROM_ONE:
+            apart = self._is_members(remote)
+            if self._strangers[remote] >= AT_ONCE_FROM_ONE or (self._crowd >= AT_ONCE and not apart):
                 sock.close()
                 self._turned_away(remote, "too many connections that do not finish their handshake come from it")
                 continue
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._strangers[remote] += 1
-            task = loop.create_task(self._serve(sock, remote))
+            self._crowd += not apart
+            task = loop.create_task(self._serve(sock, remote, apart=apart))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, sock: socket.socket, remote: str) -> None:
+    async def _serve(self, sock: socket.socket, remote: str, *, apart: bool) -> None:
         streams, line = None, None
         try:
             began = asyncio.get_running_loop().time()
@@ -118,6 +125,7 @@ class Gate:
             sock.close()
             raise
         finally:
+            self._crowd -= not apart
             self._strangers[remote] -= 1
             if not self._strangers[remote]:
                 del self._strangers[remote]

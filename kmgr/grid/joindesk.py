@@ -9,6 +9,7 @@ Runs in the daemon's loop.
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -38,8 +39,11 @@ from kmgr.grid.preflight import Candidate, Finding, GridSide
 from kmgr.grid.wire import JOIN, Connection, GridPort
 from kmgr.ids import ServerId
 
+# Newcomers that are talked to at once. Those that have not said anything yet count apart, in all and from one address.
 AT_ONCE = 8
+SILENT, SILENT_FROM_ONE = 256, 16
 _NONCE_BYTES = 32
+_TOO_MANY = "too many servers ask to join at once: try again"
 
 NeededMib = Callable[[Database], int]
 
@@ -64,22 +68,33 @@ class JoinDesk:
         self._clock = clock
         self._images_mib = images_mib
         self._room = asyncio.Semaphore(AT_ONCE)
+        self._silent: Counter[str] = Counter()
         port.handle(JOIN, self._welcome)
 
     async def _welcome(self, connection: Connection) -> None:
         talk = Talk(connection)
-        if self._room.locked():
-            await talk.refuse(Unavailable("too many servers ask to join at once: try again"))
-            return
-        async with self._room, asyncio.timeout(2 * WHOLE_S):
-            try:
-                first = await talk.receive()
+        try:
+            first = await self._first(talk, connection.remote)
+            if self._room.locked():
+                raise Unavailable(_TOO_MANY)
+            async with self._room, asyncio.timeout(2 * WHOLE_S):
                 if "resume" in first:
                     await self._resume(talk, first)
                 else:
                     await self._talk(talk, first, connection.remote)
-            except KmgrError as error:
-                await talk.refuse(error)
+        except KmgrError as error:
+            await talk.refuse(error)
+
+    async def _first(self, talk: Talk, remote: str) -> Mapping[str, Any]:
+        if self._silent.total() >= SILENT or self._silent[remote] >= SILENT_FROM_ONE:
+            raise Unavailable(_TOO_MANY)
+        self._silent[remote] += 1
+        try:
+            return await talk.receive()
+        finally:
+            self._silent[remote] -= 1
+            if not self._silent[remote]:
+                del self._silent[remote]
 
     async def _talk(self, talk: Talk, first: Mapping[str, Any], remote: str) -> None:
         info, invitation = self._open()

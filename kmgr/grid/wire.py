@@ -29,7 +29,7 @@ from weakref import WeakSet
 from kmgr import __version__
 from kmgr.errors import ConfigError, Unavailable
 from kmgr.grid import authority, fence, identity, line
-from kmgr.grid.contacts import Contacts, split_address
+from kmgr.grid.contacts import Contacts, hosts, split_address
 from kmgr.grid.ends import Ends, Streams, abort, greeting_of
 from kmgr.grid.fence import REMOVED, Adopt, Fenced, Greeting, Refuse
 from kmgr.grid.gate import HANDSHAKE_S, Gate
@@ -46,6 +46,8 @@ JOIN = "kmgr-join/1"
 # How long the console shows that a stranger was turned away.
 SHOWN_S = 60.0
 _MOST_SHOWN = 5
+# From so many addresses members may call without being in the table under them.
+_MOST_PLACES = 1000
 # Bytes buffered per direction of a connection; large, or image blocks are copied in many small steps.
 BUFFER = 1 << 20
 
@@ -129,10 +131,14 @@ class GridPort:
             inside=self._welcome,
             inside_line=self._welcome_line,
             turned_away=self.complain,
+            is_members=self._is_members,
         )
         self._complained: set[str] = set()
         self._refused_by: dict[ServerId, str] = {}
         self._strangers: dict[str, tuple[float, str]] = {}
+        # Where members are by their addresses, of these contacts; and where some have called from.
+        self._known: tuple[Contacts | None, frozenset[str]] = (None, frozenset())
+        self._called_from: set[str] = set()
 
     def handle(self, alpn: str, handler: Handler) -> None:
         """Give connections of this kind to `handler`; they are closed when it returns."""
@@ -208,6 +214,13 @@ class GridPort:
                     raise
         self._note(server, RAFT, dialled)
         return RaftConnection(server, dialled)
+
+    def _is_members(self, remote: str) -> bool:
+        """Whether a member is expected at, or has called from, this address."""
+        known = self.contacts()
+        if known is not self._known[0]:
+            self._known = known, hosts(known)
+        return remote in self._known[1] or remote in self._called_from
 
     def _address(self, server: ServerId) -> str:
         known = self.contacts()
@@ -330,6 +343,8 @@ class GridPort:
             case Adopt(epoch):
                 await self.guardian.adopt(epoch)
         ends.write(fence.spell(own))
+        if len(self._called_from) < _MOST_PLACES:
+            self._called_from.add(remote)
         return server, other
 
     def _turn_away(self, remote: str, why: str, ends: Ends) -> None:

@@ -201,6 +201,22 @@ async def test_half_open_connections_are_few_and_short(wires: Wires, port: GridP
     await still_serves(wires, port)
 
 
+async def test_strangers_that_take_all_places_do_not_keep_a_member_out(wires: Wires, port: GridPort) -> None:
+    other = wires.port(B)
+    # As from a machine of its own: the table says that B is there.
+    wires.addresses[B] = "127.0.0.1:1"
+    async with contextlib.AsyncExitStack() as stack:
+        for number in range(gate.AT_ONCE + 20):
+            source = (f"127.0.9.{number % 3 + 1}", 0)
+            _, writer = await asyncio.open_connection("127.0.0.1", port.port, local_addr=source)
+            stack.callback(writer.transport.abort)
+        await told(port, "too many connections")
+        began = time.monotonic()
+        connection = await other.dial(A, CALL)
+        assert time.monotonic() - began < gate.HANDSHAKE_S
+        connection.cut()
+
+
 async def _end_of(reader: asyncio.StreamReader) -> float:
     with contextlib.suppress(ConnectionError):
         await reader.read()

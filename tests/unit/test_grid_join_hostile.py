@@ -13,6 +13,7 @@ from kmgr.grid import authority, identity
 from kmgr.grid.discovery import Announcement, Announcer, browse
 from kmgr.grid.exchange import Exchange, Proofs, Side
 from kmgr.grid.join import TRIES
+from kmgr.grid.joindesk import AT_ONCE, SILENT_FROM_ONE
 from kmgr.grid.phrase import password_of
 from kmgr.grid.wire import JOIN
 from tests.lab.join_lab import A, Fresh, Office
@@ -226,3 +227,17 @@ def test_the_proofs_cover_certificate_words_order_and_direction() -> None:
     assert not other.check(b"2", second), "out of order"
     assert other.check(b"1", first) and not other.check(b"1", first), "twice"
     assert not one.check(b"2", second), "back to its sender"
+
+
+async def test_strangers_that_say_nothing_keep_nobody_from_joining(office: Office, tmp_path: Path) -> None:
+    host, port = office.address.split(":")
+    context = authority.stranger_context(alpn=[JOIN])
+    silent = [await asyncio.open_connection(host, int(port), ssl=context) for _ in range(AT_ONCE + 4)]
+    await Fresh(tmp_path).join(office, await office.phrase())
+    assert office.names() == ["a", "b"]
+    # From one address they are few all the same.
+    more = [await asyncio.open_connection(host, int(port), ssl=context) for _ in range(SILENT_FROM_ONE)]
+    async with asyncio.timeout(5):
+        assert b"too many servers ask to join" in await more[-1][0].read(1000)
+    for _, writer in silent + more:
+        writer.transport.abort()
