@@ -9,14 +9,19 @@ from kmgr.config import Config
 
 def own_address() -> str:
     """Return this machine's first IPv4 address that is not loopback, or 127.0.0.1 if it has none."""
+    return next(iter(own_addresses()), "127.0.0.1")
+
+
+def own_addresses() -> tuple[str, ...]:
+    """Return this machine's IPv4 addresses that others may reach, in the order of the interfaces' names."""
     states = psutil.net_if_stats()
-    for name, addresses in sorted(psutil.net_if_addrs().items()):
-        if name == "lo" or name.startswith(("virbr", "docker", "veth")) or not states[name].isup:
-            continue
-        for address in addresses:
-            if address.family == socket.AF_INET and not address.address.startswith("127."):
-                return str(address.address)
-    return "127.0.0.1"
+    return tuple(
+        str(address.address)
+        for name, addresses in sorted(psutil.net_if_addrs().items())
+        if name != "lo" and not name.startswith(("virbr", "docker", "veth")) and name in states and states[name].isup
+        for address in addresses
+        if address.family == socket.AF_INET and not address.address.startswith("127.")
+    )
 
 
 def grid_address(config: Config) -> str:

@@ -23,7 +23,7 @@ from kmgr.daemon.local_door import operations
 from kmgr.daemon.supervise import Loops, every_day
 from kmgr.daemon.trunk import Trunk
 from kmgr.grid import arp, identity, join
-from kmgr.grid.discovery import Announcement, Announcer, interfaces_for
+from kmgr.grid.discovery import Announcement, Announcer
 from kmgr.grid.floating import FloatingAddress
 from kmgr.grid.identity import Identity
 from kmgr.grid.island import IslandGrid
@@ -193,13 +193,15 @@ class Member:
         await self._named(self._floating.address)
 
     async def _announce(self, stack: AsyncExitStack) -> None:
-        address = addresses.grid_address(self._config)
-        announcer = Announcer(interfaces=interfaces_for(address))
-        own = self._own
+        announcer, own = Announcer(), self._own
+
+        def what() -> Announcement:
+            address = addresses.grid_address(self._config)
+            return Announcement(own.grid, own.grid_name, own.server, own.name, address, __version__)
+
         stack.push_async_callback(announcer.stop)
         self._trunk.heart.contribute("mdns", lambda: {"problems": [announcer.problem] if announcer.problem else []})
-        what = Announcement(own.grid, own.grid_name, own.server, own.name, address, __version__)
-        self._loops.begin("mdns", lambda: announcer.announce(what))
+        self._loops.begin("mdns", lambda: announcer.run(what, clock=self._clock, addresses=addresses.own_addresses))
 
     def _made_keeping(self) -> Leadership:
         """What the leader does for people and desktops; on an island this server leads itself."""

@@ -10,7 +10,8 @@ exchange proves the grid. Runs in the daemon's loop.
 import asyncio
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from zeroconf import Error, InterfaceChoice, IPVersion, ServiceStateChange
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
+from kmgr.clock import Clock
 from kmgr.grid.contacts import split_address
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,8 @@ HINT = (
     "different VLANs. Typing the address of a server always works."
 )
 _INFO_MS = 1500
+# So often it is looked whether this server must be announced again.
+LOOK_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,10 @@ class Found:
 
 
 class Announcer:
-    """Announces this server until stopped. `interfaces` are own addresses; none given means all."""
+    """Announces this server until stopped. `interfaces` are own addresses; none given means all.
+
+    `run` keeps it announced: a machine may get its network, or another address, long after it started.
+    """
 
     def __init__(self, *, interfaces: Sequence[str] = ()) -> None:
         self._interfaces = interfaces
@@ -81,16 +88,37 @@ class Announcer:
                 await self._zeroconf.async_update_service(info)
             self._info, self.problem = info, ""
         except (OSError, ValueError, Error) as error:
-            self.problem = _problem(error)
-            logger.warning("mdns does not work", extra={"cause": str(error)})
+            before, self.problem = self.problem, _problem(error)
+            if self.problem != before:
+                logger.warning("mdns does not work", extra={"cause": str(error)})
+
+    async def run(
+        self,
+        what: Callable[[], Announcement],
+        *,
+        clock: Clock,
+        addresses: Callable[[], object],
+        interfaces: Callable[[Announcement], Sequence[str]] | None = None,
+    ) -> None:
+        """Announce until cancelled: again if it failed, or `what` or the `addresses` of this machine changed."""
+        announced: tuple[Announcement, object] | None = None
+        while True:
+            now = what(), addresses()
+            if now != announced or self.problem:
+                if announced is not None:
+                    await self.stop()  # its sockets are those of the addresses of before
+                self._interfaces = (interfaces or _interfaces)(now[0])
+                await self.announce(now[0])
+                announced = now
+            await clock.sleep(LOOK_S)
 
     async def stop(self) -> None:
         """Say goodbye and stop."""
-        if self._zeroconf is not None:
-            await self._zeroconf.async_unregister_all_services()
-            await self._zeroconf.async_close()
-            self._zeroconf = None
-            self._info = None
+        zeroconf, self._zeroconf, self._info = self._zeroconf, None, None
+        if zeroconf is not None:
+            with suppress(OSError, Error):  # perhaps there is no network any more to say goodbye to
+                await zeroconf.async_unregister_all_services()
+            await zeroconf.async_close()
 
 
 async def browse(seconds: float, *, interfaces: Sequence[str] = ()) -> Found:
@@ -174,6 +202,10 @@ def interfaces_for(grid_address: str) -> tuple[str, ...]:
         return ("127.0.0.1",) if ip_address(split_address(grid_address)[0]).is_loopback else ()
     except ValueError:
         return ()
+
+
+def _interfaces(what: Announcement) -> Sequence[str]:
+    return interfaces_for(what.grid_address)
 
 
 def _open(interfaces: Sequence[str]) -> AsyncZeroconf:
