@@ -101,8 +101,8 @@ def refuse_if_needless(own: Identity, finding: Finding, answers: tuple[Answer, .
         term, index = best.end
         raise Refused(
             f"server {best.server.name} ({best.server.grid_address}) has more of the grid's log (entry {index} of "
-            f"term {term}, here it ends at {finding.last} of term {finding.last_term}): stop kmgr there and run kmgr grid "
-            "recover there, then kmgr reset here"
+            f"term {term}, here it ends at {finding.last} of term {finding.last_term}): stop kmgr there and run "
+            "kmgr grid recover there, then kmgr reset here"
         )
 
 

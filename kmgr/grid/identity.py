@@ -208,7 +208,7 @@ def ensure_web_certificate(data_dir: Path, names: frozenset[str], *, now_ms: int
 
 
 def atomic_write(path: Path, data: bytes) -> None:
-    """Replace a file as a whole, readable by its owner only, safe against a power cut; if not, raise `Unavailable`."""
+    """Replace a file as a whole or raise `Unavailable`; its owner only may read it, a power cut breaks nothing."""
     temporary = path.with_name(path.name + ".new")
     try:
         _write_synced(temporary, data)

@@ -39,7 +39,7 @@ from kmgr.grid.preflight import Candidate, Finding, GridSide
 from kmgr.grid.wire import JOIN, Connection, GridPort
 from kmgr.ids import ServerId
 
-# Newcomers that are talked to at once. Those that have not said anything yet count apart, in all and from one address.
+# Newcomers that are talked to at once. Those that have said nothing yet count apart, in all and from one address.
 AT_ONCE = 8
 SILENT, SILENT_FROM_ONE = 256, 16
 _NONCE_BYTES = 32
