@@ -15,7 +15,8 @@ from kmgr.daemon.supervise import Loop
 from kmgr.grid.identity import Identity
 from kmgr.grid.port import Grid, Requests
 from kmgr.grid.queries import settings
-from kmgr.ids import DesktopId
+from kmgr.ids import DesktopId, ServerId
+from kmgr.provision.copy_rights import may_send
 from kmgr.provision.halting import Halting
 from kmgr.provision.hypervisor import Hypervisor
 from kmgr.provision.lease import Lease
@@ -31,6 +32,8 @@ from kmgr.replica.images import Images
 from kmgr.replica.mirror_receive import Copies
 from kmgr.replica.mirror_send import DiskMirror, Slow
 from kmgr.replica.scrub import Rules
+
+_ASK_S = 2.0
 
 
 class PersonalParts:
@@ -55,7 +58,7 @@ class PersonalParts:
         tenure = Tenure(log, folder=data_dir / "run", boot=this_boot(), clock=clock)
         lease = Lease(log, clock=clock, tenured=tenure.lasts, guarded=guarding.guarded, told=guarding.told)
         self._lease = lease
-        store = Copies(requests, images, clock=clock, seed=self._seed)
+        store = Copies(requests, images, clock=clock, seed=self._seed, admit=self._admits)
         self._disks = PersonalDisks(log, store, hypervisor, data_dir=data_dir, clock=clock, blocking=blocking.call)
         self._again = CopiesAgain(store, folder=data_dir / "copies", rules=self._rules, clock=clock)
         self._halting = Halting(hypervisor, lease.holds, clock=clock)
@@ -100,6 +103,18 @@ class PersonalParts:
     def _needed(self) -> bool:
         with self._log.view() as db:
             return any(desktop.personal for desktop in desktops(db, server=self._log.server))
+
+    async def _admits(self, sender: ServerId, desktop: DesktopId, generation: int) -> bool:
+        """Tell whether points of a desktop's copy are taken from a server."""
+        if self._may_send(sender, desktop, generation):
+            return True
+        # What gave it the right may be a moment old.
+        await self._log.barrier(_ASK_S)
+        return self._may_send(sender, desktop, generation)
+
+    def _may_send(self, sender: ServerId, desktop: DesktopId, generation: int) -> bool:
+        with self._log.view() as db:
+            return may_send(db, sender, desktop, generation, to=self._log.server)
 
     def _seed(self, desktop: DesktopId) -> Path | None:
         return self._disks.seed(desktop)

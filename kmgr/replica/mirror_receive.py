@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,7 @@ from kmgr.replica.mirror_wire import Kind
 logger = logging.getLogger(__name__)
 
 Seed = Callable[[DesktopId], Path | None]
-Admit = Callable[[ServerId, DesktopId, int], bool]
+Admit = Callable[[ServerId, DesktopId, int], Awaitable[bool]]
 
 _GOOD_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _LAST_WORDS_S = 10.0
@@ -53,7 +53,7 @@ def no_seed(_desktop: DesktopId) -> Path | None:
     return None
 
 
-def everybody(_server: ServerId, _desktop: DesktopId, _generation: int) -> bool:
+async def everybody(_server: ServerId, _desktop: DesktopId, _generation: int) -> bool:
     """Admit cycles from any server of the grid."""
     return True
 
@@ -160,7 +160,7 @@ class Copies:
             identity = identity_from(body.get("disk") or {})
         except (ValueError, AttributeError) as error:
             raise Refused(f"the request to keep a copy makes no sense: {error}") from error
-        if not self._admit(peer, identity.desktop, identity.generation):
+        if not await self._admit(peer, identity.desktop, identity.generation):
             raise Refused(
                 f"desktop {identity.desktop}, generation {identity.generation}, does not belong to server {peer}: "
                 "no copy of it is taken from there"

@@ -15,6 +15,7 @@ from kmgr.clock import SystemClock
 from kmgr.errors import Conflict, KmgrError, NotFound, Refused, Unavailable
 from kmgr.grid.port import Stream
 from kmgr.grid.requests import GridRequests
+from kmgr.ids import DesktopId, ServerId
 from kmgr.replica import mirror_wire as wire
 from kmgr.replica.grains import GRAIN
 from kmgr.replica.mirror import CopyPoint
@@ -392,12 +393,10 @@ async def test_a_disk_on_something_else_is_not_copied(pair: Pair, tmp_path: Path
 
 
 async def test_cycles_are_taken_only_from_the_server_whose_desktop_it_is(pair: Pair) -> None:
-    Copies(
-        pair.network.port(B),
-        pair.b.images,
-        clock=pair.clock,
-        admit=lambda server, desktop, number: (server, desktop, number) != (A, D1, 1),
-    )
+    async def admit(server: ServerId, desktop: DesktopId, number: int) -> bool:
+        return (server, desktop, number) != (A, D1, 1)
+
+    Copies(pair.network.port(B), pair.b.images, clock=pair.clock, admit=admit)
     with pytest.raises(Refused, match="does not belong to server srv-a"):
         await cycle(pair)
     assert await pair.a.mirror.cycle(D1, 2, pair.a.disk, to=B, last=None) == (await pair.b.copies.held())[0]
