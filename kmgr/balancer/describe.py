@@ -6,8 +6,9 @@ One thing a line, `#` begins a comment, names are free:
     template win  win:1     memory=4096 standby=4 maximum=20
     desktop  win-7 win one in_use user=anna
 
-Sizes are in MiB. What is not said is ample: a server is up, idle and holds every
-version; a desktop is of its template's version and as large as that says. Pure.
+Sizes are in MiB. What is not said is ample: a server is up, idle, has the same
+processor (`processor=WORD`) as the others and holds every version;
+a desktop is of its template's version and as large as that says. Pure.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ from kmgr.balancer.model import (
     View,
 )
 from kmgr.errors import Refused
-from kmgr.grid.model import Server, ServerState, Vitals
+from kmgr.grid.model import Processor, Server, ServerState, Vitals
 from kmgr.ids import AccountName, DesktopId, ImageId, ServerId, TemplateId, VersionId
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.templates.model import Kind, Refresh, Template
@@ -110,7 +111,7 @@ class _Reading:
         held = told.pop("holds", None)
         self._holds[name] = None if held is None else frozenset(filter(None, held.split(",")))
         given = {**_SERVER, **{key: _count(told.pop(key)) for key in _SERVER if key in told}}
-        accelerator = told.pop("accelerator", "kvm")
+        accelerator, processor = told.pop("accelerator", "kvm"), told.pop("processor", "any")
         if state in (ServerState.LOST, ServerState.REMOVED):
             return
         self._vitals[server] = Vitals(
@@ -122,6 +123,7 @@ class _Reading:
             disk_mib=given["disk"],
             disk_free_mib=given["disk_free"] if given["disk_free"] >= 0 else given["disk"],
             accelerator=accelerator,
+            processor=Processor("", processor, frozenset()),
             can_run_desktops=True,
         )
 

@@ -1,8 +1,9 @@
 """Decide which desktops go on on another server while somebody works on them: off a draining one, or for balance.
 
 Rule 1: only a few at once from and to each server, and on the whole: copies take network and disk.
-Rule 2: a target has the golden image, runs desktops by the same means, and has
-room for the whole desktop beyond its reserve; the emptiest is taken.
+Rule 2: a target has the golden image, runs desktops by the same means, has a processor that
+can go on with what the guest found (`provision.processors`), and has room
+for the whole desktop beyond its reserve; the emptiest is taken.
 Rule 3: for balance only in calm weather, when nothing else happens, one server is
 much fuller than another, and the move leaves it the fuller one still: so
 nothing goes back and forth. Never if the loss of a server would be worse afterwards, and
@@ -24,6 +25,7 @@ from kmgr.balancer.protection import safe_copies
 from kmgr.balancer.redundancy import homeless
 from kmgr.grid.model import PLACEABLE, Server, ServerState
 from kmgr.ids import ServerId
+from kmgr.provision import processors
 from kmgr.provision.model import Copy, CopyState, Desktop, DesktopState, Purpose
 
 EACH_AT_ONCE = 2
@@ -168,6 +170,8 @@ def refused(desktop: Desktop, room: Room, view: View) -> str:
         return str(room.closed.value)
     if here is None or there is None or here.accelerator != there.accelerator:
         return "runs desktops by other means"
+    if why := processors.why_not(here.accelerator, here.processor, there.processor):
+        return why
     if room.server not in view.holders.get(desktop.version, frozenset()):
         return "does not have its golden image"
     if room.memory_mib < desktop.memory_mib + OVERHEAD_MIB:

@@ -142,12 +142,25 @@ DOUBTED = "doubted"
 
 
 @dataclass(frozen=True, slots=True)
+class Processor:
+    """What a guest sees of a server's processors under KVM: who made them, which kind they are, what they can do."""
+
+    vendor: str
+    kind: str
+    features: frozenset[str]
+
+    def to_json(self) -> Mapping[str, Any]:
+        """Return it as other servers are told."""
+        return {"vendor": self.vendor, "kind": self.kind, "features": sorted(self.features)}
+
+
+@dataclass(frozen=True, slots=True)
 class Vitals:
     """A server's last heartbeat: load, room, accelerator, progress of copies. Memory only, never in the log.
 
     `heard_at` is this server's monotonic clock when it arrived. `images` maps a
     version id to (blocks here, blocks in all). `problems` are sentences for the
-    console ("libvirt is not answering: …"); an empty tuple means all is well.
+    console ("libvirt is not answering: …"); an empty tuple means all is well. `processor`: None if it is not known.
     """
 
     server: ServerId
@@ -160,6 +173,7 @@ class Vitals:
     disk_free_mib: int = 0
     accelerator: str = ""
     can_run_desktops: bool = False
+    processor: Processor | None = None
     problems: Sequence[str] = ()
     images: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     extra: Mapping[str, Any] = field(default_factory=dict)

@@ -22,7 +22,7 @@ from kmgr.clock import Clock
 from kmgr.errors import KmgrError, Refused
 from kmgr.grid import skew
 from kmgr.grid.contacts import Contacts
-from kmgr.grid.model import Vitals
+from kmgr.grid.model import Processor, Vitals
 from kmgr.grid.port import Grid, Requests
 from kmgr.grid.queries import settings
 from kmgr.ids import ServerId
@@ -190,12 +190,23 @@ def vitals_from(server: ServerId, told: Mapping[str, Any], *, heard_at: float) -
             **{name: int(told.get(name, 0)) for name in _NUMBERS},
             accelerator=str(told.get("accelerator", "")),
             can_run_desktops=bool(told.get("can_run_desktops", False)),
+            processor=processor_from(told.get("processor")),
             problems=tuple(str(problem) for problem in told.get("problems", ())),
             images={str(v): (int(here), int(whole)) for v, (here, whole) in told.get("images", {}).items()},
             extra=dict(told.get("extra", {})),
         )
     except (TypeError, ValueError, AttributeError) as error:
         raise Refused(f"this is no heartbeat: {error}") from error
+
+
+def processor_from(told: Any) -> Processor | None:
+    """Read what a server says of its processors; None for whatever says nothing whole."""
+    if not isinstance(told, Mapping):
+        return None
+    vendor, kind, features = told.get("vendor"), told.get("kind"), told.get("features")
+    if not (isinstance(vendor, str) and isinstance(kind, str) and isinstance(features, list)):
+        return None
+    return Processor(vendor, kind, frozenset(one for one in features if isinstance(one, str)))
 
 
 def _merge(told: dict[str, Any], part: Mapping[str, Any]) -> None:
@@ -207,7 +218,7 @@ def _merge(told: dict[str, Any], part: Mapping[str, Any]) -> None:
                 told["images"].update({version: list(progress) for version, progress in value.items()})
             case "extra":
                 told["extra"].update(value)
-            case "accelerator" | "can_run_desktops":
+            case "accelerator" | "can_run_desktops" | "processor":
                 told[name] = value
             case _ if name in _NUMBERS:
                 told[name] = value

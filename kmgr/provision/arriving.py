@@ -20,8 +20,9 @@ from typing import Any
 from kmgr.clock import Clock
 from kmgr.errors import Conflict, KmgrError, NotFound, Refused, Unavailable
 from kmgr.grid.port import Accept, Grid, Requests, Stream
+from kmgr.grid.vitals import processor_from
 from kmgr.ids import DesktopId, ServerId
-from kmgr.provision import disks
+from kmgr.provision import disks, processors
 from kmgr.provision.hypervisor import DomainSpec, Hypervisor
 from kmgr.provision.migration import Migrations, Traits, traits_from
 from kmgr.provision.model import CopyState, Desktop
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 PREPARE, DISK, MEMORY, LOADED, RESUMED = "move.prepare", "move.disk", "move.memory", "move.loaded", "move.resumed"
 # In `LOADED`: since when (ms) the guest has held its file systems still, if it was not heard to thaw.
 FROZEN = "frozen_since"
+# In `PREPARE`: what the guest found of the processors where it is.
+PROCESSOR = "processor"
 LOOK_S = 1.0
 LOADED_S = 20.0
 _POLL_S = 0.005
@@ -145,13 +148,17 @@ class Arriving:
     async def _prepare(self, peer: ServerId, body: Mapping[str, Any]) -> Mapping[str, Any]:
         await self._grid.barrier()
         desktop = self._expected(peer, body)
+        traits = traits_from(body.get("traits"))
+        found = processor_from(body.get(PROCESSOR))
+        if why := processors.why_not(traits.emulation, found, await self._migrations.processor()):
+            raise Refused(f"the other server {why}")
         guest = self._guests.setdefault(desktop.id, _Guest(desktop.generation, self._door(desktop.id)))
         async with guest.busy:
             self._guests[desktop.id] = guest  # whatever was judged about an earlier one while this waited
             await self._clear(desktop.id)
             guest.generation, guest.loaded = desktop.generation, False
             try:
-                await self._make(desktop, traits_from(body.get("traits")), guest)
+                await self._make(desktop, traits, guest)
             except BaseException:
                 self._forget(desktop.id)  # what there is of it is a stray one now
                 raise

@@ -10,6 +10,7 @@ import json
 import socket
 
 from kmgr.errors import NotFound, Refused
+from kmgr.grid.model import Processor
 from kmgr.ids import DesktopId
 from kmgr.provision.fake import FakeHypervisor
 from kmgr.provision.hypervisor import DomainSpec, DomainState
@@ -29,6 +30,8 @@ class FakeMigrations:
         self._arrived: dict[DesktopId, bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.fail: dict[str, str] = {}
+        self.chip: Processor | None = Processor("AMD", "family 25 model 17", frozenset({"avx2", "sse4.2"}))
+        self.emulation = "qemu"
         self.slow = False
         self.busy = False
         self._looks = 0
@@ -36,12 +39,17 @@ class FakeMigrations:
         # With its process, all connections of a domain end.
         hypervisor.on_remove = self._end
 
+    async def processor(self) -> Processor | None:
+        """Return what a test says it is."""
+        self._check("processor")
+        return self.chip
+
     async def traits(self, desktop: DesktopId) -> Traits:
         """Return some that are of the right form."""
         self._check("traits")
         self._hypervisor.spec(desktop)
         uuid = "00000000-0000-4000-8000-000000000001"
-        return Traits(uuid, uuid, "52:54:00:00:00:01", "pc-q35-7.2", "qemu", named_memory=False)
+        return Traits(uuid, uuid, "52:54:00:00:00:01", "pc-q35-7.2", self.emulation, named_memory=False)
 
     async def begun(self, desktop: DesktopId) -> bool:
         """True while a copy goes on."""

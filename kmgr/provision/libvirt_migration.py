@@ -18,8 +18,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from kmgr.errors import NotFound, Refused
+from kmgr.grid.model import Processor
 from kmgr.ids import DesktopId
-from kmgr.provision import movexml
+from kmgr.provision import movexml, processors
 from kmgr.provision.hypervisor import DomainSpec, Hypervisor
 from kmgr.provision.libvirt_driver import LibvirtDriver
 from kmgr.provision.libvirt_monitor import ask, attempt, lend, soon
@@ -52,6 +53,13 @@ class LibvirtMigrations:
 
     def __init__(self, driver: LibvirtDriver) -> None:
         self._driver = driver
+        self._processor: Processor | None = None
+
+    async def processor(self) -> Processor | None:
+        """Ask libvirt, until it told once: another one is for another start of this machine."""
+        if self._processor is None:
+            self._processor = processors.read(await self._driver.with_connection(lambda one: one.getCapabilities()))
+        return self._processor
 
     async def traits(self, desktop: DesktopId) -> Traits:
         """Return what a running desktop must keep."""

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from kmgr.errors import Refused, Unavailable
+from kmgr.grid.model import Processor
 from kmgr.ids import DesktopId
 from kmgr.provision.hypervisor import DomainSpec
 
@@ -61,6 +62,10 @@ class Progress:
 
 class Migrations(Protocol):
     """Live moves on one server's hypervisor: `Refused` tells why one failed, `Unavailable` that nothing is known."""
+
+    async def processor(self) -> Processor | None:
+        """Return what desktops see of this server's processors, None if that is not told."""
+        ...
 
     async def traits(self, desktop: DesktopId) -> Traits:
         """Return what a running desktop must keep."""

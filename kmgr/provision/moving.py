@@ -23,11 +23,11 @@ from typing import Any, TypeAlias
 from kmgr.clock import Clock
 from kmgr.errors import Conflict, KmgrError, OutcomeUnknown, Refused, Unavailable
 from kmgr.grid.envelope import Applied, Outcome
-from kmgr.grid.model import ServerState
+from kmgr.grid.model import Processor, ServerState
 from kmgr.grid.port import Grid, Requests, Stream
 from kmgr.grid.queries import server
 from kmgr.ids import DesktopId
-from kmgr.provision.arriving import DISK, FROZEN, LOADED, LOADED_S, MEMORY, PREPARE, RESUMED
+from kmgr.provision.arriving import DISK, FROZEN, LOADED, LOADED_S, MEMORY, PREPARE, PROCESSOR, RESUMED
 from kmgr.provision.cold_moves import ColdMoves
 from kmgr.provision.migration import Migrations, Progress
 from kmgr.provision.model import Desktop, DesktopState
@@ -75,6 +75,7 @@ class Moving:
         self._clock = clock
         self._may_run = may_run
         self._cold = cold
+        self._processor: Processor | None = None
         self._jobs: dict[DesktopId, asyncio.Task[None]] = {}
         self._percent: dict[DesktopId, int] = {}
 
@@ -83,8 +84,9 @@ class Moving:
         return frozenset(self._jobs) | frozenset(d.id for d in self._wanted())
 
     def vitals(self) -> Mapping[str, Any]:
-        """Return what this part adds to the heartbeat: how far each desktop is that leaves, in percent."""
-        return {"extra": {"moves": dict(self._percent)}}
+        """Return what this part adds to the heartbeat: the processor, and how far each desktop that leaves is."""
+        known = {} if self._processor is None else {"processor": self._processor.to_json()}
+        return {"extra": {"moves": dict(self._percent)}, **known}
 
     async def run(self) -> None:
         """Do rounds until cancelled: whenever the state changes, and every two seconds."""
@@ -93,6 +95,7 @@ class Moving:
         try:
             while True:
                 seen = self._grid.status().applied
+                await self._look()
                 self.run_once()
                 await self._grid.changed(seen, timeout_s=LOOK_S)
         finally:
@@ -100,6 +103,11 @@ class Moving:
             for job in jobs:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
+
+    async def _look(self) -> None:
+        if self._processor is None:
+            with contextlib.suppress(KmgrError):  # libvirt does not answer: the agent tells
+                self._processor = await self._migrations.processor()
 
     def run_once(self) -> None:
         """Begin what the log wants moved, a few at a time."""
@@ -138,7 +146,9 @@ class Moving:
         begun = self._clock.monotonic()
         traits = await self._migrations.traits(desktop.id)
         body = {"desktop": desktop.id, "generation": desktop.generation}
-        await self._requests.call(to, PREPARE, {**body, "traits": traits.to_json()}, timeout_s=PREPARE_S)
+        own = await self._migrations.processor()
+        told = {"traits": traits.to_json(), PROCESSOR: None if own is None else own.to_json()}
+        await self._requests.call(to, PREPARE, {**body, **told}, timeout_s=PREPARE_S)
         async with self._disk_door(desktop, body) as door:
             await self._migrations.copy_disk(desktop.id, door)
             await self._until_ready(desktop, self._migrations.disk, (0, 60), Pace("disk", self._clock.monotonic()))

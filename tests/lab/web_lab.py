@@ -24,7 +24,7 @@ from kmgr.config import Config
 from kmgr.grid.identity import Identity
 from kmgr.grid.join import Invitation
 from kmgr.grid.local import LocalGrid, LocalNetwork
-from kmgr.grid.model import Vitals
+from kmgr.grid.model import Processor, Vitals
 from kmgr.grid.vitals import Board
 from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.attendance import Attendance
@@ -108,6 +108,7 @@ class WebLab:
         plain = {
             "cpus": 4, "load_percent": 10, "memory_mib": 8192, "memory_free_mib": 6000, "disk_mib": 100_000,
             "disk_free_mib": 60_000, "accelerator": "kvm", "can_run_desktops": True,
+            "processor": Processor("AMD", "family 25 model 17", frozenset({"avx2"})),
             "extra": {"builds": {"limit": 3, "most": 8, "why": ""}},
         }  # fmt: skip
         return Vitals(server, self.clock.monotonic(), **{**plain, **changed})

@@ -1,16 +1,20 @@
 """Which desktops move while somebody works on them."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from kmgr.balancer.drains import stays
 from kmgr.balancer.model import Relocate, Why
 from kmgr.balancer.plan import plan
 from kmgr.balancer.relocate import EACH_AT_ONCE, MOST_FAILURES, MUCH_FULLER
+from kmgr.grid.model import Processor
 from kmgr.ids import ServerId
 from tests.lab.state import State
 
 A, B, C = (ServerId(f"srv-{letter}") for letter in "abc")
+CHIP = Processor("AMD", "family 25 model 17", frozenset({"avx2", "sse4.2"}))
 
 
 @pytest.fixture
@@ -56,15 +60,43 @@ def test_only_a_few_leave_a_server_at_once_and_the_next_follow(state: State) -> 
 def test_one_goes_only_where_its_image_memory_and_means_are(state: State) -> None:
     used(state, A)
     state.become(A, "draining")
-    state.hear(A, accelerator="kvm")
-    state.hear(B, accelerator="kvm", memory_free_mib=600)
-    state.hear(C, accelerator="tcg")
+    state.hear(A, accelerator="kvm", processor=CHIP)
+    state.hear(B, accelerator="kvm", processor=CHIP, memory_free_mib=600)
+    state.hear(C, accelerator="tcg", processor=CHIP)
     assert planned(state) == []
-    state.hear(C, accelerator="kvm")
+    state.hear(C, accelerator="kvm", processor=CHIP)
     state.db.execute("delete from holdings where server = 'srv-c'")
     assert planned(state) == []
     state.hold("ver-1", C)
     assert [move.target for move in planned(state)] == [C]
+
+
+OTHERS = [
+    (None, "another processor: that is not known"),
+    (Processor("Intel", "family 6 model 85", CHIP.features), "Intel family 6 model 85, not AMD family 25 model 17"),
+    (replace(CHIP, features=frozenset({"sse4.2"})), "lacks avx2"),
+]
+
+
+@pytest.mark.parametrize(("other", "why"), OTHERS)
+def test_one_goes_only_where_the_processor_can_do_what_its_guest_found(
+    state: State, other: Processor | None, why: str
+) -> None:
+    (made,) = used(state, A)
+    state.become(A, "draining")
+    for server in (A, B, C):
+        state.hear(server, accelerator="kvm", processor=CHIP if server == A else other)
+    assert planned(state) == []
+    (waits,) = stays(state.view(), A)
+    assert (waits.desktop, why in waits.why) == (made, True), waits.why
+    state.hear(A, accelerator="kvm", processor=None)
+    state.hear(B, accelerator="kvm", processor=CHIP)
+    assert planned(state) == [], "nor where nobody knows what it is"
+    state.hear(A, accelerator="kvm", processor=CHIP)
+    assert [move.target for move in planned(state)] == [B]
+    for server in (A, B, C):
+        state.hear(server, accelerator="tcg", processor=CHIP if server == A else other)
+    assert len(planned(state)) == 1, "in emulation all offer the same"
 
 
 def test_one_that_failed_so_often_waits_for_its_user_to_log_out(state: State) -> None:
@@ -140,6 +172,16 @@ def test_nobody_moves_for_balance_while_anything_else_happens(state: State) -> N
     assert planned(state)
     state.desktop("tpl-win", B, "building")
     assert planned(state) == []
+
+
+def test_nobody_moves_unasked_to_a_processor_that_is_not_known(state: State) -> None:
+    for server in (A, B, C):
+        state.hear(server, memory_mib=16_384, memory_free_mib=16_000, accelerator="kvm")
+    used(state, A, 10)
+    assert planned(state) == []
+    for server in (A, B, C):
+        state.hear(server, memory_mib=16_384, memory_free_mib=16_000, accelerator="kvm", processor=CHIP)
+    assert planned(state)
 
 
 def test_for_balance_a_personal_desktop_stays_until_its_safe_copy_is_whole(state: State) -> None:

@@ -13,13 +13,14 @@ from kmgr.errors import Refused
 from kmgr.grid.commands import APPLIERS
 from kmgr.grid.contacts import Contacts
 from kmgr.grid.local import LocalGrid, LocalNetwork
-from kmgr.grid.model import Vitals
+from kmgr.grid.model import Processor, Vitals
 from kmgr.grid.schema import SCHEMA
 from kmgr.grid.skew import complaint
 from kmgr.grid.vitals import Board, Heart, measurer, vitals_from
 from kmgr.ids import ServerId
 
 A, B = ServerId("srv-a"), ServerId("srv-b")
+CHIP = Processor("AMD", "family 25 model 17", frozenset({"avx2", "sse4.2"}))
 
 
 async def measured() -> Mapping[str, Any]:
@@ -96,16 +97,25 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 async def test_a_heartbeat_is_heard_by_the_others_and_by_the_server_itself(lab: Lab) -> None:
     lab.heart.contribute("replica", lambda: {"images": {"ver-1": (3, 10)}, "problems": ["disk is slow"]})
     lab.heart.contribute("provision", lambda: {"accelerator": "kvm", "can_run_desktops": True, "builds": 2})
+    lab.heart.contribute("moves", lambda: {"processor": CHIP.to_json()})
     await lab.clock.advance(5)
     await lab.beat()
     vitals = lab.far_board.all()[A]
     assert (vitals.cpus, vitals.memory_mib, vitals.accelerator, vitals.can_run_desktops) == (4, 8_000, "kvm", True)
     assert dict(vitals.images) == {"ver-1": (3, 10)}
+    assert vitals.processor == CHIP
     assert vitals.problems == ("disk is slow",)
     assert {"applied": 0, "builds": 2}.items() <= vitals.extra.items()
     assert vitals.heard_at == 5
     assert replace(lab.board.all()[A], extra={}) == replace(vitals, extra={})
     assert B not in lab.board.all()
+
+
+@pytest.mark.parametrize(
+    "told", [None, 5, {}, {"vendor": "AMD"}, {"vendor": "AMD", "kind": 1, "features": []}, "AMD"]
+)
+def test_a_processor_that_is_not_told_whole_is_not_known(told: Any) -> None:
+    assert vitals_from(A, {"processor": told}, heard_at=0.0).processor is None
 
 
 async def test_a_part_that_fails_is_named_and_the_heart_goes_on(lab: Lab) -> None:

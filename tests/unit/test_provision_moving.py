@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kmgr.clock import ManualClock
+from kmgr.grid.model import Processor
 from kmgr.grid.queries import events
 from kmgr.provision.hypervisor import DomainState
 from kmgr.provision.move_rows import moves
@@ -75,6 +76,23 @@ async def test_whatever_fails_there_it_stays_and_says_why(office: Movers, step: 
     await office.until(lambda: office.one("dsk-1").moving_to is None)
     office.b.migrations.fail.clear()
     await stays(office, "no memory left there")
+
+
+@pytest.mark.parametrize(("chip", "why"), [(None, "is not known"), (Processor("AMD", "x", frozenset()), "another")])
+async def test_a_server_with_another_processor_takes_nothing_whoever_planned_it(
+    office: Movers, chip: Processor | None, why: str
+) -> None:
+    office.a.migrations.emulation = "kvm"
+    office.b.migrations.chip = chip
+    await office.move()
+    await stays(office, why)
+    assert office.a.moving.vitals()["processor"]["vendor"] == "AMD"
+
+
+async def test_in_emulation_the_processor_is_the_same_everywhere(office: Movers) -> None:
+    office.b.migrations.chip = None
+    await office.move()
+    await only_on(office, office.b, office.a)
 
 
 async def test_a_server_that_cannot_be_reached_takes_nothing(office: Movers) -> None:
