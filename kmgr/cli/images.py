@@ -101,6 +101,14 @@ def _send(data: Path, file: BinaryIO, facts: dict[str, Any]) -> str:
         _show(f"sent {size(at)}{f' of {size(whole)}' if whole else ''}, {size(int(rate))}/s{left}")
     if whole is None:
         asyncio.run(ask(data, "import-end", {"id": where, "size": at}))
+    elif at < whole:
+        # Nothing would ever bring the rest: the file that was announced is not there any more.
+        asyncio.run(ask(data, "import-cancel", {"id": where}))
+        _show("")
+        raise Refused(
+            f"{facts['file']} became shorter while it was sent: it ended after {at} of {whole} bytes. Nothing of it "
+            "is kept; import it again when nobody writes to it any more"
+        )
     return where
 
 

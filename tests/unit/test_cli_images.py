@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import os
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -109,5 +110,29 @@ async def test_what_is_refused_is_told_with_its_reason(door: Door, tmp_path: Pat
     with pytest.raises(Refused, match="is being uploaded as win by local"):
         await door.run(str(file), "win")
     await asyncio.to_thread(command.cancel, begun["id"], data=door.data)
+    await door.run(str(file), "win")
+    assert door.versions("win") == 1
+
+
+async def test_a_file_that_became_shorter_is_an_error_and_nothing_of_it_is_kept(door: Door, tmp_path: Path) -> None:
+    file = tmp_path / "win.raw"
+    file.write_bytes(DISK)
+    append = door.services.reception.append
+
+    async def cut(id: str, offset: int, *rest: Any, **more: Any) -> Any:
+        if offset == MIB:  # somebody writes a smaller one in its place, or its disk goes
+            os.truncate(file, 2 * MIB + 5)
+        return await append(id, offset, *rest, **more)
+
+    door.services.reception.append = cut  # type: ignore[method-assign]
+    async with asyncio.timeout(60):
+        with pytest.raises(
+            Refused, match="became shorter while it was sent: it ended after 2097157 of 4194304 bytes"
+        ):
+            await door.run(str(file), "win")
+    answer = await ask(door.data, "images")
+    assert answer["imports"] == []
+    door.services.reception.append = append  # type: ignore[method-assign]
+    file.write_bytes(DISK)
     await door.run(str(file), "win")
     assert door.versions("win") == 1
