@@ -21,6 +21,7 @@ from kmgr.ids import DesktopId, ServerId, TemplateId, VersionId
 from kmgr.provision import accelerator, guest
 from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.attendance import Attendance
+from kmgr.provision.canary_watch import CanaryWatch
 from kmgr.provision.capturing import Capturing
 from kmgr.provision.display import serve_display, socket_finder
 from kmgr.provision.libvirt_driver import connect
@@ -110,6 +111,7 @@ class Desktops:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._agent.run())
             group.create_task(self._storm.run())
+            group.create_task(CanaryWatch(self._grid, self._hypervisor, clock=self._clock).run())
             group.create_task(self.moves.run(self._agent.making))
             group.create_task(self._capturing.run())
 

@@ -20,6 +20,7 @@ class Trouble(StrEnum):
     """What a desktop can be broken by. The values are in the log: none is ever given another meaning."""
 
     GUEST_SILENT = "guest_silent"
+    AGENT_SILENT = "agent_silent"
     GUEST_OFF = "guest_off"
     GOES_OFF = "goes_off"
     REBOOTS = "reboots"
@@ -67,6 +68,11 @@ CURES: Mapping[Trouble, Cure] = {
         "Its guest was started and never answered.",
         "Look at its screen: does the golden image boot, and does it run the QEMU guest agent? A slow guest needs "
         "a larger build_timeout_s.",
+        Fault.TEMPLATE,
+    ),
+    Trouble.AGENT_SILENT: Cure(
+        "Its guest answered when it had started, and then no more.",
+        "Look at its screen: does the guest hang, or does something in the golden image stop the QEMU guest agent?",
         Fault.TEMPLATE,
     ),
     Trouble.GUEST_OFF: Cure(
@@ -231,6 +237,7 @@ _WORDS: Mapping[Trouble, tuple[str, ...]] = {
     ),
     Trouble.NO_DOMAIN: ("domain is gone", "there is no domain of desktop"),
     Trouble.GUEST_SILENT: (r"did not answer within \d+ s of its start",),
+    Trouble.AGENT_SILENT: (r"has been silent for \d+ s since",),
     Trouble.GUEST_OFF: ("went off before it answered",),
     Trouble.GOES_OFF: (r"went off by itself \d+ times",),
     Trouble.REBOOTS: (r"rebooted \d+ times",),
