@@ -141,7 +141,7 @@ class Watch:
 
     async def run(self, leading: Leading) -> None:
         """Judge several times per heartbeat: what a verdict is late by is time that people wait."""
-        self._looked_at, self._silences = leading.since, {}
+        self._looked_at, self._silences = leading.since, self._before(leading)
         while True:
             beat_s = await self.run_once()
             await self._clock.sleep(min(beat_s / 2, JUDGE_S))
@@ -171,6 +171,17 @@ class Watch:
             for server in found:
                 await self._propose(verdict, server)
         return beat_s
+
+    def _before(self, leading: Leading) -> Mapping[ServerId, liveness.Silence]:
+        with self._grid.view() as db:
+            known, lost_after_s = servers(db), settings(db)["lost_after_ms"] / 1000
+        return liveness.inherited(
+            (server.id for server in known),
+            self._board.all(),
+            leader=self._grid.server,
+            elected_at=leading.since,
+            lost_after_s=lost_after_s,
+        )
 
     async def _propose(self, verdict: str, server: ServerId) -> None:
         outcome = await self._grid.propose(verdict, {"server": server}, by=self._grid.server)

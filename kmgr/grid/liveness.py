@@ -2,9 +2,11 @@
 
 Heartbeats never enter the log: the leader keeps them in memory, by its own
 monotonic clock, and proposes only the verdict. A new leader starts every timer
-afresh, so a server may be declared lost late but never early. Nor does it blame
-others for a time in which it listened to nobody: a leader that was stopped (its
-machine paused, swapping, out of processors) wakes to a long silence of all.
+afresh, but for the time of an election: whom it had not heard while it heard
+others before it led was silent. So a server may be declared lost late but never
+early. Nor does it blame others for a time in which it listened to nobody: a leader
+that was stopped (its machine paused, swapping, out of processors) wakes to a long
+silence of all.
 
 Pure.
 """
@@ -19,6 +21,8 @@ from kmgr.ids import ServerId
 MOST_BEHIND = 100
 # The leader looks several times a second. When it looks later than this, it was itself held up for the rest.
 MOST_LISTENED_S = 1.0
+# Of what is silence enough to be lost, this part at most may lie before the leader's election.
+BEFORE_ELECTION = 1 / 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,27 @@ def listened(
         else:
             found[server] = Silence(heard, known.lasts + step)
     return found
+
+
+def inherited(
+    servers: Iterable[ServerId],
+    board: Mapping[ServerId, Vitals],
+    *,
+    leader: ServerId,
+    elected_at: float,
+    lost_after_s: float,
+) -> Mapping[ServerId, Silence]:
+    """Return the silences that a leader begins with: a lost leader's one began before the election, not with it.
+
+    They go up to when it heard anybody else: one that was cut off from all, or stood still, blames nobody for that.
+    """
+    others = [vitals.heard_at for server, vitals in board.items() if server != leader]
+    listened_until = min(max(others, default=elected_at), elected_at)
+    return {
+        server: Silence(heard, min(max(0.0, listened_until - heard), BEFORE_ELECTION * lost_after_s))
+        for server in servers
+        if server in board and (heard := board[server].heard_at) <= elected_at
+    }
 
 
 def silent(

@@ -168,6 +168,38 @@ async def test_when_the_leader_dies_the_next_one_gives_it_a_full_term(lab: Lab) 
         assert [event.text for event in events(db, subject=IDS[0], limit=1)] == ["a is back"]
 
 
+@pytest.mark.parametrize("election_s", [0.2, 1.0, 2.0, 3.0])
+async def test_a_lost_leader_is_declared_lost_within_eight_seconds_however_long_the_election_takes(
+    lab: Lab, election_s: float
+) -> None:
+    lab.cut(IDS[0])
+    lab.log.cut_off.update(IDS)
+    await lab.wait(election_s)
+    lab.log.cut_off.difference_update(IDS[1:])
+    await lab.wait(5.5 - election_s)
+    assert lab.states(1) == ["up", "up", "up"]
+    await lab.wait(2.5)
+    assert lab.states(1) == ["lost", "up", "up"]
+
+
+async def test_a_new_leader_that_was_cut_off_from_all_declares_nobody_lost_for_that(lab: Lab) -> None:
+    for server in IDS[1:]:
+        lab.cut(server)
+    await lab.wait(30)
+    # Now the second one leads, and hears the others again a moment later.
+    for server in IDS[1:]:
+        lab.mend(server)
+    lab.log.cut_off.add(IDS[0])
+    lab.network.down.add(IDS[2])
+    await lab.wait(3.5)
+    lab.network.down.discard(IDS[2])
+    lab.log.cut_off.discard(IDS[0])
+    await lab.wait(3)
+    with lab.servers[1].grid.view() as db:
+        assert not [event for event in events(db, limit=50) if "lost" in event.text]
+    assert lab.states(1) == ["up", "up", "up"]
+
+
 async def test_a_leader_without_a_majority_declares_nobody_lost(lab: Lab) -> None:
     lab.cut(IDS[1])
     lab.cut(IDS[2])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from kmgr.grid.liveness import Silence, back, listened, lost, silent
+from kmgr.grid.liveness import Silence, back, inherited, listened, lost, silent
 from kmgr.grid.model import Server, ServerState, Vitals
 from kmgr.ids import ServerId
 
@@ -50,6 +50,32 @@ def test_a_silence_is_what_the_leader_listened_to() -> None:
     assert lasts(every_quarter, [1.0]) == pytest.approx(7, abs=0.25)
     assert lasts(every_quarter, [1.0, 2.0, 7.9]) == pytest.approx(0.1)
     assert lasts([100.25, 100.5], [1.0], elected_at=100.0) == 0.5, "what came before the election counts for nobody"
+
+
+def begins_with(board: Mapping[ServerId, float], *, elected_at: float = 100.0) -> Mapping[ServerId, float]:
+    vitals = {server: Vitals(server, at) for server, at in board.items()}
+    found = inherited([A, B, C], vitals, leader=A, elected_at=elected_at, lost_after_s=6.0)
+    return {server: silence.lasts for server, silence in found.items() if server != A}
+
+
+def test_a_lost_leader_was_silent_before_its_successor_was_elected() -> None:
+    assert begins_with({A: 99.9, B: 98.5, C: 99.8}) == {B: pytest.approx(1.3), C: 0.0}
+    assert begins_with({A: 99.9, B: 60.0, C: 99.8}) == {B: 2.0, C: 0.0}, "no more than a third of what is enough"
+    assert begins_with({A: 99.9, C: 99.8}) == {C: 0.0}, "one that was never heard has a full term"
+    silences = listened(
+        inherited([B], {B: Vitals(B, 98.5), C: Vitals(C, 99.8)}, leader=A, elected_at=100.0, lost_after_s=6.0),
+        [B],
+        {B: Vitals(B, 98.5)},
+        looked_at=100.0,
+        now=100.25,
+    )
+    assert silences[B].lasts == pytest.approx(1.55)
+
+
+def test_a_new_leader_that_had_heard_nobody_blames_nobody_for_that() -> None:
+    # It was cut off from all for 40 s, or stood still.
+    assert begins_with({A: 99.9, B: 60.0, C: 60.2}) == {B: pytest.approx(0.2), C: 0.0}
+    assert begins_with({A: 99.9, B: 60.0}) == {B: 0.0}
 
 
 def test_a_leader_that_slept_blames_nobody_for_its_sleep() -> None:
