@@ -26,6 +26,7 @@ from kmgr.grid.raft import messages, snapshot
 from kmgr.grid.raft.background import Background, Thread
 from kmgr.grid.raft.barriers import Barriers, Questions
 from kmgr.grid.raft.compaction import MOST_WAL_BYTES, Compaction
+from kmgr.grid.raft.complaints import Complaints
 from kmgr.grid.raft.courier import Courier
 from kmgr.grid.raft.guard import Guard
 from kmgr.grid.raft.library import Library, Timing, monotonic
@@ -114,6 +115,7 @@ class Core:
         self._spelled: tuple[tuple[int, ...], bytes] = ((), b"")
         self._progress_at = 0.0
         self._leader_seen = monotonic()
+        self._complaints = Complaints(logger)
         if self._journal.voters() == {server}:
             self._library.stand_within(0, 0)
 
@@ -159,11 +161,11 @@ class Core:
         try:
             message = messages.decode(frame)
         except ValueError as error:
-            logger.warning("a frame of the log was not understood", extra={"server": server, "cause": str(error)})
+            self._complaints.warn("a frame of the log was not understood", server, str(error), now=monotonic())
             return
         match message:
             case Propose(attempt, data):
-                if self._is_command(data):
+                if self._is_command(server, data):
                     self._asked.append((server, message))
                 else:
                     self._send(server, NotTaken(attempt))
@@ -347,13 +349,14 @@ class Core:
             else:
                 self._send(server, NotTaken(proposal.attempt))
 
-    def _is_command(self, data: bytes) -> bool:
+    def _is_command(self, server: ServerId, data: bytes) -> bool:
         if not self._library.leads or len(data) > envelope.MAX_BYTES:
             return False
         try:
             return envelope.decode(data).type in self._appliers
         except InvariantBroken as error:
-            logger.warning("a proposal that is no command was refused", extra={"cause": error.message})
+            cause = error.message
+            self._complaints.warn("a proposal that is no command was refused", server, cause, now=monotonic())
             return False
 
     def _append(self, command: bytes) -> int:
