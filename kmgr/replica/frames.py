@@ -79,6 +79,19 @@ class Buffers:
         if isinstance(buffer, bytearray) and len(buffer) == self.size and len(self._spares) < _SPARES:
             self._spares.append(buffer)
 
+    def give_back_unused(self, data: bytes | bytearray | memoryview) -> None:
+        """Let the one with these data be used again, unless somebody (a connection) still has a view of it."""
+        if not isinstance(data, memoryview):
+            return
+        buffer = data.obj
+        try:
+            data.release()
+            if isinstance(buffer, bytearray):
+                buffer.append(buffer.pop())  # refused as long as anybody looks at it
+        except BufferError:
+            return
+        self.give_back(buffer)
+
 
 @dataclass(frozen=True, slots=True)
 class Frame:

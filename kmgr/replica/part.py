@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from kmgr.errors import NotFound, Unavailable
 from kmgr.ids import VersionId
 from kmgr.replica import manifest as m
+from kmgr.replica.at_hand import at_hand
 from kmgr.replica.blocks import Data, Stretch, read_blocks, read_stretches, right, share, side_by_side, write_all
 from kmgr.replica.images import Images, disk_error, seal
 
@@ -114,6 +115,13 @@ class Part:
         with self._open() as opened:
             return read_stretches(opened, self._manifest.stretches(piece, wanted))
 
+    def at_hand(self, piece: int, wanted: int, room: memoryview) -> bool:
+        """Fill `room` with some blocks of a piece if they are here and in memory; never waits for the disk."""
+        if not self.have >> piece & 1:
+            return False
+        with self._open() as opened:
+            return at_hand(opened, self._manifest.stretches(piece, wanted), room)
+
     def flush(self) -> None:
         """Sync what was written."""
         self._check_not_removed()
@@ -192,6 +200,16 @@ class Whole:
         stretches = self._manifest.stretches(piece, wanted)
         with self._lock:
             return read_stretches(self._file, stretches) if self._file >= 0 else b""
+
+    def at_hand(self, piece: int, wanted: int, room: memoryview) -> bool:
+        """Fill `room` with some blocks of a piece if they are in memory; waits for neither disk nor others."""
+        stretches = self._manifest.stretches(piece, wanted)
+        if not self._lock.acquire(blocking=False):  # somebody reads, and may wait for the disk
+            return False
+        try:
+            return self._file >= 0 and at_hand(self._file, stretches, room)
+        finally:
+            self._lock.release()
 
     def read_blocks(self, blocks: tuple[m.Block, ...]) -> bytes:
         """Return the bytes of some blocks of this version, in the given order."""

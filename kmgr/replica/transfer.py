@@ -24,6 +24,7 @@ from kmgr.ids import ServerId, VersionId
 from kmgr.replica import frames, zstd
 from kmgr.replica import manifest as m
 from kmgr.replica.background import background
+from kmgr.replica.blocks import Data
 from kmgr.replica.budget import Budget
 from kmgr.replica.choose import SERVED
 from kmgr.replica.deal import Deal
@@ -67,6 +68,7 @@ class Source:
         self._servings: dict[VersionId, list[_Serving]] = {}
         self._sent: dict[VersionId, int] = {}
         self._link = Link()
+        self._buffers = Buffers(m.PIECE_BYTES)
         self._squeezes: dict[VersionId, Squeeze] = {}
         requests.serve("manifest", self._manifest)
         requests.serve_stream("blocks", self._blocks)
@@ -262,8 +264,8 @@ class _Serving:
             for other in self._source._servings.get(self._version, ()):
                 if other is not self and other._deal is not None:
                     other.look_up()
-        data = await self._read(piece, wanted)
         expected = sum(length for _, length in self._manifest.stretches(piece, wanted))
+        data = await self._read(piece, wanted, expected)
         if not expected or len(data) != expected:
             if data:
                 logger.warning("an image's file is shorter than it should be", extra={"version": self._version})
@@ -272,32 +274,40 @@ class _Serving:
         squeezed = await self._squeezed(data) if flags & frames.SQUEEZE else None
         if squeezed is None:
             await self._send(stream, Kind.BLOCKS, piece, data)
+            self._source._buffers.give_back_unused(data)
         else:
             await self._send(stream, Kind.SQUEEZED, piece, squeezed)
 
-    async def _squeezed(self, data: bytes) -> bytes | None:
+    async def _squeezed(self, data: Data) -> bytes | None:
         """Return a piece compressed, or nothing where that does not pay."""
         source = self._source
         squeeze = source._squeezes.setdefault(self._version, Squeeze())
         if source._clock is None or not zstd.available() or not squeeze.tries(source._link.rate):
             return None
         began = source._clock.monotonic()
-        squeezed = await background(zstd.compress, data)
+        squeezed = await background(zstd.compress, bytes(data))
         shrank = squeeze.learn(len(data), len(squeezed), source._clock.monotonic() - began)
         return squeezed if shrank else None
 
-    async def _read(self, piece: int, wanted: int) -> bytes:
+    async def _read(self, piece: int, wanted: int, expected: int) -> Data:
+        """Return some blocks of a piece: at once if they are in memory, else by a thread."""
+        room = memoryview(self._source._buffers.take())[:expected]
         if self._part is not None:
             try:
+                if self._part.at_hand(piece, wanted, room):
+                    return room
                 return await background(self._part.read, piece, wanted)
             except Unavailable:  # the copy ended: well, or it is begun anew
                 self._part.listeners.discard(self._gained)
                 self._part = None
                 await self._open_whole()
         assert self._whole is not None  # noqa: S101 - there is always one of the two
+        if self._whole.at_hand(piece, wanted, room):
+            return room
+        self._source._buffers.give_back_unused(room)
         return await background(self._whole.read, piece, wanted)
 
-    async def _send(self, stream: Stream, kind: Kind, piece: int, data: bytes) -> None:
+    async def _send(self, stream: Stream, kind: Kind, piece: int, data: Data) -> None:
         self._small.append(frames.HEAD.pack(kind, piece, len(data)))
         rest = memoryview(data)
         source, outlet = self._source, self._outlet

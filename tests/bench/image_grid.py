@@ -184,7 +184,9 @@ class ImageGrid:
             "addresses": [f"{self.links.address(place)}:{PORT}" for place in range(self.links.size)],
             "commands": self.commands,
         }
-        spec.write_text(json.dumps(about))
+        fresh = spec.with_suffix(".new")
+        fresh.write_text(json.dumps(about))
+        fresh.replace(spec)  # whoever was begun before may just be reading it
         module = [sys.executable, "-m", "tests.bench.image_server", str(spec), str(place)]
         self.processes[place] = Process(self.links.inside(place, module), self.folder / f"log.{place}")
 

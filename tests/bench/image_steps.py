@@ -5,7 +5,6 @@ One blocking socket, one thread, 1 MiB at a time; every step does what the one b
 `python -m tests.bench.image_steps END STEP ADDRESS FILE IDENTITY`.
 """
 
-import hashlib
 import socket
 import ssl
 import subprocess
@@ -18,14 +17,14 @@ from statistics import median
 
 from kmgr.grid import authority, identity
 from kmgr.ids import ServerId, VersionId
-from kmgr.replica.manifest import BLOCK_BYTES
+from kmgr.replica.manifest import BLOCK_BYTES, digest
 from tests.bench.harness import ROOT, Figure
 from tests.bench.image_grid import MIB, distributing, picture
 from tests.lab.links import Links
 from tests.lab.wires import Wires
 
 TCP, READ, WRITE, HASH, TLS = STEPS = (
-    "TCP alone", "and the source reads a file", "and the receiver writes one", "and SHA-256 of each 64 KiB",
+    "TCP alone", "and the source reads a file", "and the receiver writes one", "and BLAKE3 of each 64 KiB",
     "and all of it under TLS 1.3",
 )  # fmt: skip
 _PORT = 8898
@@ -114,7 +113,7 @@ def receiver(step: str, address: str, file: Path, folder: Path) -> float:
                 view = view[count:]
             if step in (HASH, TLS):
                 for at in range(0, MIB, BLOCK_BYTES):
-                    hashlib.sha256(memoryview(buffer)[at : at + BLOCK_BYTES]).digest()
+                    digest(memoryview(buffer)[at : at + BLOCK_BYTES])
             if step not in (TCP, READ):
                 disk.write(buffer)
     took = time.process_time() - began
