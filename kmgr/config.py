@@ -41,6 +41,7 @@ class Config:
     mdns: bool = True
     log_level: str = "info"
     imports_folder: str = ""
+    image_mbit_s: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,10 @@ def _port(value: Any) -> str | None:
 
 def _count(value: Any) -> str | None:
     return None if is_whole(value, 0, 1000) else must_be(value, 0, 1000)
+
+
+def _mbit_s(value: Any) -> str | None:
+    return None if is_whole(value, 0, 400_000) else must_be(value, 0, 400_000)
 
 
 def _flag(value: Any) -> str | None:
@@ -106,6 +111,10 @@ KEYS: Mapping[str, Key] = {
     "address_interface": Key(_text, "network interface for the grid address; empty: the one in its network"),
     "mdns": Key(_flag, "announce this server and look for grids by mDNS"),
     "imports_folder": Key(_text, "folder of disk images to import, a whole path; empty: imports in the data folder"),
+    "image_mbit_s": Key(
+        _mbit_s,
+        "how fast this server may send images and safe copies, and receive images, Mbit/s; 0: as the grid says",
+    ),
     "log_level": Key(_one_of(*LOG_LEVELS), "debug, info, warning or error"),
 }
 

@@ -32,6 +32,9 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "session_hours": Setting(12, 1, 168, "how long a log-in to portal and console lasts when it is not used"),
     "desktops_per_user": Setting(0, 0, 1_000, "how many desktops one person may have at once; 0 means no limit"),
+    "keep_for_loss": Setting(
+        1, 0, 1, "1: no more desktops stand by than the loss of any one server leaves memory for; 0: as many as fit"
+    ),
     "login_tries": Setting(8, 3, 100, "wrong passwords in a row after which an account waits"),
     "login_wait_s": Setting(60, 1, 86_400, "how long an account waits after too many wrong passwords"),
     "build_failures": Setting(3, 1, 100, "failed desktops in a row after which a template's refill stops"),
@@ -48,7 +51,7 @@ SETTINGS: Mapping[str, Setting] = {
         0, 0, 400_000, "how fast a server may send images and safe copies (and receive images), Mbit/s; 0: no limit"
     ),
     "image_mbit_s_beside_desktops": Setting(
-        0, 0, 400_000, "the same for a server that has desktops on it; 0 means that only image_mbit_s counts"
+        0, 0, 400_000, "the same while somebody works at a desktop there; 0 means that only image_mbit_s counts"
     ),
     "copy_target_s": Setting(60, 10, 3_600, "how far a personal desktop's safe copy may be behind"),
     "upload_hours": Setting(24, 1, 720, "how long an unfinished upload is kept, to go on with it"),

@@ -93,9 +93,7 @@ class Member:
             clock=clock,
         )
         self._images = Images(config.data_dir)
-        self._replica = ReplicaAgent(
-            trunk.grid, trunk.requests, clock, self._images, uses=uses, board=trunk.board.all
-        )
+        self._replica = self._made_replica()
         self._importer = Importer(self._island, self._images, clock)
         self._desktops = Desktops(
             config,
@@ -202,6 +200,18 @@ class Member:
         stack.push_async_callback(announcer.stop)
         self._trunk.heart.contribute("mdns", lambda: {"problems": [announcer.problem] if announcer.problem else []})
         self._loops.begin("mdns", lambda: announcer.run(what, clock=self._clock, addresses=addresses.own_addresses))
+
+    def _made_replica(self) -> ReplicaAgent:
+        trunk = self._trunk
+        return ReplicaAgent(
+            trunk.grid,
+            trunk.requests,
+            self._clock,
+            self._images,
+            uses=uses,
+            board=trunk.board.all,
+            own_mbit_s=self._config.image_mbit_s,
+        )
 
     def _made_keeping(self) -> Leadership:
         """What the leader does for people and desktops; on an island this server leads itself."""

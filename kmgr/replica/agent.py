@@ -40,7 +40,7 @@ from kmgr.replica.part import Part
 from kmgr.replica.pull import Deleted, Pull
 from kmgr.replica.report import Report
 from kmgr.replica.scrub import Rules, Scrub
-from kmgr.replica.seen import Seen, look
+from kmgr.replica.seen import Seen, limit, look
 from kmgr.replica.transfer import Source
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class ReplicaAgent:
         pace: Pace = PACE,
         uses: UsesOf = _no_uses,
         board: Board = _nobody,
+        own_mbit_s: int = 0,
     ) -> None:
         self._grid = grid
         self._requests = requests
@@ -85,6 +86,7 @@ class ReplicaAgent:
         self._pace = pace
         self._uses = uses
         self._board = board
+        self._own_mbit_s = own_mbit_s
         self._report = Report(grid, images)
         self._footprint = Footprint(images, clock)
         self._pull: Pull | None = None
@@ -129,6 +131,11 @@ class ReplicaAgent:
             servers = {one.id: one.name for one in self._seen.servers.values()}
             found += self.scrub.problems(self._seen.names, servers)
         return tuple([self._round_problem, *found] if self._round_problem else found)
+
+    @property
+    def bytes_per_s(self) -> int:
+        """How many bytes per second may go out, and come in, now; 0: as many as the link takes."""
+        return self._sending.rate
 
     async def slow(self, count: int) -> None:
         """Wait so long that this many bytes more may be sent: copies of personal disks share the images' limit."""
@@ -204,11 +211,21 @@ class ReplicaAgent:
                 uses=self._uses(db),
                 away=self._away(lost),
                 board=self._board(),
+                own_mbit_s=self._own_mbit_s,
             )
         self._ever_known |= seen.versions.keys()
-        for budget in (self._sending, self._receiving):
-            budget.set_rate(seen.bytes_per_s)
+        self._heed(seen.bytes_per_s)
         return seen
+
+    def _heed(self, bytes_per_s: int) -> None:
+        for budget in (self._sending, self._receiving):
+            budget.set_rate(bytes_per_s)
+
+    def _heed_limits(self) -> None:
+        """Slow down, or stop doing so, in the middle of a copy: people come and go, and settings change."""
+        with self._grid.view() as db:
+            rules, uses = grid_queries.settings(db), self._uses(db)
+        self._heed(limit(rules, uses, self._grid.server, own_mbit_s=self._own_mbit_s))
 
     def _away(self, lost: Collection[ServerId]) -> frozenset[ServerId]:
         """Return who was lost for long; a restart of a server must not set copies in motion."""
@@ -345,6 +362,8 @@ class ReplicaAgent:
                     " Make room on this server",
                     code="disk_full",
                 )
+            if applied != seen.applied:
+                self._heed_limits()
             if applied == seen.applied or urgency(current, seen.uses, seen.server) == 0:
                 seen = replace(seen, applied=applied)
                 continue

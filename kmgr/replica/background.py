@@ -17,6 +17,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _THREADS = 4
+_LONG_THREADS = 8
 _LAST = 7
 
 
@@ -26,6 +27,11 @@ async def background(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
     return await asyncio.wrap_future(_POOL.submit(work, *args, **kwargs))
 
 
+async def at_length(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what `work` returns, done in such a thread that it may keep for minutes: copies do not wait for it."""
+    return await asyncio.wrap_future(_LONG_POOL.submit(work, *args, **kwargs))
+
+
 def _stand_back() -> None:
     # A container may forbid it; the work is the same.
     with contextlib.suppress(psutil.Error, OSError):
@@ -33,3 +39,4 @@ def _stand_back() -> None:
 
 
 _POOL = ThreadPoolExecutor(_THREADS, thread_name_prefix="images", initializer=_stand_back)
+_LONG_POOL = ThreadPoolExecutor(_LONG_THREADS, thread_name_prefix="imports", initializer=_stand_back)

@@ -7,9 +7,12 @@ Pure: the time is an argument.
 BURST_S = 0.1
 
 
-def bytes_per_s(*, mbit_s: int, beside_desktops_mbit_s: int, desktops: bool) -> int:
-    """Return the rate that the settings allow a server, 0 for no limit; the lower of two limits counts."""
-    limits = [mbit_s, beside_desktops_mbit_s if desktops else 0]
+def bytes_per_s(*, mbit_s: int, beside_desktops_mbit_s: int, in_use: bool, own_mbit_s: int = 0) -> int:
+    """Return the rate that a server is allowed, 0 for no limit; the lowest of its limits counts.
+
+    The second one counts while somebody works at a desktop of it (`in_use`), the last is in its own `kmgr.toml`.
+    """
+    limits = [mbit_s, beside_desktops_mbit_s if in_use else 0, own_mbit_s]
     return min((limit for limit in limits if limit), default=0) * 125_000
 
 

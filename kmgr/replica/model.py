@@ -77,9 +77,10 @@ class Uses:
     """Who needs versions: the names of templates that publish it, where how many desktops of it are, and what else.
 
     Desktops count until they are removed from their server: their disks are overlays on the version's file.
-    `others` are words for a person ("a copy of desktop …").
+    `others` are words for a person ("a copy of desktop …"). `at_work` are the servers at whose desktops somebody is.
     """
 
     published: Mapping[VersionId, tuple[str, ...]] = field(default_factory=dict)
     desktops: Mapping[VersionId, Mapping[ServerId, int]] = field(default_factory=dict)
     others: Mapping[VersionId, tuple[str, ...]] = field(default_factory=dict)
+    at_work: frozenset[ServerId] = frozenset()

@@ -107,6 +107,7 @@ def look(
     uses: Uses,
     away: Collection[ServerId],
     board: Mapping[ServerId, Vitals],
+    own_mbit_s: int = 0,
 ) -> Seen:
     """Read the state and the last heartbeats."""
     rules = grid_queries.settings(db)
@@ -120,13 +121,19 @@ def look(
         servers={one.id: one for one in grid_queries.servers(db)},
         uses=uses,
         rules=Rules(rules["scrub_days"], rules["scrub_mib_s"]),
-        bytes_per_s=bytes_per_s(
-            mbit_s=rules["image_mbit_s"],
-            beside_desktops_mbit_s=rules["image_mbit_s_beside_desktops"],
-            desktops=any(found.get(server) for found in uses.desktops.values()),
-        ),
+        bytes_per_s=limit(rules, uses, server, own_mbit_s=own_mbit_s),
         away=frozenset(away),
         spare_bytes={one: told for one, vitals in board.items() if (told := _spare(vitals)) is not None},
+    )
+
+
+def limit(rules: Mapping[str, int], uses: Uses, server: ServerId, *, own_mbit_s: int) -> int:
+    """Return how many bytes per second a server may send, and receive, of images now; 0 for no limit."""
+    return bytes_per_s(
+        mbit_s=rules["image_mbit_s"],
+        beside_desktops_mbit_s=rules["image_mbit_s_beside_desktops"],
+        in_use=server in uses.at_work,
+        own_mbit_s=own_mbit_s,
     )
 
 

@@ -71,7 +71,7 @@ def command(program: Sequence[str], job: Job) -> tuple[str, ...]:
         files += ["--bind", str(job.target), OUTPUT]
     return (
         *("prlimit", *limits, "--", "setpriv", "--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"),
-        *("nice", "-n", "10", "bwrap", *_CELL, *files, "--", *program),
+        *("nice", "-n", "10", "ionice", "-t", "-c", "2", "-n", "7", "bwrap", *_CELL, *files, "--", *program),
     )
 
 

@@ -1,10 +1,10 @@
 """A file that grows at its end: large writes, zeros left out, and an offset that holds after a power cut."""
 
-import asyncio
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from kmgr.replica.background import at_length
 from kmgr.replica.images import disk_error
 
 _WRITE = 1 << 20
@@ -58,7 +58,7 @@ class Sink:
 
     async def _do(self, work: Callable[..., None], *arguments: bytes) -> None:
         try:
-            await asyncio.to_thread(work, *arguments)
+            await at_length(work, *arguments)
         except OSError as error:
             raise disk_error(error, doing="the import") from error
 

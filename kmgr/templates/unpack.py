@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from kmgr.errors import Unavailable
 from kmgr.replica import manifest as m
+from kmgr.replica.background import at_length
 from kmgr.replica.images import Images, disk_error
 from kmgr.templates import absorb, qemu_img
 from kmgr.templates.jobs import Job
@@ -96,7 +97,7 @@ class Unpacker:
         def report(offset: int) -> None:
             self._job.tell(step, begin + (_END - begin) * offset // size, done=offset, total=size)
 
-        running = asyncio.ensure_future(asyncio.to_thread(work, on_bytes, stopped.is_set))
+        running = asyncio.ensure_future(at_length(work, on_bytes, stopped.is_set))
         try:
             return await asyncio.shield(running)
         except OSError as error:

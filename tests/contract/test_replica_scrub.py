@@ -210,7 +210,31 @@ async def test_a_file_that_was_removed_cut_or_barred_is_named(keepers: Keepers) 
     assert path.stat().st_mode & 0o777 == 0o444
 
 
-async def test_it_rests_while_images_are_copied_and_when_it_is_switched_off(keepers: Keepers) -> None:
+async def test_it_rests_while_an_image_is_copied(keepers: Keepers) -> None:
+    a, b = keepers["a"], keepers["b"]
+    await keepers.imported(a)
+    await keepers.round()
+    await b.scrub()
+    a_week(keepers)
+    await keepers.imported(a, n=2)
+    asked, answers = asyncio.Event(), asyncio.Event()
+    honest = a.requests._handlers._calls["manifest"]
+
+    async def late(peer: Any, body: Any) -> Any:
+        asked.set()
+        await answers.wait()
+        return await honest(peer, body)
+
+    a.requests.serve("manifest", late)
+    copying = asyncio.create_task(b.agent.run_once())
+    await asked.wait()
+    assert await b.agent.scrub.step() == 0
+    answers.set()
+    assert "copied" in await copying
+    assert await b.agent.scrub.step() > 0
+
+
+async def test_it_rests_when_it_is_switched_off(keepers: Keepers) -> None:
     a = keepers["a"]
     await keepers.imported(a)
     await a.do("setting.set", name="scrub_days", value=0)

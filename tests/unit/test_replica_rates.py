@@ -47,14 +47,20 @@ def test_a_new_limit_counts_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plain", "beside", "desktops", "expected"),
+    ("plain", "beside", "in_use", "expected"),
     [(0, 0, True, 0), (9, 0, True, 9), (9, 2, True, 2), (9, 2, False, 9), (0, 2, True, 2), (0, 2, False, 0)],
 )  # fmt: skip
-def test_the_lower_limit_counts_while_desktops_are_there(
-    plain: int, beside: int, desktops: bool, expected: int
+def test_the_lower_limit_counts_while_desktops_are_in_use(
+    plain: int, beside: int, in_use: bool, expected: int
 ) -> None:
-    found = bytes_per_s(mbit_s=plain, beside_desktops_mbit_s=beside, desktops=desktops)
+    found = bytes_per_s(mbit_s=plain, beside_desktops_mbit_s=beside, in_use=in_use)
     assert found == expected * 125_000
+
+
+def test_a_server_s_own_limit_only_lowers_those_of_the_grid() -> None:
+    told = {"mbit_s": 9, "beside_desktops_mbit_s": 4, "in_use": True}
+    assert [bytes_per_s(**told, own_mbit_s=own) for own in (0, 2, 6)] == [500_000, 250_000, 500_000]
+    assert bytes_per_s(mbit_s=0, beside_desktops_mbit_s=0, in_use=False, own_mbit_s=6) == 750_000
 
 
 def test_a_rate_is_told_over_the_last_seconds_and_ends_with_them() -> None:
