@@ -12,7 +12,7 @@ import uvloop
 from kmgr import log
 from kmgr.clock import SystemClock
 from kmgr.config import FILE_NAME, Config, load, parse
-from kmgr.daemon import folder, last_stop
+from kmgr.daemon import folder, last_stop, last_words
 from kmgr.daemon.left_behind import run_left_behind
 from kmgr.daemon.member import run_member
 from kmgr.daemon.newcomer import run_newcomer
@@ -30,11 +30,12 @@ def serve(data_dir: Path, *, log_level: str = "") -> None:
     """Run until SIGTERM or SIGINT; raises `ConfigError` if this server cannot run as it is configured."""
     data_dir = data_dir.resolve()
     _allow_many_files()
-    folder.prepare(data_dir)
-    with folder.locked(data_dir):
-        folder.refuse_if_full(data_dir)
-        with last_stop.counted(data_dir):
-            uvloop.run(_serve(data_dir, log_level))
+    with last_words.left():
+        folder.prepare(data_dir)
+        with folder.locked(data_dir):
+            folder.refuse_if_full(data_dir)
+            with last_stop.counted(data_dir):
+                uvloop.run(_serve(data_dir, log_level))
 
 
 def _allow_many_files() -> None:
@@ -59,6 +60,7 @@ async def _serve(data_dir: Path, log_level: str) -> None:
         own = identity.load(data_dir)
 
         def ready(address: str) -> None:
+            last_words.forget()
             notifier.notify("READY=1")
             logger.info("ready", extra={"portal": f"https://{address}/"})
 

@@ -18,7 +18,7 @@ from kmgr import log
 from kmgr.clock import Clock, SystemClock
 from kmgr.config import Config, load
 from kmgr.control import ControlServer
-from kmgr.daemon import addresses, folder, last_stop
+from kmgr.daemon import addresses, folder, last_stop, last_words
 from kmgr.daemon.local_door import operations
 from kmgr.daemon.supervise import Loops
 from kmgr.daemon.trunk import Trunk
@@ -37,11 +37,12 @@ TIMING = Timing(election_max_s=4.0, reluctance_s=1.0)
 def serve(data_dir: Path, *, log_level: str = "") -> None:
     """Run until SIGTERM or SIGINT; raises `ConfigError` if this witness cannot run, or was removed from its grid."""
     data_dir = data_dir.resolve()
-    folder.prepare(data_dir)
-    with folder.locked(data_dir):
-        folder.refuse_if_full(data_dir)
-        with last_stop.counted(data_dir):
-            asyncio.run(_serve(data_dir, log_level))
+    with last_words.left():
+        folder.prepare(data_dir)
+        with folder.locked(data_dir):
+            folder.refuse_if_full(data_dir)
+            with last_stop.counted(data_dir):
+                asyncio.run(_serve(data_dir, log_level))
 
 
 async def _serve(data_dir: Path, log_level: str) -> None:
@@ -55,6 +56,7 @@ async def _serve(data_dir: Path, log_level: str) -> None:
     loops = Loops(clock)
     async with AsyncExitStack() as stack:
         await Witness(config, own, clock=clock, loops=loops).start(stack)
+        last_words.forget()
         notifier.notify("READY=1")
         logger.info("ready", extra={"grid": own.grid_name})
         await loops.until(stop)
