@@ -1,6 +1,5 @@
 """One server's Raft, spoken to frame by frame: what it takes, refuses, answers, and when it may stand."""
 
-import logging
 import random
 from collections.abc import Iterator
 from dataclasses import replace
@@ -349,28 +348,6 @@ def test_a_proposal_that_waited_is_refused_when_the_lead_is_lost(speaker: Speake
 def test_a_frame_that_is_no_message_is_dropped(speaker: Speaker) -> None:
     speaker.core.receive(B, b"\x80\x04\x95rubbish")
     assert speaker.core.shown.leader == B
-
-
-def test_what_a_member_of_another_build_sends_is_told_once_a_minute_however_much_it_is(
-    speaker: Speaker, caplog: pytest.LogCaptureFixture
-) -> None:
-    elect(speaker)
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        for _ in range(500):
-            speaker.core.receive(B, b"\x80\x04\x95rubbish")
-            speaker.core.receive(C, b"\x80\x04\x95rubbish")
-            speaker.hear(C, Propose(8, b"rubbish"))
-        told = [(record.message, vars(record)["server"]) for record in caplog.records]
-        assert sorted(told) == [
-            ("a frame of the log was not understood", B),
-            ("a frame of the log was not understood", C),
-            ("a proposal that is no command was refused", C),
-        ]
-        caplog.clear()
-        Speaker.now += 61
-        speaker.core.receive(B, b"\x80\x04\x95rubbish")
-    assert [vars(record)["more_since_the_last"] for record in caplog.records] == [499]
 
 
 def test_a_second_change_of_voters_waits_for_the_first(speaker: Speaker) -> None:
