@@ -40,7 +40,10 @@ ip link set "$card" address "$mac" 2>/dev/null ||
 if command -v nmcli && nmcli device reapply "$card"; then :
 elif command -v networkctl && networkctl reconfigure "$card"; then :
 elif command -v dhclient && pidof dhclient; then pkill dhclient; ip addr flush dev "$card"; dhclient -nw "$card"
-elif command -v udhcpc && pids=$(pidof udhcpc); then kill -USR2 $pids; kill -USR1 $pids
+elif command -v udhcpc && pid=$(pidof udhcpc); then
+# Begun anew as it was: it calls itself by the address that it found then, and a signal in its first moment ends it.
+pid=${pid%% *} again=$(tr '\0' ' ' <"/proc/$pid/cmdline")
+kill -KILL $(pidof udhcpc); ip addr flush dev "$card"; $again </dev/null &
 fi >/dev/null 2>&1
 read -r mac <"/sys/class/net/$card/address" && echo "mac=$mac"
 fi

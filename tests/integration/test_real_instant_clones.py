@@ -11,7 +11,9 @@ import pytest
 from appliance.lab.node import PrivateLibvirt
 from kmgr.ids import DesktopId
 from kmgr.provision import domainxml, warm_files
+from kmgr.provision.guest import printed
 from kmgr.provision.hypervisor import DomainState
+from kmgr.provision.identity import Identity, answer, problem, program
 from kmgr.provision.model import Origin
 from kmgr.provision.warm import is_builder
 from tests.lab.provision import done
@@ -146,3 +148,23 @@ async def test_an_agent_that_ends_at_any_moment_leaves_nothing_half(real: Real) 
     for name in NAMES:
         if real.one(name).origin is Origin.WARM:
             assert (await look(real, name))[0] == real.one(name).name
+
+
+# A DHCP client that was begun a moment ago: it takes no signals yet.
+BEGINS = r"""
+kill -KILL $(pidof udhcpc); ip addr flush dev eth0
+printf '#!/bin/sh\nsleep 5\nexec udhcpc "$@"\n' >/run/udhcpc; chmod +x /run/udhcpc
+/run/udhcpc -i eth0 -b -S -s /etc/guest-dhcp </dev/null >/dev/null 2>&1 &
+"""
+
+
+async def test_one_whose_dhcp_client_was_just_begun_has_an_address_all_the_same(real: Real) -> None:
+    done(await real.place(NAMES[0]))
+    await real.until(lambda: real.states() == {NAMES[0]: "ready"}, PATIENCE_S)
+    begins = {"path": "/bin/sh", "arg": ["-c", BEGINS], "capture-output": True}
+    await printed(real.hypervisor, real.real, NAMES[0], begins)
+    own = real.one(NAMES[0])
+    wanted = Identity(own.name, domainxml.mac_address(own.id, own.generation), "seed", round(time.time()))
+    told = answer(await printed(real.hypervisor, real.real, NAMES[0], program(wanted)))
+    assert problem(wanted, told) == ""
+    await is_itself(real, NAMES[0])

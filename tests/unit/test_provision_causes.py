@@ -22,7 +22,7 @@ WORDED = [
     ("run", "its domain is gone from the hypervisor: somebody removed it by hand", Trouble.NO_DOMAIN),
     ("start", "there is no domain of desktop d-1", Trouble.NO_DOMAIN),
     ("guest", "the guest did not answer within 300 s of its start: does it boot?", Trouble.GUEST_SILENT),
-    ("guest", "its guest agent answered when it had started, and has been silent for 30 s since", Trouble.AGENT_SILENT),
+    ("guest", "its guest agent answered when it started, and has been silent for 30 s since", Trouble.AGENT_SILENT),
     ("guest", "the guest went off before it answered: does the golden image boot?", Trouble.GUEST_OFF),
     ("run", "it went off by itself 3 times within 5 minutes", Trouble.GOES_OFF),
     ("run", "it rebooted 6 times within 5 minutes", Trouble.REBOOTS),
