@@ -44,6 +44,7 @@ class View:
     `rollouts` say of which templates a canary goes on, and which of their versions nobody is given any more.
     `moves` are the live moves that go on, and the last one of each desktop that failed.
     `put_backs` are the desktops of which a superseded disk is being put back.
+    `keep_for_loss`: what stands by stops where the loss of a server would need the memory.
     """
 
     servers: tuple[Server, ...]
@@ -58,6 +59,7 @@ class View:
     rollouts: Mapping[TemplateId, Rollout] = field(default_factory=dict)
     moves: Mapping[DesktopId, Move] = field(default_factory=dict)
     put_backs: frozenset[DesktopId] = frozenset()
+    keep_for_loss: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,14 @@
 
 What leaves because of its server goes first, so that its place under the maximum
 is free in the same round; then each template is judged; then what is missing is
-placed, the neediest template first, one desktop at a time. Planning again after a
+placed, the neediest template first, one desktop at a time. What is only to stand by stops where the memory is kept
+for a loss (`reserve`). Planning again after a
 plan was carried out plans nothing more, and the order of the input does not matter.
 
 Pure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from kmgr.balancer.evacuate import evacuate
@@ -17,9 +18,16 @@ from kmgr.balancer.place import COMING, Room, able, blocked_by, choose, refusal,
 from kmgr.balancer.pool import UNEVEN, Need, judge, orphaned
 from kmgr.balancer.protection import protect
 from kmgr.balancer.relocate import relocate
+from kmgr.balancer.reserve import Reserve
 from kmgr.balancer.rollout import lines, withdrawn
 from kmgr.grid.model import RUNNING
+from kmgr.ids import DesktopId
 from kmgr.provision.model import Desktop, DesktopState, Purpose
+
+KEPT = (
+    "what memory is left is kept for the loss of a server, so no more stand by; whoever asks for a desktop gets one "
+    "all the same. Add memory or a server, or lower how many stand by"
+)
 
 
 def plan(view: View, *, calm: bool = False) -> Plan:
@@ -40,7 +48,7 @@ def plan(view: View, *, calm: bool = False) -> Plan:
             if verdict.need is not None:
                 needs.append(verdict.need)
     going = {action.desktop.id for action in retire}
-    filling = _Filling(view, needs, rooms(view, going))
+    filling = _Filling(view, needs, rooms(view, going), going)
     filling.fill()
     quiet = not calm and _is_quiet(view, [*retire, *filling.retire], filling.places)
     if not calm:
@@ -60,12 +68,16 @@ def _is_quiet(view: View, retire: Sequence[Retire], places: Sequence[Place]) -> 
 
 @dataclass(slots=True)
 class _Open:
-    """A need while it is being met. `freed` places under the maximum came from former desktops."""
+    """A need while it is being met. `freed` places under the maximum came from former desktops.
+
+    One that `stopped` would take what is kept for the loss of a server.
+    """
 
     need: Need
     placed: int = 0
     freed: int = 0
     emptied: bool = False
+    stopped: bool = False
 
     @property
     def left(self) -> int:
@@ -83,9 +95,12 @@ class _Open:
 class _Filling:
     """Places what is needed while there is room, and makes room for a newer version where there is none."""
 
-    def __init__(self, view: View, needs: Sequence[Need], rooms: tuple[Room, ...]) -> None:
+    def __init__(
+        self, view: View, needs: Sequence[Need], rooms: tuple[Room, ...], going: Collection[DesktopId]
+    ) -> None:
         self._view = view
         self.rooms = rooms
+        self._reserve = Reserve(view, rooms, going)
         self._open = [_Open(need) for need in needs]
         self.places: list[Place] = []
         self.retire: list[Retire] = []
@@ -110,7 +125,8 @@ class _Filling:
             if room is None or room.waiting[need.template.id] + UNEVEN > need.fullest:
                 continue
             if need.allowed:
-                self._book(entry, room)
+                if self._reserve.allows(room.server, need.template.memory_mib):
+                    self._book(entry, room)
             elif need.gives is not None:
                 self.retire.append(Retire(need.gives, Why.UNEVEN))
 
@@ -123,18 +139,25 @@ class _Filling:
         )
 
     def _place(self, entry: _Open) -> bool:
-        if entry.left <= 0:
+        if entry.left <= 0 or entry.stopped:
             return False
         template = entry.need.template
         room = choose(template, self.rooms, self._view, holders_only=entry.need.holders_only)
         if room is None:
             return False
+        if entry.placed >= entry.need.pressing and not self._reserve.allows(room.server, template.memory_mib):
+            left = [r for r in self.rooms if self._reserve.allows(r.server, template.memory_mib)]
+            room = choose(template, left, self._view, holders_only=True)
+            if room is None:
+                entry.stopped = True
+                return False
         self._book(entry, room)
         return True
 
     def _book(self, entry: _Open, room: Room) -> None:
         template = entry.need.template
         room.book(template)
+        self._reserve.book(room.server, template.memory_mib)
         entry.placed += 1
         self.places.append(Place(template.id, template.version, room.server))
 
@@ -175,4 +198,6 @@ class _Filling:
     def _reason(self, entry: _Open) -> str:
         if entry.left <= 0:
             return f"its maximum of {entry.need.template.maximum} is reached until former desktops are gone"
+        if entry.stopped:
+            return KEPT
         return refusal(entry.need.template, self.rooms, self._view)

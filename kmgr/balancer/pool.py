@@ -43,6 +43,7 @@ class Need:
     `missing` desktops should be placed, `allowed` may be under the maximum. Each
     of `stuck` (on a server that cannot make it now) gives way to one that is
     placed elsewhere: `holders_only`, if some wait for the golden image already.
+    `pressing` of the missing ones may take what is kept for a loss: somebody waits for each, or one goes for it.
     `former` are ready ones in the order in which they make room; they may, if
     nothing of the template is on its way (`settled`). `fullest` is how many
     standbys the server with most of them has, `gives` the first of those to go.
@@ -52,6 +53,7 @@ class Need:
     target: int
     missing: int
     allowed: int
+    pressing: int
     stuck: tuple[Desktop, ...]
     holders_only: bool
     former: tuple[Desktop, ...]
@@ -110,6 +112,7 @@ class _Pool:
         self.template = template
         self.target = target
         self.view = view
+        self.asked = view.asks.get(template.id, 0)
         self.retire: list[Retire] = []
         fresh = [d for d in waiting if d.version == template.version]
         self.former = [d for d in waiting if d.version != template.version]
@@ -155,6 +158,7 @@ class _Pool:
             self.target,
             missing,
             allowed=max(0, maximum - living),
+            pressing=max(0, self.asked - len(self.ready) - len(self.coming)) + len(self.former) + len(self.stuck),
             stuck=tuple(self._leaving(self.stuck)),
             holders_only=bool({d.id for d in self.stuck} & {d.id for d in self.lacking}),
             former=tuple(d for d in self._leaving(self.former) if d.state is DesktopState.READY),

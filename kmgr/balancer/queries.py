@@ -34,7 +34,8 @@ def look(db: Database, board: Mapping[ServerId, Vitals], now: float, *, at_ms: i
 
     At a moment `at_ms` as many desktops should stand by as the calendars say; without one, as many as usually do.
     """
-    fresh_s = _FRESH_BEATS * settings(db)["heartbeat_ms"] / 1000
+    rules = settings(db)
+    fresh_s = _FRESH_BEATS * rules["heartbeat_ms"] / 1000
     holders: dict[VersionId, set[ServerId]] = {}
     every = holdings(db)
     whole = {holding.version for holding in every if not holding.damaged}
@@ -53,6 +54,7 @@ def look(db: Database, board: Mapping[ServerId, Vitals], now: float, *, at_ms: i
         rollouts=rollouts(db),
         moves={move.desktop: move for move in moves(db)},
         put_backs=put_backs(db),
+        keep_for_loss=bool(rules["keep_for_loss"]),
     )
 
 

@@ -17,6 +17,7 @@ from typing import TypeAlias
 from kmgr.balancer.model import View
 from kmgr.balancer.place import OVERHEAD_MIB, Room, by_server, rooms
 from kmgr.balancer.protection import safe_copies
+from kmgr.balancer.reserve import sizes_of, without_home
 from kmgr.grid.membership import settled, spare
 from kmgr.grid.model import DOUBTED, PLACEABLE, RUNNING, Server, ServerState
 from kmgr.ids import ServerId
@@ -151,13 +152,12 @@ def _memory(view: View) -> Iterator[tuple[Weakness, str]]:
 
 def homeless(view: View) -> Mapping[ServerId, int]:
     """Return for how many desktops of a server the others have no memory if it is lost, where there are any."""
-    every = [room for room in rooms(view) if room.closed is None]
+    every = {room.server: room.memory_mib for room in rooms(view) if room.closed is None}
     on_each = by_server(view.desktops)
     found = {}
     for server in _desktop_servers(view):
-        own = _alive(on_each.get(server.id, ()))
-        count = len(own) - len(_placed(own, [room for room in every if room.server != server.id]))
-        if count:
+        gaps = [gap for other, gap in every.items() if other != server.id]
+        if count := without_home(sizes_of(on_each.get(server.id, ())), gaps):
             found[server.id] = count
     return found
 

@@ -249,6 +249,7 @@ async def test_a_publication_rolls_at_the_maximum_one_by_one(lab: Lab) -> None:
 
 
 async def test_a_publication_rolls_where_memory_is_full(lab: Lab) -> None:
+    await lab.do("setting.set", name="keep_for_loss", value=0)
     await filled(lab)
     for server in lab.servers:
         server.room = {**server.room, "memory_mib": 256 + 1500, "memory_free_mib": 1500}

@@ -6,7 +6,7 @@ import pytest
 
 from kmgr.balancer.model import Place
 from kmgr.balancer.place import COMING_PER_CPU, GROWTH_MIB, OVERHEAD_MIB
-from kmgr.balancer.plan import plan
+from kmgr.balancer.plan import KEPT, plan
 from kmgr.ids import ServerId, TemplateId
 from kmgr.templates.policy import policy_of, to_json
 from tests.lab.state import State
@@ -124,3 +124,38 @@ def test_a_template_that_needs_uefi_or_a_tpm_goes_where_they_are_and_says_where_
     (short,) = plan(state.view()).short
     assert "a has no UEFI firmware for it (apt-get install ovmf)" in short.reason
     assert "b has no TPM emulator for it (apt-get install swtpm swtpm-tools)" in short.reason
+
+
+def small(state: State, *servers: ServerId) -> None:
+    for server in servers:
+        state.hear(server, memory_mib=8_192, memory_free_mib=7_500)
+
+
+def test_what_stands_by_stops_where_a_loss_would_need_the_memory_and_who_asks_passes(state: State) -> None:
+    small(state, A, B, C)
+    state.template("win", standby=30, maximum=60)
+    # Of 3 × 6 desktops of 1 GiB that fit a third is kept.
+    assert placed(state) == {"a": 4, "b": 4, "c": 4}
+    state.carry_out(plan(state.view()).actions)
+    (short,) = plan(state.view()).short
+    assert (short.missing, short.reason) == (18, KEPT)
+    for number in range(15):
+        state.do("desktop.ask", user=f"u{number}", template="tpl-win")
+    assert sum(placed(state).values()) == 15 - 12, "twelve of them are given what is on its way"
+
+
+def test_it_may_be_said_that_nothing_is_kept(state: State) -> None:
+    small(state, A, B, C)
+    state.template("win", standby=30, maximum=60)
+    state.do("setting.set", name="keep_for_loss", value=0)
+    assert placed(state) == {"a": 6, "b": 6, "c": 6}
+
+
+def test_during_a_loss_and_on_one_server_nothing_is_kept(state: State) -> None:
+    small(state, A, B, C)
+    state.template("win", standby=30, maximum=60)
+    state.become(C, "lost")
+    assert placed(state) == {"a": 6, "b": 6}
+    state.become(B, "removed")
+    state.become(C, "removed")
+    assert placed(state) == {"a": 6}
