@@ -49,6 +49,17 @@ class Rejected:
 Outcome: TypeAlias = Applied | Rejected
 
 
+def asked_at(word: str, applied: int) -> CommandId:
+    """Return a command id that says how far the log was when the change was first asked for."""
+    return CommandId(f"{word}@{applied}")
+
+
+def first_asked(id: CommandId) -> int | None:
+    """Return what `asked_at` noted; None in ids of other kinds."""
+    _, mark, applied = id.rpartition("@")
+    return int(applied) if mark and applied.isascii() and applied.isdecimal() else None
+
+
 def encode(command: Command) -> bytes:
     """Spell a command in canonical JSON."""
     return _canonical(

@@ -5,7 +5,8 @@
 * Each command runs in its own savepoint. A `Rejected` leaves no trace but its
   outcome; an exception is a bug and leaves through `InvariantBroken`.
 * A command id that was applied before is answered from the table of outcomes:
-  sending a command again is safe.
+  sending a command again is safe. Outcomes are kept for so many entries; one that
+  comes so late that its outcome may be gone is refused, never done twice.
 
 Runs on the thread that applies the log. Imports no clock and no randomness.
 """
@@ -17,13 +18,15 @@ from typing import TypeAlias
 from sqlite_utils import Database
 
 from kmgr.errors import InvariantBroken
-from kmgr.grid.envelope import Command, Outcome, Rejected, decode, decode_outcome, encode_outcome
+from kmgr.grid.envelope import Command, Outcome, Rejected, decode, decode_outcome, encode_outcome, first_asked
 from kmgr.grid.store import Store, is_of_the_disk
 
 Applier: TypeAlias = Callable[[Database, Command], Outcome]
 
 # Outcomes kept for answering retries, counted in log entries.
 OUTCOMES_KEPT = 100_000
+# The code of what was refused because it came too late to be known.
+TOO_LATE = "too_late"
 
 
 class Machine:
@@ -45,7 +48,7 @@ class Machine:
             return None
         self._expect(index)
         command = decode(data)
-        outcome = self._known(command) or self._run(index, command)
+        outcome = self._known(command) or _too_late(index, command) or self._run(index, command)
         self.applied = index
         return outcome
 
@@ -113,3 +116,14 @@ class Machine:
             [command.id, index, encode_outcome(outcome)],
         )
         return outcome
+
+
+def _too_late(index: int, command: Command) -> Rejected | None:
+    first = first_asked(command.id)
+    if first is None or index - first <= OUTCOMES_KEPT:
+        return None
+    return Rejected(
+        TOO_LATE,
+        f"this change was first asked for {index - first} changes of the grid ago, and of what is so old it is not "
+        "known any more whether it was made: look, and if it was not, ask for it anew",
+    )

@@ -26,7 +26,7 @@ from sqlite_utils import Database
 from kmgr.clock import Clock
 from kmgr.entropy import new_id
 from kmgr.errors import InvariantBroken, KmgrError, Unavailable
-from kmgr.grid.envelope import MAX_BYTES, Applied, Command, Outcome
+from kmgr.grid.envelope import MAX_BYTES, Applied, Command, Outcome, asked_at
 from kmgr.grid.fsm import Applier
 from kmgr.grid.island_rules import Mode, Move, Watched, limits, next_move, sky, unfit, watched
 from kmgr.grid.model import GridStatus
@@ -156,7 +156,7 @@ class IslandGrid:
         timeout_s: float = 10.0,
     ) -> Outcome:
         """Have a change made: everywhere, or here alone while this server is cut off."""
-        known = id or CommandId(new_id("cmd"))
+        known = id or asked_at(new_id("cmd"), self.status().applied)
         while True:
             if self._scratch is not None:
                 found = await self._by_itself(Command(type, known, self._clock.now_ms(), by, body), timeout_s)

@@ -14,9 +14,10 @@ from typing import Any
 from kmgr.clock import Clock
 from kmgr.entropy import new_id
 from kmgr.errors import Conflict, OutcomeUnknown, Unavailable
+from kmgr.grid.envelope import asked_at
 from kmgr.grid.outcomes import applied
 from kmgr.grid.port import Grid
-from kmgr.ids import CommandId, ImageId, VersionId
+from kmgr.ids import ImageId, VersionId
 from kmgr.replica import manifest as m
 from kmgr.replica import queries
 from kmgr.replica.images import Images
@@ -115,7 +116,7 @@ class Publisher:
 
     async def _insist(self, type: str, body: Mapping[str, Any], *, by: str) -> Mapping[str, Any]:
         """Propose until the log answers: an hour of copying isn't thrown away for an election."""
-        command, until = CommandId(new_id("cmd")), self._clock.monotonic() + INSIST_S
+        command, until = asked_at(new_id("cmd"), self._grid.status().applied), self._clock.monotonic() + INSIST_S
         while True:
             try:
                 return applied(await self._grid.propose(type, body, by=by, id=command))

@@ -19,8 +19,8 @@ from kmgr.clock import Clock
 from kmgr.entropy import new_id
 from kmgr.errors import InvariantBroken, KmgrError, OutcomeUnknown, Refused, Unavailable
 from kmgr.grid import promises
-from kmgr.grid.envelope import MAX_BYTES, Command, Outcome, decode_outcome, encode
-from kmgr.grid.fsm import Applier
+from kmgr.grid.envelope import MAX_BYTES, Command, Outcome, Rejected, asked_at, decode_outcome, encode
+from kmgr.grid.fsm import TOO_LATE, Applier
 from kmgr.grid.link import Link
 from kmgr.grid.model import GridStatus
 from kmgr.grid.promises import Promise
@@ -120,7 +120,8 @@ class RaftGrid:
             raise InvariantBroken(f"nothing here can apply {type!r}")
         if id is not None and (known := self._known(id)) is not None:
             return known
-        command = Command(type, id or CommandId(new_id("cmd")), self._clock.now_ms(), by, body)
+        chosen = id or asked_at(new_id("cmd"), core.shown.applied)
+        command = Command(type, chosen, self._clock.now_ms(), by, body)
         data = encode(command)
         if len(data) > MAX_BYTES:
             raise Refused(f"a change of {len(data)} bytes is too large, {MAX_BYTES} are the most: split it")
@@ -138,6 +139,8 @@ class RaftGrid:
             raise
         if isinstance(found, KmgrError):
             raise found
+        if isinstance(found, Rejected) and found.code == TOO_LATE:
+            raise OutcomeUnknown(found.detail)
         return found
 
     def view(self) -> AbstractContextManager[Database]:
