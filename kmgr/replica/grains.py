@@ -38,6 +38,17 @@ class GrainMap:
             table = self._tables[grain // _TABLE] = array("I", [self._default]) * _TABLE
         table[grain % _TABLE] = place
 
+    def learn(self, pairs: "array[int]") -> None:
+        """Give many grains their places: grain, place, grain, place …"""
+        number, table = -1, array("I")
+        for grain, place in zip(pairs[::2], pairs[1::2], strict=True):
+            if grain // _TABLE != number:
+                self.set(grain, place)
+                number = grain // _TABLE
+                table = self._tables[number]
+            else:
+                table[grain % _TABLE] = place
+
     def places(self, first: int = 0) -> Iterator[tuple[int, int]]:
         """Return every grain from `first` on that was set, in order, with its place."""
         for number in sorted(self._tables):

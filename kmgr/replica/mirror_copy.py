@@ -143,13 +143,13 @@ class Copy:
         for grain, place in copy._map.places():
             if place != ZERO:
                 copy._slots.hold(place)
-                copy._last = max(copy._last, (place, grain))
+                if place > copy._last[0]:
+                    copy._last = (place, grain)
         copy._recall()
         return copy
 
     def _learn(self, frame: mirror_index.Frame) -> None:
-        for grain, place in zip(frame.pairs[::2], frame.pairs[1::2], strict=True):
-            self._map.set(grain, place)
+        self._map.learn(frame.pairs)
         head = dict(frame.head)
         if "point" in head:
             self.state = State(point_of(head), head["cycle"], head["still"])
@@ -161,8 +161,7 @@ class Copy:
         except FileNotFoundError:
             return
         for frame in mirror_index.frames(data):
-            for grain, place in zip(frame.pairs[::2], frame.pairs[1::2], strict=True):
-                self._pending.set(grain, place)
+            self._pending.learn(frame.pairs)
         for grain, place in self._pending.places():
             if place == ZERO:
                 continue
@@ -263,8 +262,7 @@ class Copy:
         os.fdatasync(self._disk)
         os.fdatasync(self._sums)
         _append(self.folder / "index", mirror_index.spell(_head(state), changes))
-        for grain, place in zip(changes[::2], changes[1::2], strict=True):
-            self._map.set(grain, place)
+        self._map.learn(changes)
         for place in freed:
             if place not in (ABSENT, ZERO):
                 self._slots.free(place)

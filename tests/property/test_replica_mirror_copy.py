@@ -240,3 +240,13 @@ def test_a_map_gives_back_what_was_set(places: dict[int, int]) -> None:
     assert dict(known.places()) == places
     assert list(dict(known.places())) == sorted(places)
     assert known.get(100_001) == ABSENT
+
+
+@given(st.lists(st.tuples(st.integers(0, 40_000), st.integers(0, ZERO)), max_size=40))
+def test_many_places_at_once_are_the_same_as_one_by_one(pairs: list[tuple[int, int]]) -> None:
+    one, other = GrainMap(), GrainMap()
+    for grain, place in pairs:
+        one.set(grain, place)
+    other.learn(array("I", [n for pair in pairs for n in pair]))
+    assert list(other.places()) == list(one.places())
+    assert list(other.places(20_000)) == [pair for pair in one.places() if pair[0] >= 20_000]
