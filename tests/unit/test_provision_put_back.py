@@ -130,3 +130,18 @@ def test_if_the_disks_server_is_removed_meanwhile_the_order_ends_and_the_other_d
     assert isinstance(state.do("desktop.put_aside", desktop=desktop, server=TWO, generation=3), Applied)
     assert put_backs(state.db) == frozenset()
     assert isinstance(order(state, desktop, generation=3, server=TWO, disk=2), Applied)
+
+
+def test_instead_of_a_safe_copy_that_has_gone_bad_what_a_cold_move_left_is_put_back_too() -> None:
+    state, desktop = moved()
+    state.db.execute("update copies set state = 'left' where generation = 1")
+    state.db.execute("update copies set state = 'starting', server = ?, generation = 1 where generation = 2", [TWO])
+    assert "no such former disk" in why(order(state, desktop))
+    body = {"desktop": desktop, "generation": 2, "server": TWO, "step": "safe copy", "cause": "it has gone bad"}
+    assert isinstance(state.do("desktop.failed", **body, trouble="no_copy", against=False), Applied)
+    assert "no such former disk" in why(order(state, desktop))
+    state.db.execute("update desktops set trouble = 'bad_copy' where id = ?", [desktop])
+    assert isinstance(order(state, desktop), Applied)
+    assert held(state) == {(ONE, 1, "left"), (TWO, 1, "dropping")}, "no disk is where the bad copy was"
+    assert isinstance(state.do("desktop.put_aside", desktop=desktop, server=TWO, generation=3), Applied)
+    assert (ONE, 1, "starting") in held(state)
