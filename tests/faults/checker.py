@@ -22,6 +22,8 @@ from tests.faults.history import Held, Kind, Operation, Result
 WRITES = frozenset({Kind.PUT, Kind.SWAP})
 NEVER = float("inf")
 MOST_STEPS = 300_000
+# A run of which more keys than this part are not decided has not shown that they are linearizable.
+MOST_UNDECIDED = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Verdict:
 
     violations: list[str]
     undecided: list[str]
+    judged: int = 0
 
 
 # So late a server may end whose disk was full or failed: it may have waited for a processor.
@@ -68,7 +71,16 @@ def judge(operations: Sequence[Operation], held: Sequence[Held], most: int = MOS
         *_backwards(operations),
         *(f"not linearizable: {key}: {_told(keys[key])}" for key, fits in verdicts.items() if fits is False),
     ]
-    return Verdict(wrong, [key for key, fits in verdicts.items() if fits is None])
+    undecided = [key for key, fits in verdicts.items() if fits is None]
+    return Verdict(wrong, undecided, len(verdicts) - len(undecided))
+
+
+def thin(verdict: Verdict) -> list[str]:
+    """Say that a verdict is none, because too few keys were judged."""
+    keys = verdict.judged + len(verdict.undecided)
+    if verdict.judged and len(verdict.undecided) <= MOST_UNDECIDED * keys:
+        return []
+    return [f"too little was judged: {verdict.judged} of {keys} keys"]
 
 
 def _lost(operations: Sequence[Operation], held: Sequence[Held]) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.faults.checker import MOST_STEPS, judge
+from tests.faults.checker import MOST_STEPS, judge, thin
 from tests.faults.clients import Clients
 from tests.faults.history import Held, History, Result
 from tests.faults.lab import Broken, Lab
@@ -132,7 +132,8 @@ async def _judge(lab: Lab, history: History, report: Report) -> None:
         state = [Held(*one) for one in dump.get("held", ())]
         verdict = judge(history.operations, state, MOST_STEPS // 100 if lab.plain else MOST_STEPS)
         report.violations += [f"{place.server}: {found}" for found in verdict.violations]
-        report.figures["keys not judged"] = len(verdict.undecided)
+        report.violations += [] if lab.plain else thin(verdict)
+        report.figures["keys judged, not judged"] = [verdict.judged, len(verdict.undecided)]
         if len({dump.get("digest") for dump in dumps}) == 1:
             break  # the others hold the same
     report.figures["changes held"] = len(dumps[0].get("held", ()))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import history
-from tests.faults.checker import LATE_S, End, judge, linearizable, unexplained
+from tests.faults.checker import LATE_S, End, Verdict, judge, linearizable, thin, unexplained
 from tests.faults.history import Held, History, Kind, Operation, Result
 
 
@@ -138,6 +138,13 @@ def test_a_search_that_takes_too_long_is_given_up_without_a_verdict() -> None:
     state = held(*(op.id for op in ops))
     assert judge([*ops, read("nowhere", 2, 3)], state, most=1000).undecided == ["k"]
     assert judge(ops, state).undecided == []
+    assert (judge(ops, state).judged, thin(judge(ops, state))) == (1, [])
+
+
+def test_a_verdict_over_too_few_keys_is_none() -> None:
+    assert thin(Verdict([], [], 0)) == ["too little was judged: 0 of 0 keys"]
+    assert thin(Verdict([], ["a"], 9)) == []
+    assert thin(Verdict([], ["a", "b"], 9)) == ["too little was judged: 9 of 11 keys"]
 
 
 def test_a_history_file_gives_back_what_was_recorded(tmp_path: Path) -> None:
