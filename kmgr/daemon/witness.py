@@ -31,7 +31,8 @@ from kmgr.grid.wire import JOIN, Connection
 
 logger = logging.getLogger(__name__)
 
-TIMING = Timing(election_max_s=4.0, reluctance_s=1.0)
+# The log lies in memory: a few large entries must not take more of it than all the rest.
+TIMING = Timing(election_max_s=4.0, reluctance_s=1.0, compact_bytes=8 << 20)
 
 
 def serve(data_dir: Path, *, log_level: str = "") -> None:

@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 AGAIN_S = 60.0
 # Kept behind a snapshot for servers that lag a little: a fifth of what is allowed, and no more than this.
 KEPT_BYTES = 2 << 20
-# A log of few but large entries is compacted too.
-MOST_BYTES = 64 << 20
 # The write-ahead file of the state may grow so far before it is emptied; looked at so often.
 MOST_WAL_BYTES = 4 << 20
 LOOK_S = 0.5
@@ -43,6 +41,7 @@ class Compaction:
     courier: Courier
     background: Background
     most_entries: int
+    most_bytes: int
     _not_before: float = 0.0
     _copying: bool = False
     _checkpointing: bool = False
@@ -52,7 +51,7 @@ class Compaction:
     def step(self, applied: int) -> None:
         """Begin a snapshot if the log has grown too long; `applied` is what the state shows now."""
         journal = self.journal
-        long = len(journal.entries) > self.most_entries or journal.size > MOST_BYTES
+        long = len(journal.entries) > self.most_entries or journal.size > self.most_bytes
         if not long or self._copying or monotonic() < self._not_before:
             return
         previous, last = journal.at(applied - 1), journal.at(applied)
