@@ -32,9 +32,12 @@ from kmgr.templates.queries import template as find_template
 logger = logging.getLogger(__name__)
 
 ATTENTION = "attention"
+MESSAGE = "message"
 PERIOD_S = 1.0
 # How long it is remembered why a screen was closed, for a page that asks.
 _REMEMBERED_S = 3600.0
+# How long a message is there for a page that asks: somebody who comes back from lunch still reads it.
+MESSAGE_S = 3600.0
 
 Tell: TypeAlias = Callable[[Desktop, str], Awaitable[None]]
 
@@ -68,6 +71,7 @@ class Attendance:
         self._closed: dict[DesktopId, tuple[float, int]] = {}
         self._telling: set[asyncio.Task[None]] = set()
         self._notices = Notices()
+        self._messages: dict[DesktopId, tuple[float, str, str]] = {}
 
     @contextmanager
     def open(self, desktop: DesktopId) -> Iterator[Viewer]:
@@ -101,11 +105,14 @@ class Attendance:
         return frozenset(self._watched)
 
     def serve(self, requests: Requests) -> None:
-        """Answer `attention` calls about this server's desktops. body: desktop, user, extend? (true: I am there).
+        """Answer calls about this server's desktops.
 
-        values: idleness (or "closed": for nobody's being there), left_s, again_s, then
+        `attention`: body: desktop, user, extend? (true: I am there); values: idleness (or "closed": for nobody's
+        being there), left_s, again_s, then, message. `message`: body: desktop, user, text; values: why_not_in_guest
+        (empty: it was told), and whether a page is open that shows it.
         """
         requests.serve(ATTENTION, self._attention)
+        requests.serve(MESSAGE, self._message)
 
     async def run(self) -> None:
         """Look every second until cancelled."""
@@ -135,6 +142,7 @@ class Attendance:
         known = {desktop.id for desktop in here}
         self._gone_at = {d: at for d, at in self._gone_at.items() if d in known}
         self._closed = {d: (at, of) for d, (at, of) in self._closed.items() if now - at < _REMEMBERED_S}
+        self._messages = {d: said for d, said in self._messages.items() if now - said[0] < MESSAGE_S}
         # A server without a majority keeps this to itself; the difference is still there when it has one again.
         if self._can_report():
             for command, desktop in unreported(here, self._watched, self._gone_at, now):
@@ -207,20 +215,41 @@ class Attendance:
         if isinstance(outcome, Rejected):
             logger.info("a report came too late", extra={"desktop": desktop.name, "cause": outcome.detail})
 
-    async def _attention(self, _: ServerId, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _theirs(self, body: Mapping[str, Any]) -> tuple[Desktop, Policy]:
         with self._grid.view() as db:
             desktop = find_desktop(db, DesktopId(str(body["desktop"])))
             made_from = find_template(db, desktop.template) if desktop is not None else None
         if desktop is None or desktop.server != self._grid.server or desktop.user != body["user"]:
             raise NotFound("the desktop is not on this server, or not theirs any more")
-        policy = made_from.policy if made_from is not None else USUAL
+        return desktop, made_from.policy if made_from is not None else USUAL
+
+    async def _message(self, _: ServerId, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        desktop, _policy = self._theirs(body)
+        text = str(body["text"])
+        self._messages[desktop.id] = (self._clock.monotonic(), str(desktop.user), text)
+        why = "this server asks no guests"
+        if self._tell is not None:
+            try:
+                await self._tell(desktop, text)
+                why = ""
+            except KmgrError as error:
+                why = error.message
+        return {"why_not_in_guest": why, "page": desktop.id in self._watched}
+
+    def _said(self, desktop: Desktop) -> str:
+        at, user, text = self._messages.get(desktop.id, (0.0, "", ""))
+        return text if user == desktop.user and self._clock.monotonic() - at < MESSAGE_S else ""
+
+    async def _attention(self, _: ServerId, body: Mapping[str, Any]) -> Mapping[str, Any]:
+        desktop, policy = self._theirs(body)
+        message = self._said(desktop)
         if body.get("extend"):
             self.touch(desktop.id)
         seen = self._watched.get(desktop.id)
         if seen is not None:
             verdict = judge(policy, self._clock.monotonic() - seen.active_at)
         elif self._closed.get(desktop.id, (0.0, 0))[1] == desktop.generation:
-            return {"idleness": "closed", "left_s": 0.0, "again_s": 0.0, "then": policy.idle_then}
+            return {"idleness": "closed", "left_s": 0.0, "again_s": 0.0, "then": policy.idle_then, "message": message}
         else:
             verdict = Verdict(Idleness.NO_RULE)
         return {
@@ -228,4 +257,5 @@ class Attendance:
             "left_s": verdict.left_s,
             "again_s": verdict.again_s,
             "then": policy.idle_then,
+            "message": message,
         }

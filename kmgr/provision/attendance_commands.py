@@ -19,6 +19,9 @@ from kmgr.provision.model import Purpose
 from kmgr.provision.outfit import outfit
 from kmgr.templates.policy import from_json
 
+# What a person reads in passing, on a screen that belongs to their work.
+MOST_LETTERS = 500
+
 
 def connected(db: Database, command: Command) -> Outcome:
     """Its user's screen was opened. body: desktop, generation, server."""
@@ -39,6 +42,20 @@ def disconnected(db: Database, command: Command) -> Outcome:
         return row
     if row["connected_at"] is not None and row["disconnected_at"] is None:
         db.execute("update desktops set disconnected_at = ? where id = ?", [command.at, row["id"]])
+    return Applied()
+
+
+def message(db: Database, command: Command) -> Outcome:
+    """An administrator sends a message to whoever works on a desktop. body: desktop, user, text."""
+    text = command.body["text"]
+    if not isinstance(text, str) or not 0 < len(text) <= MOST_LETTERS:
+        return Rejected("refused", f"a message has 1 to {MOST_LETTERS} letters")
+    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
+    if row is None:
+        return Rejected("not_found", f"there is no desktop {command.body['desktop']}")
+    if row["state"] != S.IN_USE or row["user"] != command.body["user"]:
+        return Rejected("conflict", f"desktop {row['name']} is not {command.body['user']}'s (any more)")
+    note(db, command, "desktop", row["id"], f"a message to {row['user']} on desktop {row['name']}: {text}")
     return Applied()
 
 
@@ -106,6 +123,7 @@ def in_use(db: Database, command: Command, *, hint: str = "") -> Row | Rejected:
 APPLIERS: Mapping[str, Applier] = {
     "desktop.connected": connected,
     "desktop.disconnected": disconnected,
+    "desktop.message": message,
     "desktop.over": over,
     "desktop.outfitted": outfitted,
 }

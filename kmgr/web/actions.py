@@ -19,6 +19,7 @@ from kmgr.entropy import new_id
 from kmgr.errors import Conflict, NotAllowed, NotFound, Refused
 from kmgr.grid.outcomes import applied
 from kmgr.ids import AccountName, DesktopId, ImageId, ServerId, VersionId
+from kmgr.provision.attendance import MESSAGE
 from kmgr.provision.model import CopyState, Desktop, DesktopState
 from kmgr.provision.queries import copies
 from kmgr.provision.queries import desktop as find_desktop
@@ -277,6 +278,9 @@ async def set_setting(services: Services, by: str, name: str, value: int) -> lis
 
 # ── desktops ──
 
+# A guest is asked twice, for three seconds each.
+_TOLD_S = 10.0
+
 
 async def open_desktop(services: Services, session: Session, template: str) -> Answer:
     """Give a person a desktop of a template (id or name), or say how long it will take."""
@@ -329,6 +333,20 @@ def _former(services: Services, desktop: str, server: str, generation: int) -> D
 async def retry_desktop(services: Services, by: str, desktop: str) -> None:
     """Make a broken desktop anew."""
     await _change(services, by, "desktop.retry", {"desktop": desktop})
+
+
+async def message(services: Services, by: str, desktop: str, text: str) -> Item:
+    """Show a message to whoever works on a desktop: in the guest if its agent can, and on the page of its screen."""
+    with services.grid.view() as db:
+        found = find_desktop(db, DesktopId(desktop))
+    if found is None:
+        raise NotFound("there is no such desktop (any more)")
+    if found.state is not DesktopState.IN_USE or found.user is None:
+        raise Conflict(f"Nobody works on {found.name} now.")
+    body = {"desktop": found.id, "user": found.user, "text": text}
+    await _change(services, by, "desktop.message", body)
+    told = await services.requests.call(found.server, MESSAGE, body, timeout_s=_TOLD_S)
+    return {"user": found.user, "why_not_in_guest": str(told["why_not_in_guest"]), "page": bool(told["page"])}
 
 
 async def ticket(request: web.Request, session: Session, desktop: str) -> Item:

@@ -38,4 +38,5 @@ async def of_desktop(services: Services, session: Session, desktop: str, *, exte
         "then": str(told["then"]),
         "text": words(policy, found.kind),
         "farewell": text,
+        "message": str(told.get("message", "")),
     }

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kmgr.errors import NotFound, Unavailable
 from kmgr.grid.local import LocalNetwork
 from kmgr.ids import AccountName, DesktopId
-from kmgr.provision.attendance import ATTENTION, Attendance
+from kmgr.provision.attendance import ATTENTION, MESSAGE, Attendance
 from kmgr.provision.idle import SETTLE_S, Idleness, judge
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.templates.policy import Policy
@@ -141,7 +141,8 @@ async def test_who_does_nothing_is_warned_once_and_then_the_screen_is_closed(off
     await office.begin(**RULE)
     with office.attendance.open(D1) as viewer:
         await office.pass_(500)
-        assert await office.asked() == {"idleness": "active", "left_s": 100, "again_s": 40, "then": "disconnect"}
+        active = {"idleness": "active", "left_s": 100, "again_s": 40, "then": "disconnect", "message": ""}
+        assert await office.asked() == active
         assert office.told == []
         await office.pass_(50)
         assert (await office.asked())["idleness"] == "warned"
@@ -220,3 +221,26 @@ def test_nobody_is_closed_out_unwarned_or_early(idle: float, limit: int, warning
     if verdict.idleness is Idleness.ACTIVE:
         later = judge(Policy(idle_s=limit, idle_warning_s=warning), idle + verdict.again_s + 0.001)
         assert later.idleness is Idleness.WARNED
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+async def test_a_message_is_shown_in_the_guest_if_it_can_and_kept_for_a_page_that_asks(
+    office: Watched, refuses: bool
+) -> None:
+    await office.begin()
+    office.refuses = refuses
+    body = {"desktop": D1, "user": "anna", "text": "The printer is back."}
+    told = await office.far.call(A, MESSAGE, body)
+    assert told["why_not_in_guest"] == ("the guest agent does not answer" if refuses else "")
+    assert told["page"] is False
+    assert [text for _, text in office.told] == ([] if refuses else ["The printer is back."])
+    assert (await office.asked())["message"] == "The printer is back."
+    with pytest.raises(NotFound):
+        await office.far.call(A, MESSAGE, {**body, "user": "bea"})
+
+
+async def test_whoever_gets_the_desktop_next_does_not_read_the_message(office: Watched) -> None:
+    await office.begin()
+    await office.far.call(A, MESSAGE, {"desktop": D1, "user": "anna", "text": "For anna."})
+    office.attendance._messages[D1] = (office.clock.monotonic(), "bea", "For bea.")
+    assert (await office.asked())["message"] == ""

@@ -8,7 +8,7 @@ import pytest
 from kmgr.balancer.canaries import Canaries
 from kmgr.errors import Unavailable
 from kmgr.grid.queries import events
-from kmgr.ids import DesktopId
+from kmgr.ids import DesktopId, VersionId
 from kmgr.provision.canary_watch import SILENT_S, CanaryWatch
 from kmgr.templates.version_queries import canaries, template_versions
 from tests.lab.provision import Desk, done
@@ -50,7 +50,7 @@ class Trial(Desk):
 
     def stand(self) -> str:
         with self.grid.view() as db:
-            return str({one.version: one for one in template_versions(db)}["ver-2"].stand)
+            return str({one.version: one for one in template_versions(db)}[VersionId("ver-2")].stand)
 
     def going(self) -> int:
         with self.grid.view() as db:

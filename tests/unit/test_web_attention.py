@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 from aiohttp import ClientWebSocketResponse
 
+from kmgr.grid.queries import events
+from kmgr.provision.attendance import MESSAGE_S
 from tests.lab.people import SERVERS
 from tests.lab.web_lab import ADMIN, OTHER, USER, Site, WebLab
 from tests.unit.test_provision_rfb_input import HANDSHAKE, KEY
+from tests.unit.test_web_api import good, refused
+from tests.unit.test_web_console import act
 from tests.unit.test_web_desktops import ended, mine, open_screen, ticket
 
 RULE = {"idle_s": 600, "idle_warning_s": 60}
@@ -50,7 +54,7 @@ async def pass_(lab: WebLab, seconds: float) -> None:
 async def test_without_a_rule_there_is_nothing_to_say(lab: WebLab, far: Site) -> None:
     async with looked_at(lab, far) as (desktop, _):
         assert await asked(far, desktop) == {
-            "idleness": "no_rule", "left_s": 0, "again_s": 0, "then": "disconnect", "text": "", "farewell": "",
+            "idleness": "no_rule", "left_s": 0, "again_s": 0, "then": "disconnect", "text": "", "farewell": "", "message": "",
         }  # fmt: skip
 
 
@@ -108,3 +112,29 @@ async def test_a_server_that_is_away_is_said(lab: WebLab, far: Site) -> None:
     async with looked_at(lab, far, **RULE) as (desktop, _):
         lab.network.down.add(SERVERS[0])
         assert (await far.ask("GET", f"/desktops/{desktop}/attention", who=USER))[0] == 503
+
+
+async def test_an_administrator_tells_whoever_works_on_a_desktop_something(lab: WebLab, far: Site) -> None:
+    async with looked_at(lab, far) as (desktop, _):
+        at = f"/desktops/{desktop}/message"
+        assert (await asked(far, desktop))["message"] == ""
+        told = await good(far, "POST", at, {"text": "The printer is back."})
+        assert told == {"user": USER, "why_not_in_guest": "this server asks no guests", "page": True}
+        assert (await asked(far, desktop))["message"] == "The printer is back."
+        assert "on the page of its screen" in await act(far, at, text="Good night.")
+        assert (await asked(far, desktop))["message"] == "Good night."
+        with lab.grid().view() as db:
+            texts = [(event.by, event.text) for event in events(db, subject=desktop)]
+        name = (await good(far, "GET", f"/desktops/{desktop}"))["name"]
+        assert (ADMIN, f"a message to {USER} on desktop {name}: Good night.") in texts
+        assert (await far.ask("POST", at, {"text": "x"}, who=USER))[0] == 403
+        assert "text" in await refused(far, 400, "POST", at, {"text": "x" * 501})
+        assert "Send a message" in (await far.page(f"/console/desktops/{desktop}", who=ADMIN)).text
+        assert "The history keeps it" in (await far.page(f"/console{at}", who=ADMIN)).text
+        await pass_(lab, MESSAGE_S + 1)
+        assert (await asked(far, desktop))["message"] == "", "what is an hour old is no news"
+
+
+async def test_a_message_to_nobody_is_refused(lab: WebLab, far: Site) -> None:
+    desktop = await lab.office.standby()
+    assert "Nobody works on" in await refused(far, 409, "POST", f"/desktops/{desktop}/message", {"text": "Hello?"})

@@ -5,12 +5,13 @@ from collections.abc import Iterable
 
 from aiohttp import web
 
+from kmgr.provision.attendance_commands import MOST_LETTERS
 from kmgr.provision.display import fetch_screenshot
 from kmgr.provision.listing import Filter
 from kmgr.users.broker import Wait
 from kmgr.web import actions, present, present_desktops
 from kmgr.web.api.fields import Fields, text, whole
-from kmgr.web.api.shapes import many, page, record, ref
+from kmgr.web.api.shapes import FLAG, TEXT, many, page, record, ref
 from kmgr.web.api.table import PAGING, Access, Call, Route, answer, listed, nothing, sought
 from kmgr.web.records import Item
 
@@ -26,6 +27,7 @@ _SOUGHT: Fields = {
     "user": text("only those of this user"),
     "words": text("only those with each of these words in the name of desktop, user, template or server", most=200),
 }
+_MESSAGE: Fields = {"text": text("what they are told", required=True, most=MOST_LETTERS)}
 _OPEN: Fields = {"template": text("a template's name or id", required=True)}
 
 
@@ -97,6 +99,11 @@ async def retry(call: Call) -> web.Response:
     return answer(present.desktop_of(call.services, call.session, call.part("id")))
 
 
+async def message(call: Call) -> web.Response:
+    """Show a message to whoever works on a desktop."""
+    return answer(await actions.message(call.services, call.by, call.part("id"), call.body["text"]))
+
+
 async def screenshot(call: Call) -> web.Response:
     """Return what a desktop shows, as its server sees it now."""
     found = present.desktop_of(call.services, call.session, call.part("id"))
@@ -149,6 +156,11 @@ ROUTES = (
     Route(
         "POST", "/desktops/{id}/retry", retry, Access.ADMIN, "Make a broken desktop anew",
         {200: ref("DesktopHere")},
+    ),
+    Route(
+        "POST", "/desktops/{id}/message", message, Access.ADMIN,
+        "Show a message to whoever works on a desktop, in its guest if that can be told and on its screen's page",
+        {200: record({"user": TEXT, "why_not_in_guest": TEXT, "page": FLAG})}, body=_MESSAGE,
     ),
     Route(
         "GET", "/desktops/{id}/screenshot", screenshot, Access.USER, "What a desktop shows now",

@@ -210,7 +210,7 @@ COMPONENTS: Mapping[str, Schema] = {
     "Attention": record(
         {
             "idleness": one_of("no_rule", "active", "warned", "over", "closed"), "left_s": WHOLE, "again_s": WHOLE,
-            "then": one_of("disconnect", "log_out"), "text": TEXT, "farewell": TEXT,
+            "then": one_of("disconnect", "log_out"), "text": TEXT, "farewell": TEXT, "message": TEXT,
         }
     ),
     "DesktopHere": record(

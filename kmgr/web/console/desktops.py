@@ -1,10 +1,11 @@
-"""What an administrator does with desktops: remove one, make a broken one anew."""
+"""What an administrator does with desktops: remove one, make a broken one anew, tell its user something."""
 
 from typing import Any
 
 from aiohttp import web
 
 from kmgr.errors import NotFound
+from kmgr.provision.attendance_commands import MOST_LETTERS
 from kmgr.web import actions, auth, forms, html_env, present
 from kmgr.web.services import SERVICES
 
@@ -18,6 +19,8 @@ def add_routes(app: web.Application) -> None:
             web.get("/console/desktops/{desktop}/retire", ask_retire),
             web.post("/console/desktops/{desktop}/retire", retire),
             web.post("/console/desktops/{desktop}/retry", retry),
+            web.get("/console/desktops/{desktop}/message", ask_message),
+            web.post("/console/desktops/{desktop}/message", message),
             web.get("/console/desktops/{desktop}/superseded/{server}/{generation}/drop", ask_drop),
             web.post("/console/desktops/{desktop}/superseded/{server}/{generation}/drop", drop),
             web.get("/console/desktops/{desktop}/superseded/{server}/{generation}/put-back", ask_put_back),
@@ -45,6 +48,29 @@ async def retry(request: web.Request) -> web.Response:
     await actions.retry_desktop(request.app[SERVICES], by, desktop["id"])
     what = "is tried again" if desktop["protection"] else "is made anew"
     return html_env.done(request, f"{desktop['name']} {what}.", to=_PAGE)
+
+
+async def ask_message(request: web.Request) -> web.Response:
+    """Ask what whoever works on a desktop is to be told."""
+    auth.require_admin(request)
+    return html_env.dialog(request, "console/dialog/message.html", desktop=_desktop(request), most=MOST_LETTERS)
+
+
+async def message(request: web.Request) -> web.Response:
+    """Show a message to whoever works on a desktop."""
+    by, desktop = auth.require_admin(request).person.name, _desktop(request)
+    form = await forms.read_form(request)
+    words = form.text("text", "the message")
+    form.check()
+    told = await actions.message(request.app[SERVICES], by, desktop["id"], words)
+    where = ["in the desktop"] if not told["why_not_in_guest"] else []
+    where += ["on the page of its screen"] if told["page"] else []
+    text = f"{told['user']} is told {' and '.join(where)}."
+    if not where:
+        text = (
+            f"{told['user']} reads it when they open the desktop's screen within an hour; the guest cannot be told."
+        )
+    return html_env.done(request, text, to=f"{_PAGE}/{desktop['id']}")
 
 
 async def ask_drop(request: web.Request) -> web.Response:

@@ -82,17 +82,21 @@ async function attend(method = "GET") {
   const told = await attention(method).catch(() => null);
   if (body.dataset.state !== "connected") return;
   warn(told?.idleness === "warned" ? told : null);
-  if (told) farewell(told.farewell);
+  if (told) {
+    said("farewell", told.farewell);
+    said("message", told.message);
+  }
   const again = !told ? 15 : told.idleness === "active" ? Math.min(told.again_s + 0.5, NEWS_S) : told.idleness === "no_rule" ? NEWS_S : 2;
   asking = setTimeout(attend, Math.max(again, 1) * 1000);
 }
 
-// That its server drains, and when this desktop ends there: said once, and whoever has read it folds it up.
-function farewell(text) {
-  if (text === byId("farewell-text").textContent) return;
-  byId("farewell-text").textContent = text;
-  byId("farewell").hidden = !text;
-  byId("farewell").open = true;
+// That its server drains and when this desktop ends there, or what an administrator says: said once, and whoever has
+// read it folds it up.
+function said(id, text) {
+  if (text === byId(`${id}-text`).textContent) return;
+  byId(`${id}-text`).textContent = text;
+  byId(id).hidden = !text;
+  byId(id).open = true;
 }
 
 function warn(told) {
