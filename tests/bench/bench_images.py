@@ -4,11 +4,14 @@ Network namespaces with links of a known rate; kmgr's own engine, a process for 
 no disk is measured. The floor is a bare TCP stream through the same link in the same run. rsync and scp copy to one
 receiver after the other, libtorrent to all at once.
 
+What was promised of a figure is said behind the table (`verdicts`); whoever misses it ends with status 1.
+
 Parts: `slow` (200 Mbit/s), `fast` (1 Gbit/s), `delta`, `kill`, `squeezed`, `steps` (what takes processors), `codec`.
 """
 
 import argparse
 import os
+import re
 import shutil
 import statistics
 import sys
@@ -129,6 +132,41 @@ PARTS: Mapping[str, Callable[[Path, bool], list[Figure]]] = {
 }
 
 
+# What was promised: times as multiples of the floor by (Mbit/s, receivers), CPU seconds at 1 Gbit/s, memory.
+TIMES: Mapping[tuple[int, int], float] = {(200, 1): 1.05, (200, 3): 1.1, (200, 7): 1.25, (1000, 1): 1.1}
+CPU_S_PER_GB = 3.5
+MEMORY_MIB = 64.0
+
+
+def verdicts(figures: Sequence[Figure]) -> list[tuple[bool, str]]:
+    """Return of each figure of which something was promised whether it holds, in words."""
+    found = []
+    for one in figures:
+        told = re.fullmatch(r"1 → (\d+), (\d+) Mbit/s, \d+ MiB: (.+)", one.name)
+        if told is None:
+            continue
+        receivers, mbit, what = int(told[1]), int(told[2]), told[3]
+        most, value = _promised(receivers, mbit, what), one.value
+        if what == "kmgr" and one.ratio is not None:
+            value = one.ratio
+        if most is not None:
+            word = "holds" if value <= most else "MISSED"
+            found.append((value <= most, f"{one.name}: {value:g}, promised at most {most:g}: {word}"))
+    return found
+
+
+def _promised(receivers: int, mbit: int, what: str) -> float | None:
+    match what:
+        case "kmgr":
+            return TIMES.get((mbit, receivers))
+        case "CPU-s per GB, kmgr":
+            return CPU_S_PER_GB if mbit == 1000 else None
+        case "memory of a server":
+            return MEMORY_MIB
+        case _:
+            return None
+
+
 def main() -> int:
     """Measure what was asked for, print and write it."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bench_images")
@@ -151,7 +189,10 @@ def main() -> int:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         report(figures, path=options.out)
-    return 0
+    judged = verdicts(figures)
+    for _, words in judged:
+        print(words)
+    return 0 if all(holds for holds, _ in judged) else 1
 
 
 if __name__ == "__main__":
