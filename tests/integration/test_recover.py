@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -71,6 +73,43 @@ def add(grid: Cluster, name: str, *, to: Server) -> Server:
     server.start()
     grid.servers.append(server)
     return server
+
+
+def test_the_servers_states_are_compared_and_one_that_differs_is_found(office: Cluster) -> None:
+    one, two, three = office.servers
+
+    def verified() -> subprocess.CompletedProcess[str]:
+        return kmgr("grid", "verify", "--data", str(one.data))
+
+    alike = verified()
+    assert alike.returncode == 0, alike.stderr
+    assert "All servers hold the same state" in alike.stdout
+    assert {line.split()[0] for line in alike.stdout.splitlines() if "change" in line} == {"one", "two", "three"}
+
+    three.stop_daemon()
+    silent = verified()
+    assert silent.returncode == 69
+    assert "three could not be compared" in silent.stderr
+
+    # What no command of the log has done: a bad disk or memory, or a bug.
+    state = three.data / "state.sqlite"
+    with closing(sqlite3.connect(state)) as db:
+        db.execute("update servers set web_address = 'nowhere:1' where id = ?", [two.id])
+        db.commit()
+    three.start()
+    grids.caught_up(office.servers)
+    differing = verified()
+    assert differing.returncode == 1
+    assert "different states" in differing.stderr
+    assert len({line.split()[-1] for line in differing.stdout.splitlines() if "change" in line}) == 2
+
+    # Made anew from the log it is as the others' again.
+    three.stop_daemon()
+    for path in three.data.glob("state.sqlite*"):
+        path.unlink()
+    three.start()
+    grids.caught_up(office.servers)
+    assert verified().returncode == 0
 
 
 def test_a_server_is_not_recovered_while_its_daemon_runs_or_a_majority_is_there(office: Cluster) -> None:
