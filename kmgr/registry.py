@@ -14,6 +14,7 @@ import kmgr.provision.drain_commands
 import kmgr.provision.island
 import kmgr.provision.move_commands
 import kmgr.provision.put_back_commands
+import kmgr.provision.quota_commands
 import kmgr.provision.tenure_commands
 import kmgr.provision.version_commands
 import kmgr.replica.commands
@@ -49,6 +50,7 @@ APPLIERS: Mapping[str, Applier] = {
     **kmgr.provision.attendance_commands.APPLIERS,
     **kmgr.provision.copy_commands.APPLIERS,
     **kmgr.provision.put_back_commands.APPLIERS,
+    **kmgr.provision.quota_commands.APPLIERS,
     **kmgr.provision.tenure_commands.APPLIERS,
     **kmgr.provision.version_commands.APPLIERS,
     **kmgr.provision.move_commands.APPLIERS,

@@ -7,14 +7,14 @@ from sqlite_utils import Database
 from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.rows import one
-from kmgr.provision.allowance import why_not_another
+from kmgr.provision.allowance import groups_of, why_not_another
 from kmgr.provision.commands import best_standby, own_desktop
 
 
 def ask(db: Database, command: Command) -> Outcome:
     """Have a desktop made for a user who found none ready; asking again says that they still wait.
 
-    body: user, template. Nothing is noted if there is one by now: it is theirs, or ready to be claimed.
+    body: user, template, groups?. Nothing is noted if there is one by now: it is theirs, or ready to be claimed.
     """
     user, template = command.body["user"], command.body["template"]
     row = one(db, "select name, enabled from templates where id = ?", [template])
@@ -22,9 +22,11 @@ def ask(db: Database, command: Command) -> Outcome:
         return Rejected("not_found", f"there is no template {template}")
     if not row["enabled"]:
         return Rejected("refused", f"template {row['name']} is switched off")
-    if own_desktop(db, str(user), str(template)) is None and (full := why_not_another(db, str(user))):
+    groups = groups_of(command.body.get("groups"))
+    own = own_desktop(db, str(user), str(template))
+    if own is None and (full := why_not_another(db, str(user), str(template), groups)):
         return Rejected("quota", full)
-    if (own_desktop(db, str(user), str(template)) or best_standby(db, str(template))) is None:
+    if (own or best_standby(db, str(template))) is None:
         db.execute(
             "insert into asks (template, user, since, at) values (?, ?, ?, ?)"
             " on conflict (template, user) do update set at = excluded.at",

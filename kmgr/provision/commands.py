@@ -15,7 +15,7 @@ from kmgr.grid.history import note
 from kmgr.grid.model import PLACEABLE, ServerRole, ServerState
 from kmgr.grid.queries import settings
 from kmgr.grid.rows import Row, one, rows, scalar
-from kmgr.provision.allowance import why_not_another
+from kmgr.provision.allowance import groups_of, note_groups, why_not_another
 from kmgr.provision.lifecycle import LIVING, Event, after
 from kmgr.provision.model import CopyState, Origin, Purpose
 from kmgr.provision.model import DesktopState as S
@@ -156,8 +156,9 @@ def failed(db: Database, command: Command) -> Outcome:
 
 
 def claim(db: Database, command: Command) -> Outcome:
-    """Give a user a desktop of a template: the one they have, else the best standby. body: user, template."""
+    """Give a user a desktop of a template: theirs, else the best standby. body: user, template, groups?."""
     user, template = command.body["user"], command.body["template"]
+    groups = groups_of(command.body.get("groups"))
     if one(db, "select id from templates where id = ?", [template]) is None:
         return Rejected("not_found", f"there is no template {template}")
     own = own_desktop(db, str(user), str(template))
@@ -168,7 +169,7 @@ def claim(db: Database, command: Command) -> Outcome:
             [command.at, own["id"]],
         )
         return _why_away(db, own) or _claimed(own, new=False)
-    if full := why_not_another(db, str(user)):
+    if full := why_not_another(db, str(user), str(template), groups):
         return Rejected("quota", full)
     chosen = best_standby(db, str(template))
     if chosen is None:
@@ -178,6 +179,7 @@ def claim(db: Database, command: Command) -> Outcome:
         " disconnected_at = null where id = ?",
         [after(S.READY, Event.CLAIMED), user, command.at, command.at, chosen["id"]],
     )
+    note_groups(db, chosen["id"], groups)
     db.execute("delete from asks where template = ? and user = ?", [template, user])
     kept = ", which stays theirs" if chosen["kind"] == Kind.PERSONAL else ""
     note(db, command, "desktop", chosen["id"], f"{user} got desktop {chosen['name']}{kept}")

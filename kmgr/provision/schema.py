@@ -112,6 +112,20 @@ create table if not exists version_variables (
 create trigger if not exists version_variables_gone after delete on versions begin
     delete from version_variables where version = old.id;
 end;
+create table if not exists quotas (
+    whom text not null, subject text not null, template text not null, most integer not null,
+    primary key (whom, subject, template)
+);
+create trigger if not exists quota_over after delete on templates begin
+    delete from quotas where template = old.id;
+end;
+create table if not exists claim_groups (desktop text not null, name text not null, primary key (desktop, name));
+create trigger if not exists claim_over after update of user on desktops when new.user is not old.user begin
+    delete from claim_groups where desktop = new.id;
+end;
+create trigger if not exists claim_gone after delete on desktops begin
+    delete from claim_groups where desktop = old.id;
+end;
 create table if not exists failures (
     template text not null, version text not null, n integer not null, step text not null, cause text not null,
     at integer not null, primary key (template, version)

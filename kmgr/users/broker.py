@@ -107,7 +107,7 @@ class Broker:
             own = _own(db, person, template)
         if not template.enabled and own is None:
             raise NotAllowed(f"{template.name} is switched off at present. Ask your administrator.")
-        body = {"user": person.name, "template": template.id}
+        body = {"user": person.name, "template": template.id, "groups": list(person.groups)}
         try:
             outcome = await self._grid.propose("desktop.claim", body, by=person.name)
         except Unavailable:
@@ -184,7 +184,7 @@ class Broker:
             return
         # It could not be told now: they ask again in a few seconds.
         with suppress(Unavailable, OutcomeUnknown):
-            body = {"user": person.name, "template": template.id}
+            body = {"user": person.name, "template": template.id, "groups": list(person.groups)}
             await self._grid.propose("desktop.ask", body, by=person.name)
             self._asked[key] = now
 

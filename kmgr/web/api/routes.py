@@ -12,6 +12,7 @@ from kmgr.web.api import (
     images,
     policies,
     published,
+    quotas,
     servers,
     sessions,
     templates,
@@ -42,6 +43,7 @@ ROUTES: tuple[Route, ...] = (
     *desktops.ROUTES,
     *attention.ROUTES,
     *accounts.ROUTES,
+    *quotas.ROUTES,
     Route(
         "GET", "/openapi.json", description, Access.ANYONE, "This description",
         {200: {"type": "object"}},

@@ -258,6 +258,12 @@ COMPONENTS: Mapping[str, Schema] = {
             "ca_pem": TEXT, "start_tls": FLAG, "admin_group": TEXT,
         }
     ),
+    "Quota": record(
+        {
+            "whom": one_of("user", "member", "group"), "subject": TEXT, "template": maybe(TEXT),
+            "template_name": TEXT, "most": WHOLE, "meaning": TEXT,
+        }
+    ),
     "Setting": record(
         {"name": TEXT, "value": WHOLE, "default": WHOLE, "least": WHOLE, "most": WHOLE, "help": TEXT}
     ),

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from kmgr.errors import NotFound
 from kmgr.provision.listing import Filter
-from kmgr.web import auth, html_env, present, present_desktops
+from kmgr.web import auth, html_env, present, present_desktops, quotas
 from kmgr.web.address import shown as shown_address
 from kmgr.web.console import (
     address,
@@ -26,6 +26,7 @@ from kmgr.web.console import (
     template_wizard,
     templates,
 )
+from kmgr.web.console import quotas as quota_dialogs
 from kmgr.web.policies import zone as shown_zone
 from kmgr.web.services import SERVICES
 
@@ -70,6 +71,7 @@ def add_routes(app: web.Application) -> None:
         desktops,
         people,
         directories,
+        quota_dialogs,
         settings,
     ):
         resource.add_routes(app)
@@ -182,6 +184,8 @@ def _users(request: web.Request) -> Values:
     return {
         "accounts": present.accounts(services),
         "directories": present.directories(services),
+        "quotas": quotas.shown(services),
+        "quota_usual": quotas.usual(services),
         "sessions": present.sessions(services, session),
         "me": session.person.name,
     }
