@@ -81,7 +81,7 @@ faults-daemon: setup ## the same faults on whole daemons: pages, agents and all,
 faults-plain: setup ## the same faults on bare pysyncobj, which loses changes
 	$(SUDO) $(PY) -m tests.faults --plain --seconds $(or $(SECONDS),600) $(SEED:%=--seed %) $(SERVERS:%=--servers %) $(ONLY:%=--only %)
 
-failover: setup ## kill whole servers while a personal desktop writes on them: TIMES=20
+failover: setup ## kill whole servers, or cut them off, while a personal desktop writes on them: TIMES=20
 	$(SUDO) $(PY) -m tests.faults.failover --times $(or $(TIMES),20) $(SEED:%=--seed %)
 
 simulate: setup ## thousands of simulated grids: SEEDS=10000 FIRST=1

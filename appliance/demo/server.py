@@ -49,6 +49,8 @@ class Server:
         self.data = self.folder / "data"
         self.log = self.folder / "daemon.log"
         self.accelerator = accelerator
+        # Put before each command: where the daemon is to run, if not here.
+        self.prefix: tuple[str, ...] = ()
         self.libvirt = PrivateLibvirt(self.folder / "libvirt", name, accelerator=accelerator) if desktops else None
 
     @property
@@ -163,7 +165,7 @@ class Server:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as out:
             child = subprocess.Popen(
-                [str(KMGR), "run", "--data", str(self.data)],
+                [*self.prefix, str(KMGR), "run", "--data", str(self.data)],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         process = processes.known(child.pid)
@@ -191,7 +193,7 @@ class Server:
 
     def _refuse_taken_ports(self) -> None:
         config = self._config()
-        for key in ("web", "grid"):
+        for key in ("web", "grid") if not self.prefix else ():
             host, port = str(config[f"{key}_host"]), int(config[f"{key}_port"])
             if not is_free(host, port):
                 raise Refused(
@@ -201,7 +203,12 @@ class Server:
 
     def _kmgr(self, words: list[str], *, stdin: str = "") -> str:
         done = subprocess.run(
-            [str(KMGR), *words], input=stdin, capture_output=True, text=True, timeout=START_S, check=False
+            [*self.prefix, str(KMGR), *words],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=START_S,
+            check=False,
         )
         if done.returncode:
             said = (done.stderr or done.stdout).strip() or f"exit status {done.returncode}"

@@ -1,9 +1,11 @@
-"""Whole servers killed while a personal desktop writes on them: `make failover TIMES=20`.
+"""Whole servers killed or cut off while a personal desktop writes on them: `make failover TIMES=20`.
 
 Three real daemons, each with its own libvirt; a guest writes numbered records with fsync, as fast as it can.
-Each time the server that runs it dies as by a pulled plug, and the desktop goes on from its safe copy. Then the
-dead one comes back, holds the next copy, and the next one dies. Exit status 1: a record is missing that was
-older than the age the console had shown, or one in the middle, or the file system is not clean.
+Each time the server that runs it dies as by a pulled plug (`power`), or its daemon reaches no other one any more
+(`cable`), or not the leader alone (`wire`; all of them if it leads), and the desktop goes on from its safe copy. Then
+the dead one comes back, holds the next copy, and the next one dies. All the time somebody looks at the hypervisors.
+Exit status 1: a record is missing that was older than the age the console had shown, or one in the middle, or the
+file system is not clean, or the desktop was seen running on two servers.
 """
 
 import argparse
@@ -16,24 +18,26 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from appliance.demo.cluster import Cluster
 from appliance.demo.progress import Progress
 from appliance.demo.scene import Director, Scene
 from appliance.demo.server import Server
 from appliance.image import tiny
+from tests.faults.watching import Eye, Watcher
+from tests.faults.wired import WiredCluster, Wires
 from tests.lab import grids
 from tests.lab.api import Api, wait_for
 from tests.lab.grids import Item
-from tests.lab.ports import port
 from tests.lab.writing import Guest, Writer
 
 BUILD = Path(__file__).parents[2] / "build"
 SCENE = Scene(image="test-guest", template="office", memory_mib=192, standby=0, maximum=2)
 TARGET_S = 30
 USER = "frida"
+WIRE_S = 45.0
+HOW = ("power", "cable", "wire")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class Fall:
     """One server that died, and what became of the desktop that it ran."""
 
     number: int
+    how: str
     shown_age_s: int
     saved: int
     promised: int
@@ -50,21 +55,23 @@ class Fall:
     missing: int
     fsck: str
     back_s: float
+    twice: int
 
     @property
     def bad(self) -> bool:
         """Whether a promise was broken."""
-        return bool(self.missing) or self.fsck != "clean"
+        return bool(self.missing) or self.fsck != "clean" or bool(self.twice)
 
 
 class Office:
     """The grid, its only personal desktop, and who writes on it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.grid = Cluster(folder, grid="failover", web_port=port(0), grid_port=port(100))
+    def __init__(self, folder: Path, wires: Wires) -> None:
+        self.grid = WiredCluster(folder, wires, grid="failover")
         self.scratch = folder
         self.desktop = ""
         self.writer: Writer | None = None
+        self.watcher: Watcher | None = None
 
     def begin(self) -> None:
         """Start everything and give somebody a desktop."""
@@ -77,13 +84,24 @@ class Office:
         boss.ask("POST", f"/templates/{made['id']}/assignments", {"kind": "everyone"}).ok()
         frida = grids.person(self.grid, self.grid.servers[0], USER)
         self.desktop = grids.claim(frida, "own")["id"]
+        self.watcher = Watcher({one.name: Eye(one, f"kmgr-{self.desktop}") for one in self.grid.servers})
+        self.watcher.start()
+
+    def end(self) -> int:
+        """Stop everything; return how often the hypervisors were looked at."""
+        if self.watcher is not None:
+            self.watcher.ended.set()
+            self.watcher.join(10)
+        self.grid.stop()
+        return self.watcher.times if self.watcher is not None else 0
 
     def shown(self, client: Api) -> Item:
         """Return the desktop as the API shows it."""
         return client.ask("GET", f"/desktops/{self.desktop}").ok()  # type: ignore[no-any-return]
 
-    def fall(self, number: int, dice: random.Random) -> Fall:
-        """Kill the server that runs it, and judge what is there afterwards."""
+    def fall(self, number: int, dice: random.Random, how: str) -> Fall:
+        """Kill the server that runs it or cut it off, and judge what is there afterwards."""
+        assert self.watcher is not None
         home = self._home(grids.admin(self.grid, self.grid.servers[0]))
         others = [server for server in self.grid.servers if server is not home]
         watcher = grids.admin(self.grid, others[0])
@@ -94,26 +112,56 @@ class Office:
         told = self.shown(watcher)["protection"]
         asked_at = time.time()
         generation = self.shown(watcher)["generation"]
-        home.power_cut()
+        seen_twice = len(self.watcher.twice)
+        self._fell(home, how)
         died_at, died = time.time(), time.monotonic()
-        self.writer.ended.set()
-        holder = next(server for server in others if server.id == told["server"])
-        guest = Guest(holder, self.desktop)
-        wait_for("it goes on", lambda: self.shown(watcher)["generation"] == generation + 1, timeout_s=120, every_s=1)
-        wait_for("its guest answers", guest.answers, timeout_s=240, every_s=1)
+        if how == "power":
+            self.writer.ended.set()
+        guest = self._went_on(watcher, generation, how)
         back_s = time.monotonic() - died
+        self.writer.ended.set()
         self.writer.join(60)
         found = guest.records()
+        if guest.server is home:  # nothing was lost with it
+            told, asked_at = {"age_s": 0}, float("inf")
         fall = judge(
             number, self.writer.saved, found, shown_age_s=told["age_s"], asked_at=asked_at, died_at=died_at,
-            fsck=self._fsck(guest, holder), back_s=back_s,
+            fsck=self._fsck(guest, guest.server), back_s=back_s, how=how, twice=0,
         )  # fmt: skip
+        self.grid.wires.mend_all()
         home.start()
         wait_for(f"{home.name} is up", lambda: grids.states(watcher)[home.name] == "up", timeout_s=120, every_s=1)
         for disk in self.shown(watcher)["superseded"]:
             where = f"server={disk['server']}&generation={disk['generation']}"
             watcher.ask("DELETE", f"/desktops/{self.desktop}/superseded?{where}").ok()
-        return fall
+        return replace(fall, twice=len(self.watcher.twice) - seen_twice)
+
+    def _went_on(self, watcher: Api, generation: int, how: str) -> Guest:
+        """Wait until the desktop works again: on its own server, if that came to lead instead of being cut off."""
+        if how == "wire":
+            time.sleep(WIRE_S)
+            self.grid.wires.mend_all()
+        else:
+            changed = lambda: self.shown(watcher)["generation"] == generation + 1  # noqa: E731 - said once
+            wait_for("it goes on", changed, timeout_s=120, every_s=1)
+
+        def answers() -> bool:
+            return Guest(self._home(watcher), self.desktop).answers()
+
+        wait_for("its guest answers", answers, timeout_s=240, every_s=1)
+        return Guest(self._home(watcher), self.desktop)
+
+    def _fell(self, home: Server, how: str) -> None:
+        """Let it happen."""
+        if how == "power":
+            home.power_cut()
+            return
+        place = self.grid.servers.index(home)
+        others = [other for other in range(len(self.grid.servers)) if other != place]
+        if how == "wire":
+            leader = home.client().ask("GET", "/status").ok()["leader"]
+            others = [other for other in others if self.grid.servers[other].id == leader] or others
+        self.grid.wires.cut_between(place, others)
 
     def _home(self, client: Api) -> Server:
         home = self.shown(client)["server"]
@@ -149,6 +197,8 @@ def judge(
     died_at: float,
     fsck: str,
     back_s: float,
+    how: str,
+    twice: int,
 ) -> Fall:
     """Compare what is there with what had been promised; a shown second may be nearly two."""
     promised = {n for n, at in saved if at <= asked_at - shown_age_s - 1}
@@ -157,8 +207,8 @@ def judge(
     holes = {n for n in lost if n < max(found, default=0)}
     ages = [died_at - at for at in lost.values()]
     return Fall(
-        number, shown_age_s, len(saved), len(promised), len(lost), round(max(ages, default=0.0), 1),
-        round(min(ages, default=0.0), 1), len((promised - found) | holes), fsck, round(back_s, 1),
+        number, how, shown_age_s, len(saved), len(promised), len(lost), round(max(ages, default=0.0), 1),
+        round(min(ages, default=0.0), 1), len((promised - found) | holes), fsck, round(back_s, 1), twice,
     )  # fmt: skip
 
 
@@ -187,23 +237,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults.failover")
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--how", choices=HOW, action="append", help="only so (all three by turns)")
     asked = parser.parse_args()
     if os.geteuid():
         print("network namespaces and libvirt need root: run it with sudo", file=sys.stderr)
         return 2
     folder = Path(tempfile.mkdtemp(prefix="kmgr-", dir="/tmp"))
-    office, dice, falls = Office(folder / "f"), random.Random(asked.seed), list[Fall]()  # noqa: S311 - repeatable
-    try:
-        office.begin()
-        for number in range(1, asked.times + 1):
-            fall = office.fall(number, dice)
-            falls.append(fall)
-            print(_line(fall), flush=True)
-            BUILD.mkdir(exist_ok=True)
-            (BUILD / "failover.json").write_text(json.dumps([asdict(one) for one in falls], indent=1) + "\n")
-    finally:
-        office.grid.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    dice, falls = random.Random(asked.seed), list[Fall]()  # noqa: S311 - repeatable
+    with Wires(3, mbit=1000) as wires:
+        office = Office(folder / "f", wires)
+        try:
+            office.begin()
+            for number in range(1, asked.times + 1):
+                ways = asked.how or HOW
+                falls.append(office.fall(number, dice, ways[(number - 1) % len(ways)]))
+                print(_line(falls[-1]), flush=True)
+                BUILD.mkdir(exist_ok=True)
+                (BUILD / "failover.json").write_text(json.dumps([asdict(one) for one in falls], indent=1) + "\n")
+        finally:
+            looks = office.end()
+            shutil.rmtree(folder, ignore_errors=True)
+    print(f"the hypervisors were looked at {looks} times")
     bad = sum(fall.bad for fall in falls)
     print(f"{len(falls)} servers fell, {sum(f.promised for f in falls)} records were promised, {bad} times not kept")
     return int(bool(bad))
@@ -211,9 +265,10 @@ def main() -> int:
 
 def _line(fall: Fall) -> str:
     return (
-        f"{fall.number:3}: copy {fall.shown_age_s} s old, {fall.saved} saved, {fall.promised} promised, "
+        f"{fall.number:3} ({fall.how}): copy {fall.shown_age_s} s old, {fall.saved} saved, {fall.promised} promised, "
         f"{fall.missing} of them missing; {fall.lost} lost ({fall.oldest_lost_s} to {fall.newest_lost_s} s old "
-        f"then); file system {fall.fsck}; running again after {fall.back_s} s"
+        f"then); file system {fall.fsck}; running again after {fall.back_s} s, seen "
+        f"running twice {fall.twice} times"
     )
 
 
