@@ -83,11 +83,16 @@ class Warming:
         self.making: Key | None = None
 
     def vitals(self) -> Mapping[str, Any]:
-        """Return what the heartbeat says: bytes on the disk, and for a template whose desktops boot the reason."""
+        """Return what the heartbeat says of the memories here, and of templates whose desktops boot.
+
+        `checked` are the versions of which clones were made and compared; `notes` say of a template why its desktops
+        boot, `stopped` are those of which that is not tried any more.
+        """
         kept = (self._kept or {}).values()
         if self._mode == "never" and not kept:
             return {}
-        told = {"notes": dict(self._notes), "stopped": sorted(self._stopped())}
+        checked = sorted({one.version for one in kept})
+        told = {"notes": dict(self._notes), "stopped": sorted(self._stopped()), "checked": checked}
         return {"warm": {"bytes": sum(one.bytes for one in kept), "n": len(kept), **told}}
 
     async def look(

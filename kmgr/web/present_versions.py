@@ -15,12 +15,14 @@ from kmgr.errors import NotFound
 from kmgr.ids import TemplateId, VersionId
 from kmgr.provision.capture_queries import Capture, captures
 from kmgr.provision.model import DesktopState, Purpose
+from kmgr.provision.warm import why_boots
 from kmgr.replica.model import Version, VersionState
 from kmgr.templates.install_queries import installs
 from kmgr.templates.model import Kind as TemplateKind
 from kmgr.templates.model import Template
 from kmgr.templates.version_queries import canaries, tags, template_versions
 from kmgr.templates.versions import Canary, Stand, TemplateVersion, before, tags_of
+from kmgr.web import present_warm
 from kmgr.web.records import BEING_MADE, Item
 from kmgr.web.services import Services
 
@@ -35,7 +37,12 @@ def versions(services: Services, template: str) -> list[Item]:
         found = template_queries.template(db, TemplateId(template))
         if found is None:
             raise NotFound(f"there is no template {template}")
-        return _versions(db, found)
+        shown = _versions(db, found)
+    heard, names = services.board.all(), present_warm.names_of(services)
+    # Of those that desktops are made of: a draft has run nowhere.
+    asked = [one for one in shown if one["stand"] in (Stand.PUBLISHED, Stand.CANARY) and not why_boots(found)]
+    told = {one["version"]: present_warm.checked(heard, names, one["version"]) for one in asked}
+    return [{**one, "clones": told.get(one["version"], "")} for one in shown]
 
 
 def version_of(services: Services, template: str, wanted: str | int) -> Item:

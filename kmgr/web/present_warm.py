@@ -4,19 +4,19 @@ from collections.abc import Mapping
 
 import kmgr.grid.queries as grid_queries
 from kmgr.grid.model import Vitals
-from kmgr.ids import ServerId, TemplateId
+from kmgr.ids import ServerId, TemplateId, VersionId
 from kmgr.web.records import Item
 from kmgr.web.services import Services
 
 
 def slow_starts(services: Services, template: TemplateId) -> list[Item]:
     """Return the reasons, each with the names of the servers that gave it."""
-    return reasons(services.board.all(), _names(services), template)
+    return reasons(services.board.all(), names_of(services), template)
 
 
 def unnamed(services: Services, template: TemplateId) -> list[Item]:
     """Return why guests of a template keep the computer name of their image, with the servers that said so."""
-    names, heard = _names(services), services.board.all()
+    names, heard = names_of(services), services.board.all()
     told: dict[str, list[str]] = {}
     for server in sorted(names, key=lambda known: names[known]):
         notes = heard[server].extra.get("unnamed") if server in heard else None
@@ -29,7 +29,19 @@ def unnamed(services: Services, template: TemplateId) -> list[Item]:
 def stopped(services: Services, template: TemplateId) -> Mapping[ServerId, str]:
     """Return the servers, by id with their names, that do not try to restore desktops of a template any more."""
     heard = services.board.all()
-    return {server: name for server, name in _names(services).items() if _has_stopped(heard, server, template)}
+    return {server: name for server, name in names_of(services).items() if _has_stopped(heard, server, template)}
+
+
+def checked(heard: Mapping[ServerId, Vitals], names: Mapping[ServerId, str], version: VersionId) -> str:
+    """Say on how many servers clones of a version were made, compared and found right; empty if none makes any."""
+    told = [_warm(heard, server).get("checked") for server in names]
+    able = [versions for versions in told if isinstance(versions, list)]
+    count = sum(version in versions for versions in able)
+    if not able:
+        return ""
+    if not count:
+        return "instant clones: not checked yet, its first desktop on each server boots"
+    return f"instant clones: checked on {count} of {len(able)} server{'' if len(able) == 1 else 's'}"
 
 
 def reasons(heard: Mapping[ServerId, Vitals], names: Mapping[ServerId, str], template: TemplateId) -> list[Item]:
@@ -63,6 +75,7 @@ def _warm(heard: Mapping[ServerId, Vitals], server: ServerId) -> Mapping[str, ob
     return told if isinstance(told, dict) else {}
 
 
-def _names(services: Services) -> Mapping[ServerId, str]:
+def names_of(services: Services) -> Mapping[ServerId, str]:
+    """Return the names of the servers, by id."""
     with services.grid.view() as db:
         return {server.id: server.name for server in grid_queries.servers(db)}

@@ -38,6 +38,7 @@ async def test_the_first_boots_the_others_are_restored_from_what_was_saved_meanw
     assert [status.provisional for status in await desk.hypervisor.domains()] == [False] * 5
     assert desk.notes() == {}
     assert desk.agent.vitals()["extra"]["warm"]["n"] == 1
+    assert desk.agent.vitals()["extra"]["warm"]["checked"] == ["ver-1"]
 
 
 async def test_one_more_is_ready_without_booting_as_itself_on_its_own_disk(desk: Warmed) -> None:

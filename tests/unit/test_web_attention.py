@@ -54,7 +54,8 @@ async def pass_(lab: WebLab, seconds: float) -> None:
 async def test_without_a_rule_there_is_nothing_to_say(lab: WebLab, far: Site) -> None:
     async with looked_at(lab, far) as (desktop, _):
         assert await asked(far, desktop) == {
-            "idleness": "no_rule", "left_s": 0, "again_s": 0, "then": "disconnect", "text": "", "farewell": "", "message": "",
+            "idleness": "no_rule", "left_s": 0, "again_s": 0, "then": "disconnect", "text": "",
+            "farewell": "", "message": "",
         }  # fmt: skip
 
 

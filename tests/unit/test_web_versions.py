@@ -139,6 +139,20 @@ async def test_who_works_on_a_withdrawn_version_is_told(lab: WebLab, site: Site)
     assert "has ended" in (await site.page("/", who=USER)).text
 
 
+async def test_a_publication_says_where_clones_of_the_version_were_checked(lab: WebLab, site: Site) -> None:
+    warm = {"bytes": 0, "n": 1, "notes": {}, "stopped": [], "checked": ["ver-1"]}
+    for board in lab.boards.values():
+        for server in SERVERS:
+            board.put(lab.vitals(server, extra={"warm": {**warm, "checked": []} if server == SERVERS[2] else warm}))
+    found = await versions(site)
+    assert found[1]["clones"] == "instant clones: checked on 2 of 3 servers"
+    assert found[2]["clones"] == "", "a draft has run nowhere"
+    assert "checked on 2 of 3 servers" in await page(site)
+    form = {"version": "ver-2", "how": "once", "notes": ""}
+    assert "Instant clones: not checked yet" in await act(site, f"{AT}/publish", **form)
+    assert "not checked yet" in await page(site)
+
+
 async def test_servers_that_stopped_trying_to_restore_desktops_are_asked_to_try_again(
     lab: WebLab, site: Site
 ) -> None:

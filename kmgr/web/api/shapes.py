@@ -194,7 +194,7 @@ COMPONENTS: Mapping[str, Schema] = {
             "stand": one_of("draft", "canary", "published", "stopped", "withdrawn", "expired", "ended"),
             "step": TEXT, "cause": TEXT, "soft_at": maybe(STAMP), "hard_at": maybe(STAMP), "default": FLAG,
             "tags": many(TEXT), "there": FLAG, "ready": WHOLE, "building": WHOLE, "in_use": WHOLE, "broken": WHOLE,
-            "canary": maybe(ref("Canary")),
+            "canary": maybe(ref("Canary")), "clones": TEXT,
         }
     ),
     "Desktop": record(_PLAIN_DESKTOP),

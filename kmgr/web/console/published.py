@@ -68,6 +68,8 @@ async def publish(request: web.Request) -> web.Response:
     if after["canary"]:
         canary = after["canary"]
         text = f"Version {canary['number']} is tried first. Until it passes, {text[0].lower()}{text[1:]}"
+    if clones := present_versions.version_of(request.app[SERVICES], template["id"], values["version"])["clones"]:
+        text = f"{text} {clones[0].upper()}{clones[1:]}."
     return html_env.done(request, text, to=_page(template))
 
 
