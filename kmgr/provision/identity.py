@@ -83,6 +83,11 @@ def program(identity: Identity) -> Mapping[str, Any]:
     return {"path": "/bin/sh", "arg": arguments, "capture-output": True}
 
 
+def nothing() -> Mapping[str, Any]:
+    """Return the arguments of `guest-exec` that do nothing: who cannot run that takes on no identity either."""
+    return {"path": "/bin/sh", "arg": ["-c", ":", "kmgr", ""], "capture-output": True}
+
+
 def naming(name: str) -> Mapping[str, Any]:
     """Return the arguments of `guest-exec` that give a Linux guest its name and print the one that it has then."""
     return {"path": "/bin/sh", "arg": ["-c", _NAMING, "kmgr", name], "capture-output": True}

@@ -195,6 +195,8 @@ class Warming:
             await self._hypervisor.define(builder)
             await self._hypervisor.start(builder.desktop)
             await self._answers(builder.desktop, order.limit_s)
+            # Windows, or an agent that runs no programs: others wait for this, so it ends before anything is saved.
+            await printed(self._hypervisor, self._clock, builder.desktop, identity.nothing())
             await self._clock.sleep(SETTLE_S)
             await self._hypervisor.save_warm(builder.desktop, str(where))
             await self._blocking(lambda: disks.sync(Path(builder.disk)))

@@ -91,6 +91,17 @@ async def test_where_it_cannot_be_done_desktops_boot_as_before_and_the_reason_is
     assert await desk.builders() == []
 
 
+@pytest.mark.parametrize("command", ["guest-exec", "guest-exec-status"])
+async def test_a_guest_that_runs_no_programs_keeps_the_others_waiting_for_one_boot_only(
+    desk: Warmed, command: str
+) -> None:
+    desk.guest.refuses[command] = "Failed to execute child process"
+    names = await desk.several(3)
+    await desk.live(24)
+    assert desk.saved == []
+    assert desk.origins() == dict.fromkeys(names, COLD)
+
+
 async def test_two_that_draw_the_same_random_numbers_are_not_let_near_anybody(desk: Warmed) -> None:
     class Twins:
         def __init__(self) -> None:
