@@ -54,6 +54,7 @@ def test_a_disk_becomes_desktops_for_a_group_in_five_choices(office: Office, con
     expect(form.get_by_role("radio", name="debian")).to_be_checked()
     disk.check()
     form.get_by_label("4. For how many").fill("20")
+    form.get_by_label("Kept for the person who got it").check()
     form.get_by_label("A group").check()
     form.get_by_label("Group", exact=True).fill("students")
     # What arrives meanwhile changes nothing that was chosen.
@@ -67,6 +68,7 @@ def test_a_disk_becomes_desktops_for_a_group_in_five_choices(office: Office, con
     made = template(office, "lab")
     assert (made["image_name"], made["vcpus"], made["standby"], made["maximum"]) == ("biology", 1, 4, 20)
     assert made["assignments"] == [{"kind": "group", "subject": "students"}]
+    assert made["kind"] == "personal"
 
 
 def test_an_iso_becomes_a_desktop_that_is_installed(office: Office, console: Page, tmp_path: Path) -> None:
@@ -78,10 +80,12 @@ def test_an_iso_becomes_a_desktop_that_is_installed(office: Office, console: Pag
     expect(form.get_by_label("Empty disk for the installation")).to_be_hidden()
     iso.check()
     form.get_by_label("Empty disk for the installation").fill("3")
+    form.get_by_label("CD with drivers").select_option(label="setup")
     # What arrives meanwhile changes nothing that was chosen or typed.
     do(office, "image.create", image="img-later", name="later", notes="")
     console.wait_for_timeout(1000)
     expect(form.get_by_label("Empty disk for the installation")).to_have_value("3")
+    expect(form.get_by_label("CD with drivers")).not_to_have_value("")
     expect(iso).to_be_checked()
     form.get_by_role("button", name="Publish, or install").click()
 

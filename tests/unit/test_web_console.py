@@ -11,7 +11,7 @@ from kmgr.web.console.images import BACKGROUND
 from kmgr.web.services import SERVICES
 from tests.lab.pages import parse
 from tests.lab.people import RIGHT, SERVERS
-from tests.lab.web_lab import ADMIN, USER, Said, Site, WebLab
+from tests.lab.web_lab import ADMIN, OTHER, USER, Said, Site, WebLab
 
 HTMX = {"HX-Request": "true", "HX-Target": "dialog-error"}
 SHAPE = {"notes": "", "vcpus": "2", "memory_mib": "2048", "standby": "1", "maximum": "4", "refresh": "manual"}
@@ -90,6 +90,33 @@ async def test_a_drain_with_a_notice_shows_who_is_there_and_how_long(lab: WebLab
     assert "The server of this desktop is taken out of service" in (await site.page("/", who=USER)).text
     await act(site, "/servers/srv-b/undrain")
     assert "taken out of service" not in (await site.page("/", who=USER)).text
+
+
+async def test_a_drain_shows_how_far_each_desktop_is_and_who_is_waited_for(lab: WebLab, site: Site) -> None:
+    office = lab.office
+    moves = await office.standby(server=SERVERS[1])
+    await office.do("desktop.claim", user=USER, template="tpl-office")
+    stays = await office.standby(server=SERVERS[1])
+    await office.do("desktop.claim", user=OTHER, template="tpl-office")
+    await act(site, "/servers/srv-b/drain", notice_minutes="0")
+    await office.do("version.here", version="ver-1", server=SERVERS[0])
+    here = {"generation": 1, "server": SERVERS[1]}
+    begins = {**here, "target": SERVERS[0], "why": "its server drains"}
+    for _ in range(3):
+        await office.do("desktop.move", desktop=stays, **begins)
+        await office.do("desktop.move_failed", desktop=stays, **here, cause="it has a TPM")
+    await office.do("desktop.move", desktop=moves, **begins)
+    lab.boards[SERVERS[0]].put(lab.vitals(SERVERS[1], extra={"moves": {moves: 37}}))
+    page = parse((await site.page("/console/servers", who=ADMIN)).text)
+    (drain,) = [one for one in page.all("section") if one.attributes.get("aria-label") == "Drain of b"]
+    said = " ".join(drain.text.split())
+    assert "2 desktops left." in said and "2 people still work there." in said
+    (bar,) = [one for one in page.all("progress") if "moves while it runs" in one.attributes.get("aria-label", "")]
+    assert (bar.attributes["value"], bar.inside("section")) == ("37", drain)
+    waited = [one for one in page.all("a") if one.attributes.get("href") == f"/console/desktops/{stays}"]
+    assert any(one.inside("ul") is not None for one in waited), said
+    await act(site, "/servers/srv-b/undrain")
+    assert "Drain of b" not in (await site.page("/console/servers", who=ADMIN)).text
 
 
 async def settings_form(site: Site, **changed: str) -> dict[str, str]:

@@ -66,6 +66,16 @@ async def test_a_canary_is_shown_where_it_goes_on_and_ends_by_hand(lab: WebLab, 
     assert "No canary is under way" in await told(site, 409, "POST", f"{AT}/canary", {"verdict": "stop"})
 
 
+async def test_a_canary_may_be_a_part_of_those_kept_ready(lab: WebLab, site: Site) -> None:
+    await good(site, "PATCH", AT, {"standby": 8, "maximum": 20})
+    assert "percent of those kept ready" in (await site.page(f"/console{AT}/publish", who=ADMIN)).text
+    form = {"version": "ver-2", "how": "canary", "canary_unit": "percent", "watch_minutes": "5"}
+    said = await refused(site, f"{AT}/publish", **form, canary="101")
+    assert "The percentage that is tried must be a whole number from 1 to 100" in said.text
+    assert "is tried first" in await act(site, f"{AT}/publish", **form, canary="25")
+    assert (await versions(site))[2]["canary"]["size"] == 2
+
+
 async def test_why_a_canary_stopped_is_on_the_page_and_among_the_problems_of_nobody_else(
     lab: WebLab, site: Site
 ) -> None:

@@ -187,7 +187,10 @@ def _published(form: Form) -> dict[str, Any]:
     if notes := form.text("notes"):
         values["notes"] = notes
     if form.text("how") == "canary":
-        values["canary"] = form.number("canary", "how many are tried", least=1, most=1000)
+        if form.text("canary_unit") == "percent":
+            values["canary_percent"] = form.number("canary", "the percentage that is tried", least=1, most=100)
+        else:
+            values["canary"] = form.number("canary", "how many are tried", least=1, most=1000)
         most = LONGEST_S // _MINUTE_S
         values["watch_s"] = _MINUTE_S * form.number("watch_minutes", "how long they are watched", least=1, most=most)
     return values
