@@ -437,7 +437,7 @@ def _undefine(domain: Any) -> None:
 
 def _forget(domain: Any) -> None:
     saved = libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-    # Firmware variables are files of ours, which go with the disk; without a word about them libvirt keeps the domain.
+    # Firmware variables are files of ours, which go with the disk; unless told so libvirt keeps the domain.
     more = libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
     try:
         # The points that copies of its disk are counted from belong to the domain: libvirt keeps it for their sake.
