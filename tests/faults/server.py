@@ -14,10 +14,10 @@ import random
 import sqlite3
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import uvloop
 from pysyncobj import syncobj
@@ -33,7 +33,6 @@ from kmgr.grid.leadership import Leadership, Voting, Watch
 from kmgr.grid.queries import servers
 from kmgr.grid.raft.grid import RaftGrid
 from kmgr.grid.raft.library import Timing
-from kmgr.grid.raft.logfile import LogFile
 from kmgr.grid.raftlink import RaftLink
 from kmgr.grid.requests import GridRequests
 from kmgr.grid.schema import SCHEMA
@@ -46,6 +45,9 @@ from tests.faults.child import Order, obey, say
 
 TIMING = Timing(election_min_s=0.5, election_max_s=1.0, beat_s=0.1, fallback_s=0.75)
 ROOM = {"cpus": 1, "memory_mib": 1, "memory_free_mib": 1, "disk_mib": 1, "disk_free_mib": 1}
+
+
+Sync: TypeAlias = Callable[[Any], None]
 
 
 class JumpingClock(SystemClock):
@@ -67,25 +69,27 @@ class JumpingClock(SystemClock):
 
 
 class SlowDisk:
-    """Makes every sync of the log take longer, or fail."""
+    """Makes every sync take longer, or fail: the log's, snapshots', the identity's; not what SQLite does itself."""
 
     def __init__(self, seed: int) -> None:
         self._dice = random.Random(seed)  # noqa: S311 - an imitation of a disk
-        self._sync, self.longest_s = LogFile.sync, 0.0
+        self.longest_s = 0.0
         self.sick = False
 
     def install(self) -> None:
-        """Stand between the log and the disk."""
-        sync = self._sync
+        """Stand between this process and its disk."""
+        os.fsync = self._slow(os.fsync)  # type: ignore[assignment]
+        os.fdatasync = self._slow(os.fdatasync)  # type: ignore[assignment]
 
-        def slow(file: LogFile) -> None:
+    def _slow(self, sync: Sync) -> Sync:
+        def slow(file: Any) -> None:
             if self.longest_s:
                 time.sleep(self._dice.uniform(0.2, 1.0) * self.longest_s)
             if self.sick:
                 raise OSError(errno.EIO, os.strerror(errno.EIO))
             sync(file)
 
-        LogFile.sync = slow  # type: ignore[method-assign, assignment]
+        return slow
 
 
 class LabServer:
