@@ -60,6 +60,7 @@ class PersonalParts:
         self._lease = lease
         store = Copies(requests, images, clock=clock, seed=self._seed, admit=self._admits)
         self._disks = PersonalDisks(log, store, hypervisor, data_dir=data_dir, clock=clock, blocking=blocking.call)
+        self._store = store
         self._again = CopiesAgain(store, folder=data_dir / "copies", rules=self._rules, clock=clock)
         self._halting = Halting(hypervisor, lease.holds, clock=clock)
         lent = backups(hypervisor, data_dir=data_dir, clock=clock)
@@ -89,7 +90,8 @@ class PersonalParts:
         own: list[str] = []
         if self._needed() and not self._lease.holds():
             own = [problem for problem in (self._halting.problem, self._lease.why_not) if problem]
-        return {**told, "problems": [*own, *told["problems"], *self._again.problems(self._names())]}
+        extra = {**told["extra"], "bad_copies": sorted(self._store.distrusted())}
+        return {**told, "extra": extra, "problems": [*own, *told["problems"], *self._again.problems(self._names())]}
 
     def _names(self) -> Mapping[DesktopId, str]:
         with self._log.view() as db:

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from kmgr.ids import DesktopId
 from kmgr.replica import mirror_index
 from kmgr.replica.mirror import CopyPoint
 from kmgr.replica.mirror_copy import point_of
@@ -21,11 +22,15 @@ MARK = "promoted"
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What an index said: `stamp` is inode, length and time of the file, `end` where its last whole frame ended."""
+    """What an index said: `stamp` is inode, length and time of the file, `end` where its last whole frame ended.
+
+    `bad` tells that the copy was found to be bad since its last complete cycle.
+    """
 
     stamp: tuple[int, int, int]
     end: int
     point: CopyPoint | None
+    bad: bool
 
 
 class Points:
@@ -34,6 +39,10 @@ class Points:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._known: dict[Path, _Read] = {}
+
+    def distrusted(self) -> frozenset[DesktopId]:
+        """Return the desktops whose copies were known to be bad when they were last looked at."""
+        return frozenset(read.point.desktop for read in self._known.values() if read.point is not None and read.bad)
 
     def look(self) -> tuple[CopyPoint, ...]:
         """Return them by desktop and generation; of what became a disk, or was never complete, there is none."""
@@ -58,22 +67,23 @@ def _read(index: Path, known: _Read | None) -> _Read:
         if known is not None and known.stamp[0] == told.st_ino and 0 < known.end < told.st_size:
             file.seek(known.end)
             data = file.read()
-            end, point = _newest(data, known.point)
+            end, point, bad = _newest(data, known.point, bad=known.bad)
             if end == len(data):
-                return _Read(stamp, known.end + end, point)
+                return _Read(stamp, known.end + end, point, bad)
             # A frame is being written, or it is another file by now: nothing of it is known.
             file.seek(0)
         data = file.read()
-    end, point = _newest(data, None)
+    end, point, bad = _newest(data, None, bad=False)
     if not end:
         logger.warning("the index of a copy is unreadable", extra={"folder": str(index.parent)})
-    return _Read(stamp, end, point)
+    return _Read(stamp, end, point, bad)
 
 
-def _newest(data: bytes, point: CopyPoint | None) -> tuple[int, CopyPoint | None]:
+def _newest(data: bytes, point: CopyPoint | None, *, bad: bool) -> tuple[int, CopyPoint | None, bool]:
     end = 0
     for frame in mirror_index.frames(data):
         end = frame.end
         if "point" in frame.head:
             point = point_of(frame.head)
-    return end, point
+            bad = not frame.head["cycle"] and not frame.head["still"]
+    return end, point, bad

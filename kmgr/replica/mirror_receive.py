@@ -120,6 +120,10 @@ class Copies:
         """Return the newest complete point of every copy."""
         return await asyncio.to_thread(self._points.look)
 
+    def distrusted(self) -> frozenset[DesktopId]:
+        """Return whose copies here were known to be bad when `held` was last asked."""
+        return self._points.distrusted()
+
     # -- beyond it -------------------------------------------------------------------------------------------------
 
     async def verify(self, desktop: DesktopId, generation: int) -> int:

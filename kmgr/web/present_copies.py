@@ -27,6 +27,10 @@ _HELD = (
     "when the grid lost {0}, it had the right to go on without the others; once you say that it is switched off "
     "(here, or by kmgr off {0}), the desktop starts from this copy"
 )
+_BAD = (
+    "it is compared with the desktop's disk from beginning to end now, and what is wrong is brought again; look "
+    "after the disk of {0}: smartctl and dmesg tell more"
+)
 _GONE = (
     "What you had open there, and what you had saved only on that desktop, is gone; what is on a network drive is "
     "there. You get a new desktop."
@@ -66,6 +70,10 @@ class Sight:
         age_s, cause = self._told(desktop)
         if ready is None:
             return self._unprotected(live, cause)
+        if self._is_bad(ready) and desktop.server in self.running:
+            text = f"the safe copy on {self._name(ready.server)} has gone bad"
+            item = _protection("late", ready.server, self.names, text, ready.as_of)
+            return {**item, "age_s": age_s, "cause": cause or _BAD.format(self._name(ready.server))}
         age = age_s if age_s is not None else max(0, (self.now_ms - (ready.as_of or 0)) // 1000)
         text = f"safe copy on {self._name(ready.server)}, {words.span(age)} old"
         if desktop.server in self.tenures and desktop.server not in self.running:
@@ -127,6 +135,11 @@ class Sight:
         verb = "is to be made" if cause else "is being made"
         text = f"the first safe copy {verb} on {self._name(coming.server)}"
         return {**_protection("making", coming.server, self.names, text, None), "cause": cause}
+
+    def _is_bad(self, copy: Copy) -> bool:
+        there = self.heard.get(copy.server)
+        bad = there.extra.get("bad_copies", ()) if there is not None else ()
+        return isinstance(bad, list) and copy.desktop in bad
 
     def _told(self, desktop: Desktop) -> tuple[int | None, str]:
         vitals = self.heard.get(desktop.server)

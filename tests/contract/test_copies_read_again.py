@@ -98,6 +98,17 @@ async def test_a_cycle_under_way_goes_before_and_a_copy_that_goes_is_no_trouble(
     assert await pair.b.copies.held() == ()
 
 
+async def test_which_are_known_to_be_bad_is_told_until_a_cycle_has_compared_them(pair: Pair) -> None:
+    await copied(pair)
+    spoil(pair, 5)
+    assert await passed(again(pair)) == 3
+    await pair.b.copies.held()
+    assert pair.b.copies.distrusted() == {D1}
+    await cycle(pair)
+    await pair.b.copies.held()
+    assert pair.b.copies.distrusted() == frozenset()
+
+
 async def test_one_that_lost_a_file_is_told_and_keeps_no_other_from_being_read(pair: Pair) -> None:
     await copied(pair)
     scrub = again(pair)

@@ -218,6 +218,22 @@ async def test_a_safe_copy_that_has_gone_bad_is_told_with_what_can_be_done(lab: 
         assert words in page.text
 
 
+async def test_a_copy_that_is_known_to_be_bad_is_not_called_safe(lab: WebLab, site: Site) -> None:
+    desktop = await kept(lab)
+    await copied(lab, desktop)
+    beats(lab, desktop, 4)
+    assert (await shown(site, desktop))["protection"]["state"] == "safe"
+    for board in lab.boards.values():
+        board.put(replace(lab.vitals(TWO), extra={"bad_copies": [desktop]}))
+    told = (await shown(site, desktop))["protection"]
+    assert told["state"] == "late"
+    assert told["text"] == f"the safe copy on {TWO[4:]} has gone bad"
+    page = await site.page(f"/console/desktops/{desktop}", who=ADMIN)
+    assert (
+        "is compared with the desktop&#39;s disk" in page.text or "is compared with the desktop's disk" in page.text
+    )
+
+
 async def test_a_first_copy_that_waits_for_its_turn_is_not_said_to_be_made(lab: WebLab, site: Site) -> None:
     desktop = await kept(lab)
     await lab.office.do("copy.assign", desktop=desktop, generation=1, server=TWO)
