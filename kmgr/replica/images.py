@@ -206,6 +206,12 @@ class Images:
             raise disk_error(error, doing=f"saving the manifest of version {version}") from error
         return manifest
 
+    def _seal(self, version: VersionId, file: Path) -> None:
+        try:
+            seal(file, self.path(version))
+        except OSError as error:
+            raise disk_error(error, doing=f"keeping version {version}") from error
+
     def _opened(self, version: VersionId) -> m.Manifest:
         try:
             return manifest_file.opened(self.side(version, "manifest"))
@@ -227,10 +233,19 @@ class Images:
     def adopt(self, version: VersionId, file: Path, manifest: bytes) -> None:
         """Take a finished, hashed raw file over from `images/tmp/`: afterwards it is this version."""
         self.save_manifest(version, manifest)
+        self._seal(version, file)
+
+    def adopt_new(self, version: VersionId, file: Path, manifest: m.Manifest) -> str:
+        """Do the same with a manifest that was just made, and return the name by which the log will know it."""
+        incoming = self.incoming(version)
         try:
-            seal(file, self.path(version))
-        except OSError as error:
-            raise disk_error(error, doing=f"keeping version {version}") from error
+            for part in m.spelled(manifest):
+                self.add_to(incoming, part)
+            self.take_manifest(version, incoming)
+        finally:
+            incoming.close()
+        self._seal(version, file)
+        return incoming.name
 
     def give_up(self, version: VersionId) -> None:
         """Delete what an unfinished copy left."""

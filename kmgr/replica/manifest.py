@@ -223,9 +223,17 @@ def zero_digest(length: int) -> bytes:
 
 def encode(manifest: Manifest) -> bytes:
     """Spell a manifest; equal contents give equal bytes."""
+    return b"".join(spelled(manifest))
+
+
+def spelled(manifest: Manifest) -> Iterator[bytes]:
+    """Yield the same in parts."""
     runs = manifest.runs
-    head = _HEAD.pack(manifest.size_bytes, manifest.block_bytes, len(runs), manifest.blocks)
-    return b"".join((_MAGIC, head, *(_RUN.pack(*run) for run in runs), manifest.digests[:]))
+    yield _MAGIC + _HEAD.pack(manifest.size_bytes, manifest.block_bytes, len(runs), manifest.blocks)
+    for first in range(0, len(runs), _AT_ONCE):
+        yield b"".join(_RUN.pack(*run) for run in runs[first : first + _AT_ONCE])
+    for at in range(0, len(manifest.digests), _AT_ONCE * _DIGEST):
+        yield bytes(manifest.digests[at : at + _AT_ONCE * _DIGEST])
 
 
 class Naming:

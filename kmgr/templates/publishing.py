@@ -61,8 +61,7 @@ class Publisher:
         kind: ImageKind = ImageKind.DISK,
     ) -> ImportResult:
         """Give the file its name and tell the log of it: a version of the job's image, which is of that kind."""
-        data = m.encode(manifest)
-        await asyncio.to_thread(self._images.adopt, version, raw, data)
+        name = await asyncio.to_thread(self._images.adopt_new, version, raw, manifest)
         by = job.by
         keep = False
         try:
@@ -73,7 +72,7 @@ class Publisher:
                 "size_bytes": manifest.size_bytes,
                 "used_bytes": manifest.used_bytes,
                 "block_bytes": manifest.block_bytes,
-                "manifest_hash": m.manifest_hash(data),
+                "manifest_hash": name,
                 "notes": notes,
                 "server": self._grid.server,
             }

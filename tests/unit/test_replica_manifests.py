@@ -72,6 +72,24 @@ async def test_the_manifest_of_a_large_image_is_read_about_once_and_never_whole_
     assert not here.side(V1, "manifest-new").exists()
 
 
+def test_a_new_version_of_a_large_image_needs_no_second_list_of_its_blocks(tmp_path: Path) -> None:
+    there, version = large(tmp_path / "a", gib=40)
+    manifest = m.parse(there.manifest_bytes(V1))  # in memory, as an import has it
+    images = Images(tmp_path / "b")
+    file = images.tmp / "import"
+    file.touch()
+    tracemalloc.start()
+    try:
+        name = images.adopt_new(V1, file, manifest)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert name == version.manifest_hash
+    assert peak < 4 * MIB
+    assert images.side(V1, "manifest").read_bytes() == there.side(V1, "manifest").read_bytes()
+    assert images.path(V1).exists()
+
+
 async def test_a_manifest_cut_under_its_reader_is_named_not_believed(tmp_path: Path) -> None:
     images, _ = large(tmp_path, gib=1)
     manifest = images.manifest(V1)
