@@ -1,19 +1,26 @@
 """Desktops that start by UEFI, with secure boot and a TPM: the real firmware, emulator, and a small installer."""
 
 import shutil
+import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from appliance.lab.node import PrivateLibvirt
+from kmgr.clock import SystemClock
 from kmgr.errors import Refused
+from kmgr.ids import DesktopId
 from kmgr.provision import disks, domainxml, firmware
 from kmgr.provision.hypervisor import DomainSpec
+from kmgr.provision.libvirt_backup import backups
 from kmgr.provision.libvirt_migration import migrations
+from kmgr.provision.migration import Progress
 from kmgr.templates.machine import MACHINES, Machine, System
 from tests.lab import efi_iso
-from tests.lab.hypervisors import D1, WithLibvirt, domains, until
+from tests.lab.hypervisors import D1, RUNNING, WithLibvirt, domains, until
 
 pytestmark = pytest.mark.libvirt
 pytest.importorskip("libvirt")
@@ -61,11 +68,20 @@ def variables_of(spec: DomainSpec) -> tuple[bytes, bytes]:
     return Path(spec.variables).read_bytes(), fresh.read_bytes()
 
 
-async def test_an_installer_is_started_by_uefi_from_a_plain_machine(qemu: WithLibvirt) -> None:
+async def test_an_installer_is_started_by_uefi_from_a_plain_machine(qemu: WithLibvirt, tmp_path: Path) -> None:
     spec = spec_of(qemu, replace(MACHINES[System.OTHER_UEFI], hardware=MACHINES[System.WINDOWS].hardware))
     await qemu.hypervisor.define(spec)
     await qemu.hypervisor.start(D1)
     await said(spec, efi_iso.HELLO)
+    # Its disk is copied while it runs as any other's, twice: the second time what was written since.
+    for part in ("run", "desktops"):
+        (tmp_path / part).mkdir(exist_ok=True)
+    copies = backups(qemu.hypervisor, data_dir=tmp_path, clock=SystemClock())
+    for since, point in (("", "kmgr-1"), ("kmgr-1", "kmgr-2")):
+        await copies.begin(D1, since=since, point=point)
+        await copies.end(D1)
+        await copies.keep(D1, point)
+    assert list(await copies.points(D1)) == ["kmgr-2"]
     # It noted what it was started from: that is what a version's desktops begin with.
     qemu.power_off(D1)
     own, fresh = variables_of(spec)
@@ -89,3 +105,51 @@ async def test_secure_boot_refuses_what_nobody_signed_and_a_tpm_keeps_it_on_its_
     assert "<tpm model='tpm-crb'" in domain.XMLDesc(0)
     await qemu.hypervisor.remove(D1)
     assert await domains(qemu.hypervisor) == []
+
+
+async def test_it_moves_while_it_runs_and_takes_its_variables_along(
+    libvirtd: PrivateLibvirt, tmp_path_factory: pytest.TempPathFactory, guest: Path
+) -> None:
+    machine = MACHINES[System.OTHER_UEFI]
+    other = PrivateLibvirt(tmp_path_factory.mktemp("libvirt-b") / "s", "contract-b")
+    for server in (libvirtd, other):
+        server.start()
+    near = WithLibvirt(tmp_path_factory.mktemp("a"), libvirtd.uri, backing=guest)
+    far = WithLibvirt(tmp_path_factory.mktemp("b"), other.uri, backing=guest)
+    ours, its = socket.socketpair()
+    try:
+        spec, there = spec_of(near, machine), spec_of(far, machine)
+        await near.hypervisor.define(spec)
+        await near.hypervisor.start(D1)
+        await said(spec, efi_iso.HELLO)
+        fresh = variables_of(there)[0]
+        here, away = migrations(near.hypervisor), migrations(far.hypervisor)
+        door = str(far.folder / "run" / "door")
+        await away.arrive(there, await here.traits(D1), 2, disk_door=door)
+        await here.copy_disk(D1, door)
+        await until(lambda: ready(here.disk), PATIENCE_S)
+        await away.load(D1, its.fileno())
+        await here.send(D1, ours.fileno())
+        await until(lambda: ready(here.memory), PATIENCE_S)
+        await here.finish(D1)
+        await until(lambda: away.loaded(D1), PATIENCE_S)
+        await away.close_disk(D1)
+        await far.hypervisor.start(D1)
+        assert [one.state for one in await domains(far.hypervisor)] == [RUNNING]
+        await until(lambda: answer(variables_of(there)[0] != fresh), PATIENCE_S)
+        assert variables_of(there)[0] == variables_of(spec)[0], "what the firmware had noted came along"
+    finally:
+        for bench in (near, far):
+            await bench.hypervisor.remove(D1)
+            await bench.close()
+        ours.close()
+        its.close()
+        other.stop()
+
+
+async def ready(look: Callable[[DesktopId], Awaitable[Progress]]) -> bool:
+    return (await look(D1)).ready
+
+
+async def answer(value: bool) -> bool:
+    return value
