@@ -97,7 +97,7 @@ class CopiesAgain:
             if error.code != "damaged":
                 raise
             # The next cycle makes it anew; the others' turn comes meanwhile.
-            self._bad[self._pass.key] = "had lost a file"
+            self._bad[self._pass.key] = "had lost a file, or its index was damaged,"
             self._pass.bad += 1
             self._through(self._pass)
             self._pass = None

@@ -1,15 +1,16 @@
 """One copy of a desktop's disk on this server's disks: grains in slots, and an index of them.
 
     disk      slot n is its n-th grain; the first is kept free for the overlay's header
-    sums      the SHA-256 of each slot
+    sums      the SHA-256 of each slot; in the place of the first, up to where the index was finished
     index     what each finished cycle changed (`mirror_index`): only this says what the copy is
     pending   the same for a cycle under way, so that a broken one need not begin anew
 
 A grain that changes gets a *new* slot; its former one is free only after the
 cycle's frame is on the disk. So nothing that belongs to the last point is ever
 written over, each byte is written once, and a kill at any moment leaves that
-point. Promoting writes the overlay's tables behind the last slot and the header
-into the first: no grain is moved.
+point. But no older one: an index that ends before what was finished is none.
+Promoting writes the overlay's tables behind the last slot and the header into
+the first: no grain is moved.
 
 All of it blocks and belongs to one thread at a time, and to whoever has the copy
 for himself: opening one cuts a torn frame off its index. Who only wants to know
@@ -20,6 +21,7 @@ import errno
 import hashlib
 import json
 import os
+import struct
 import sys
 from array import array
 from collections.abc import Callable, Mapping
@@ -35,6 +37,8 @@ from kmgr.replica.images import sync_folder, write_synced
 from kmgr.replica.mirror import CopyPoint
 
 _SUM = 32
+_FINISHED = struct.Struct(">8sQ")
+_MAGIC = b"kmgrends"
 # So much may have to come again after a kill in the middle of a cycle.
 _FLUSH_BYTES = 64 << 20
 # The index is written anew when it has grown to this, and to a multiple of what it says.
@@ -138,6 +142,10 @@ class Copy:
         for frame in known:
             copy._learn(frame)
             end = frame.end
+        if end < copy._finished():
+            copy.close()
+            # The slots of an older point may say something else by now, with the right sums for that.
+            raise damaged(folder, "its index ends before what was finished")
         if end < len(data):
             os.truncate(folder / "index", end)
         for grain, place in copy._map.places():
@@ -262,6 +270,7 @@ class Copy:
         os.fdatasync(self._disk)
         os.fdatasync(self._sums)
         _append(self.folder / "index", mirror_index.spell(_head(state), changes))
+        self._finish((self.folder / "index").stat().st_size)
         self._map.learn(changes)
         for place in freed:
             if place not in (ABSENT, ZERO):
@@ -289,8 +298,22 @@ class Copy:
             data += mirror_index.spell(_head(self.state), everything)
         fresh = index.with_name("index.new")
         write_synced(fresh, data)
+        self._finish(0)
         fresh.replace(index)
         sync_folder(self.folder)
+        self._finish(len(data))
+
+    def _finish(self, end: int) -> None:
+        """Note up to where the index is finished, before any slot that it gave back is taken again."""
+        _write_all(self._sums, _FINISHED.pack(_MAGIC, end), 0)
+        os.fdatasync(self._sums)
+
+    def _finished(self) -> int:
+        told = os.pread(self._sums, _FINISHED.size, 0)
+        if len(told) < _FINISHED.size:
+            return 0
+        magic, end = _FINISHED.unpack(told)
+        return int(end) if magic == _MAGIC else 0
 
     # -- its end ---------------------------------------------------------------------------------------------------
 

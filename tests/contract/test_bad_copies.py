@@ -1,6 +1,7 @@
 """A safe copy that is not what was sent is never started as if it were: rot, removed and short files, a slow disk."""
 
 import asyncio
+import hashlib
 import os
 from array import array
 from pathlib import Path
@@ -204,3 +205,47 @@ async def test_nothing_is_remembered_of_copies_that_nobody_works_on(pair: Pair) 
 
 def _spelled(point: CopyPoint) -> dict[str, object]:
     return {name: getattr(point, name) for name in ("desktop", "generation", "as_of", "sent_bytes", "full", "frozen")}
+
+
+@pytest.mark.parametrize("which", [2, -1])
+async def test_an_index_that_rotted_never_leads_back_to_a_point_that_is_written_over(pair: Pair, which: int) -> None:
+    last = await copied(pair)
+    for fill in (1, 2, 3):
+        qemu_io(pair.a.disk, f"write -P {fill} 0 640k", f"write -P {fill + 50} {fill}M 64k")
+        last = await cycle(pair, last)
+    # A broken cycle has taken the places that the last point gave back.
+    qemu_io(pair.a.disk, "write -P 200 0 640k")
+    stream, _ = await opened(pair, everything=False)
+    fresh = [bytes([n]) * GRAIN for n in range(201, 211)]
+    offers = [wire.Offer(n, hashlib.sha256(data).digest()) for n, data in enumerate(fresh)]
+    await wire.send(stream, wire.Kind.OFFER, wire.spell_offers(offers))
+    await wire.expect(stream, wire.Kind.WANT)
+    await wire.send(stream, wire.Kind.DATA, *fresh)
+    stream.writer.close()
+    async with pair.b.copies._lock(D1, 1):
+        pass
+    index = pair.b.copy / "index"
+    frames = [frame.end for frame in mirror_index.frames(index.read_bytes())]
+    assert len(frames) == 5
+    with index.open("r+b") as file:
+        file.seek(frames[which] - 40)
+        byte = file.read(1)
+        file.seek(frames[which] - 40)
+        file.write(bytes([byte[0] ^ 1]))
+    with pytest.raises(Unavailable, match="index") as told:
+        await pair.b.copies.promote(D1, 1, pair.b.disk)
+    assert told.value.code == "damaged"
+    assert not pair.b.disk.exists()
+    assert (await cycle(pair, last)).full
+    await pair.b.copies.promote(D1, 1, pair.b.disk)
+    assert content(pair.b.disk) == content(pair.a.disk)
+
+
+async def test_a_copy_of_before_its_length_was_noted_is_one_all_the_same(pair: Pair) -> None:
+    last = await copied(pair)
+    with (pair.b.copy / "sums").open("r+b") as file:
+        file.write(bytes(32))
+    assert await pair.b.copies.verify(D1, 1) == 0
+    await cycle(pair, last)
+    await pair.b.copies.promote(D1, 1, pair.b.disk)
+    assert content(pair.b.disk) == content(pair.a.disk)
