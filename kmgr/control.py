@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -53,7 +54,8 @@ class ControlServer:
         """Stop listening and remove the socket."""
         if self._server is not None:
             self._server.close()
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that is read-only now: the next start replaces it
+                self._path.unlink(missing_ok=True)
 
     def _short(self) -> str:
         return short_address(self._path)

@@ -22,6 +22,7 @@ from kmgr.ids import CommandId
 from tests.lab import grids
 from tests.lab.api import Api, wait_for
 from tests.lab.daemons import KMGR, Daemon, kmgr, sets
+from tests.lab.loop_disk import loop_disk
 from tests.lab.ports import port
 
 PORT = 270
@@ -325,6 +326,31 @@ def test_a_disk_that_turns_read_only_is_named(short_tmp: Path) -> None:
         solo.start()
         assert {"admin", "anna"} <= solo.accounts()
         solo.stop()
+
+
+@needs_root
+def test_a_disk_that_turns_read_only_under_a_running_server_is_named(short_tmp: Path) -> None:
+    folder = short_tmp / "turns"
+    folder.mkdir()
+    with loop_disk(folder, mib=96, kind="ext4") as disk:
+        subprocess.run(["mount", "-o", "remount,errors=remount-ro", disk], check=True)
+        source = subprocess.check_output(["findmnt", "-n", "-o", "SOURCE", disk], text=True).strip()
+        trigger = Path("/sys/fs/ext4", Path(source).name, "trigger_fs_error")
+        if not trigger.exists():
+            pytest.skip("this kernel cannot be told to find an error")
+        (disk / "data").mkdir()
+        # What it says must not lie on that disk.
+        (short_tmp / "turned").symlink_to(disk / "data")
+        solo = Solo(short_tmp / "turned").found()
+        solo.start()
+        solo.add("anna")
+        trigger.write_text("a test")
+        wait_for("it stops", lambda: not solo.alive or not _knocked(solo.api), timeout_s=60)
+        last = solo.ended(69)
+        assert "Read-only file system" in last
+        assert "dmesg" in last
+        assert "Traceback" not in solo.log
+        solo.refuses(78, "read-only file system", "dmesg")
 
 
 # ── strangers and clocks, on real daemons ──

@@ -7,6 +7,7 @@ thread reports why and ends without touching the files again: the log on the dis
 is what was promised, and nothing more is promised.
 """
 
+import errno
 import logging
 import sqlite3
 import threading
@@ -123,11 +124,7 @@ class Worker:
                 core.close()
         except OSError as error:
             logger.error("the log stopped because of the disk", extra={"cause": str(error)})
-            self._failed(
-                DiskTrouble(
-                    f"the disk under the log failed: {error.strerror or error}. Make room or replace the disk"
-                )
-            )
+            self._failed(DiskTrouble(f"the disk under the log failed: {error.strerror or error}. {_cure(error)}"))
         except sqlite3.DatabaseError as error:
             logger.error("the log stopped because of the state database", extra={"cause": str(error)})
             self._failed(
@@ -170,3 +167,15 @@ class Worker:
         self._link.wake()
         if self._thread is not None:
             self._thread.join()
+
+
+def _cure(error: OSError) -> str:
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            return "Make room there"
+        case errno.EROFS:
+            return (
+                "Linux makes a disk with errors read-only: look into dmesg, mend or replace the disk, and mount it "
+                "writable again"
+            )
+    return "Look into dmesg, and replace the disk if it is broken"
