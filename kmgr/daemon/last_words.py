@@ -20,12 +20,17 @@ def left() -> Iterator[None]:
     try:
         yield
     except KmgrError as error:
-        _leave(f"{error.message}\n{_what_follows(error)}")
+        leave(error)
         raise
     except Exception as error:
         _leave(f"kmgr stopped because of a bug: {error!r}\nsystemd starts it again. If this stays, please report it.")
         raise
     forget()
+
+
+def leave(error: KmgrError) -> None:
+    """Have the screen say why the daemon does not run, and what follows by itself."""
+    _leave(f"{error.message}\n{_what_follows(error)}")
 
 
 def forget() -> None:

@@ -16,6 +16,7 @@ from kmgr.daemon import folder, last_stop, last_words
 from kmgr.daemon.left_behind import run_left_behind
 from kmgr.daemon.member import run_member
 from kmgr.daemon.newcomer import run_newcomer
+from kmgr.daemon.room import wait_for_room
 from kmgr.errors import ConfigError
 from kmgr.grid import identity
 from kmgr.grid.standpoint import fenced_words
@@ -33,7 +34,7 @@ def serve(data_dir: Path, *, log_level: str = "") -> None:
     with last_words.left():
         folder.prepare(data_dir)
         with folder.locked(data_dir):
-            folder.refuse_if_full(data_dir)
+            wait_for_room(data_dir)
             with last_stop.counted(data_dir):
                 uvloop.run(_serve(data_dir, log_level))
 

@@ -20,6 +20,7 @@ from kmgr.config import Config, load
 from kmgr.control import ControlServer
 from kmgr.daemon import addresses, folder, last_stop, last_words
 from kmgr.daemon.local_door import operations
+from kmgr.daemon.room import wait_for_room
 from kmgr.daemon.supervise import Loops
 from kmgr.daemon.trunk import Trunk
 from kmgr.errors import ConfigError
@@ -41,7 +42,7 @@ def serve(data_dir: Path, *, log_level: str = "") -> None:
     with last_words.left():
         folder.prepare(data_dir)
         with folder.locked(data_dir):
-            folder.refuse_if_full(data_dir)
+            wait_for_room(data_dir)
             with last_stop.counted(data_dir):
                 asyncio.run(_serve(data_dir, log_level))
 

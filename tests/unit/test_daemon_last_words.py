@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kmgr.daemon import last_words, serve, witness
+from kmgr.daemon.room import wait_for_room
 from kmgr.errors import ConfigError, InvariantBroken, KmgrError, Unavailable
 
 SCREEN = Path(__file__).parents[2] / "appliance" / "files" / "kmgr-console"
@@ -73,6 +74,48 @@ def test_what_follows_by_itself_is_said_too(run: Path, error: KmgrError, follows
     with last_words.left():
         pass
     assert not list(run.iterdir())
+
+
+class Nap:
+    """Counts how often somebody waited; `then` happens at a certain one."""
+
+    def __init__(self, then: Callable[[], object] = lambda: None, *, at: int = 0) -> None:
+        self.then, self.at, self.count = then, at, 0
+
+    def __call__(self, _: float) -> None:
+        self.count += 1
+        if self.count == self.at:
+            self.then()
+
+
+def test_a_full_disk_is_waited_for_in_one_process_and_said_meanwhile(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state.sqlite"
+    state.touch()
+    os.truncate(state, 4 << 40)  # full of holes: a start would need room for two of these
+
+    def room() -> None:
+        told.append((run / last_words.FILE).read_text())
+        os.truncate(state, 0)
+
+    told: list[str] = []
+    # By hand it is told at once.
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    by_hand = Nap()
+    with pytest.raises(Unavailable, match="is full"):
+        wait_for_room(tmp_path, sleep=by_hand)
+    assert by_hand.count == 0
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
+    in_vain = Nap()
+    with pytest.raises(Unavailable, match="is full"):
+        wait_for_room(tmp_path, sleep=in_vain)
+    assert in_vain.count > 5
+    nap = Nap(room, at=3)
+    wait_for_room(tmp_path, sleep=nap)
+    assert nap.count == 3
+    assert "is full" in told[0]
+    assert "every few seconds" in told[0]
 
 
 def test_without_a_folder_of_systemd_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
