@@ -178,7 +178,7 @@ def _devices(devices: ET.Element, spec: DomainSpec) -> None:
     # No USB keyboard: QEMU would send it all keys, also while the guest has no driver for it. PS/2 works everywhere.
     graphics = ET.SubElement(devices, "graphics", type="vnc")
     ET.SubElement(graphics, "listen", type="socket", socket=spec.display)
-    ET.SubElement(ET.SubElement(devices, "video"), "model", type="vga", vram="16384")
+    ET.SubElement(ET.SubElement(devices, "video"), "model", type="vga", vram=str(spec.devices.video_mib << 10))
     channel = ET.SubElement(devices, "channel", type="unix")
     ET.SubElement(channel, "target", type="virtio", name=_AGENT)
     if spec.devices.clipboard:

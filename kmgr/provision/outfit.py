@@ -12,7 +12,7 @@ from dataclasses import asdict
 from kmgr.provision.model import Desktop
 from kmgr.templates.machine import USUAL_MACHINE, Machine, machine_of
 from kmgr.templates.model import Template
-from kmgr.templates.policy import Policy
+from kmgr.templates.policy import NO_DEVICES, Policy
 
 _WORDS = {"clipboard": ("a shared clipboard", "no shared clipboard"), "sound": ("a sound card", "no sound card")}
 _MACHINE = "machine"
@@ -50,4 +50,6 @@ def pending(desktop: Desktop, template: Template) -> tuple[str, ...]:
         for name, (there, missing) in _WORDS.items():
             if bool(has.get(name)) != wanted[name]:
                 found.append(there if wanted[name] else missing)
+        if has.get("video_mib", NO_DEVICES.video_mib) != wanted["video_mib"]:
+            found.append(f"{wanted['video_mib']} MiB of video memory")
     return tuple(found)

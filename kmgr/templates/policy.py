@@ -29,6 +29,8 @@ NAME_PLACES = ("template", "number")
 _LONGEST_NAME = 63
 DEFAULT_NAME = "{template}-{number}"
 DAY_MINUTES = 24 * 60
+# Enough for 2560 × 1600, 3840 × 2160, 5120 × 2880 and 7680 × 4320 at 32 bits; QEMU wants powers of two.
+VIDEO_MIB = (16, 32, 64, 128)
 _LONGEST_SEED = 16_384
 _MOST = 100  # ramps, holidays and properties: what a person still can look through
 
@@ -107,11 +109,13 @@ class Devices:
 
     A shared `clipboard` needs the guest's vdagent, and QEMU neither saves nor moves
     such a desktop while it runs. A `sound` card is for programs that want one: the
-    browser does not play it.
+    browser does not play it. `video_mib` of memory for its one screen set how large
+    that can be.
     """
 
     clipboard: bool = False
     sound: bool = False
+    video_mib: int = 16
 
 
 NO_DEVICES = Devices()
@@ -317,6 +321,10 @@ def _devices(reader: _Reader, value: Any) -> Any:
         return _WRONG
     usual = Devices()
     told = {n: reader.flag(parts.get(n, getattr(usual, n)), n) for n in ("clipboard", "sound")}
+    video = parts.get("video_mib", usual.video_mib)
+    known = is_whole(video, VIDEO_MIB[0], VIDEO_MIB[-1]) and video in VIDEO_MIB
+    words = f"the video memory is {' or '.join(map(str, VIDEO_MIB))} MiB, not {video!r}"
+    told["video_mib"] = video if known else reader.wrong(words)
     return _WRONG if _WRONG in told.values() else Devices(**told)
 
 

@@ -42,7 +42,7 @@ async def test_another_outfit_counts_from_the_next_start_on(bench: Bench) -> Non
     seed = Path(spec.disk).with_suffix(".seed.iso")
     seed.parent.mkdir(exist_ok=True)
     seed.write_bytes(iso.image("CIDATA", {"meta-data": b"{}\n", "user-data": b"#cloud-config\n"}))
-    other = replace(spec, vcpus=2, seed=str(seed), devices=Devices(clipboard=True, sound=True))
+    other = replace(spec, vcpus=2, seed=str(seed), devices=Devices(clipboard=True, sound=True, video_mib=64))
     for _ in range(2):
         await it.redefine(other)
     assert await domains(it) == [DomainStatus(D1, 1, RUNNING)], "what runs goes on"

@@ -58,19 +58,22 @@ async def test_a_desktop_is_made_with_what_its_template_says(desk: Desk) -> None
 
 
 async def test_a_change_waits_for_the_next_start_and_then_is_there(desk: Desk) -> None:
-    await change(desk, vcpus=4, memory_mib=128, policy={"network": "", "devices": {"sound": True}})
+    devices = {"sound": True, "video_mib": 64}
+    await change(desk, vcpus=4, memory_mib=128, policy={"network": "", "devices": devices})
     assert pending(desk.one(D1), made_from(desk)) == (
         "4 virtual CPUs instead of 1",
         "128 MiB of memory instead of 64",
         "the server's usual network",
         "a sound card",
+        "64 MiB of video memory",
     )
     await desk.live(10)
     assert desk.hypervisor.spec(D1).vcpus == 1
     desk.hypervisor.power_off(D1)
     await desk.live(10)
     spec = desk.hypervisor.spec(D1)
-    assert (spec.vcpus, spec.memory_mib, spec.network, spec.devices.sound) == (4, 128, "user", True)
+    assert (spec.vcpus, spec.memory_mib, spec.network) == (4, 128, "user")
+    assert spec.devices == Devices(sound=True, video_mib=64)
     assert pending(desk.one(D1), made_from(desk)) == ()
     [now] = await desk.hypervisor.domains()
     assert now.state is DomainState.RUNNING

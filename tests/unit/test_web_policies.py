@@ -58,7 +58,7 @@ async def test_all_rules_are_changed_in_one_form(lab: WebLab, site: Site) -> Non
         "early_min": 20,
     }  # fmt: skip
     assert (policy["holidays"], policy["properties"]) == (["2026-12-25"], {"site": "hall 3"})
-    assert policy["devices"] == {"clipboard": False, "sound": True}
+    assert policy["devices"] == {"clipboard": False, "sound": True, "video_mib": 16}
     said = await got(site, "/console/templates/tpl-office/policy", ADMIN)
     assert "mon-fri 07:30-16:00 4, 20 min earlier" in said.text
     shown = await got(site, "/console/templates/tpl-office/rules", ADMIN)

@@ -21,7 +21,7 @@ _RAMP: Schema = {
 _SCHEDULE: Schema = {"type": "object", "properties": {"days": _DAYS, "at": TEXT}, "additionalProperties": False}
 _DEVICES: Schema = {
     "type": "object",
-    "properties": {"clipboard": FLAG, "sound": FLAG},
+    "properties": {"clipboard": FLAG, "sound": FLAG, "video_mib": WHOLE},
     "additionalProperties": False,
 }
 _MACHINE: Schema = {

@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from kmgr.templates.machine import Firmware, Hardware
-from kmgr.templates.policy import Clones, Day, IdleThen, Refresh, Seed
+from kmgr.templates.policy import VIDEO_MIB, Clones, Day, IdleThen, Refresh, Seed
 from kmgr.web import auth, calendar_text, forms, html_env, policies
 from kmgr.web.forms import Form
 from kmgr.web.records import Item
@@ -98,7 +98,10 @@ def _values(form: Form, before: Mapping[str, Any]) -> dict[str, Any]:
         "holiday_standby": form.number("holiday_standby", "ready on a holiday", least=0, most=1000),
         "suspend_standby": form.ticked("suspend_standby"),
         "network": form.text("network"),
-        "devices": {name: form.ticked(name) for name in ("clipboard", "sound")},
+        "devices": {
+            **{name: form.ticked(name) for name in ("clipboard", "sound")},
+            "video_mib": _video(form, before["devices"]["video_mib"]),
+        },
         **(_machine(form) if form.text("firmware") else {}),
         "instant_clone": Clones.AUTO if form.ticked("clones") else Clones.NEVER,
         "name_pattern": form.text("name_pattern", "the computer name"),
@@ -114,6 +117,12 @@ def _leaving(form: Form, before: Mapping[str, Any]) -> dict[str, Any]:
     schedule = {"days": days, "at": form.text("schedule_at")} if refresh == Refresh.SCHEDULE else before["schedule"]
     kept = _minutes(form, "keep_min", "the minutes it is kept", _DAYS_MIN)
     return {"refresh": refresh, "schedule": schedule, "keep_s": kept}
+
+
+def _video(form: Form, before: int) -> int:
+    sizes = [str(size) for size in VIDEO_MIB]
+    chosen = form.choice("video_mib", "the largest screen", sizes) if form.text("video_mib") else str(before)
+    return int(chosen) if chosen in sizes else before
 
 
 def _machine(form: Form) -> dict[str, Any]:
