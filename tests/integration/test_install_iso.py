@@ -15,7 +15,7 @@ import pytest
 
 from appliance.demo.cluster import ADMIN, Cluster
 from appliance.demo.server import Server
-from tests.lab import boot_iso, grids
+from tests.lab import boot_iso, efi_iso, grids
 from tests.lab.api import Api, wait_for
 
 pytestmark = pytest.mark.libvirt
@@ -94,3 +94,25 @@ def test_what_an_iso_installs_is_version_one(lab: Cluster) -> None:
         assert disk.read(SECTOR) == boot_iso.system(), "what the installer wrote"
         assert disk.read(SECTOR) == boot_iso.system(), "what the installed system wrote when it ran from the disk"
     boss.ask("PATCH", f"/templates/{after['id']}", {"enabled": False, "standby": 0}).ok()
+
+
+def test_an_iso_that_only_uefi_starts_is_recognised_and_speaks(lab: Cluster) -> None:
+    server = lab.servers[0]
+    boss = grids.admin(lab, server)
+    iso = upload(boss, "modern-setup", efi_iso.image()).ok()
+    drivers = upload(boss, "drivers", boot_iso.image(bootable=False)).ok()
+    assert drivers["kind"] == "drivers"
+    body = {"name": "modern", **SHAPE, "system": "other_uefi", "drivers": drivers["id"]}
+    made = boss.ask("POST", f"/images/{iso['id']}/install", body).ok()
+    log = server.data / "desktops" / f"{made['id']}.log"
+
+    def speaks() -> bool:
+        found = boss.ask("GET", f"/desktops/{made['id']}").ok()
+        assert found["state"] != "broken", found
+        return log.exists() and efi_iso.HELLO in log.read_text(errors="replace")
+
+    wait_for("its firmware has started what lies in the drive", speaks, timeout_s=180)
+    variables = server.data / "desktops" / f"{made['id']}.nvram.fd"
+    assert variables.exists()
+    boss.ask("DELETE", f"/desktops/{made['id']}").ok()
+    wait_for("its variables are gone with it", lambda: not variables.exists(), timeout_s=60)
