@@ -38,13 +38,23 @@ _CHECK_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Promotion:
-    """What to make of a copy: `base` finds (or refuses) the version under it, `late` says that reading must end."""
+    """What to make of a copy: `base` finds (or refuses) the version under it, `late` says that reading must end.
+
+    With `thorough` all of it is read, however long that takes: only then it is known how much is wrong.
+    """
 
     folder: Path
     target: Path
     base: Callable[[Identity], Path]
     late: Callable[[], bool]
     accepted: Collection[str] = ()
+    thorough: bool = False
+
+
+class Doubtful(Unavailable):
+    """Something of a copy is wrong: it must be read thoroughly, which nobody else's start should wait for."""
+
+    code = "doubtful"
 
 
 def promote(wanted: Promotion, *, program: str = "qemu-img") -> CopyPoint:
@@ -76,15 +86,17 @@ def promote(wanted: Promotion, *, program: str = "qemu-img") -> CopyPoint:
 def _looked_over(copy: Copy, point: CopyPoint, wanted: Promotion) -> CopyPoint:
     state, lacks = copy.state, copy.lacks()
     suspect = bool(lacks) or (state is not None and state.distrusted)
-    found = copy.look_over(go_on=lambda: suspect or not wanted.late())
+    if suspect and not wanted.thorough:
+        raise Doubtful(f"the copy in {wanted.folder} is known to be bad")
+    found = copy.look_over(go_on=lambda: wanted.thorough or not wanted.late())
     if not found.wrong:
         if found.unread:
             told = {"folder": str(wanted.folder), "unread": found.unread, "grains": found.grains}
             logger.warning("a safe copy is started without all of it having been read", extra=told)
         return replace(point, unread=found.unread)
-    if found.unread:
-        found = copy.look_over(go_on=lambda: True)
     copy.distrust()
+    if found.unread:
+        raise Doubtful(f"the copy in {wanted.folder} was found to be bad")
     why = _words(found, point, lacks)
     if why not in wanted.accepted:
         raise BadCopy(why)

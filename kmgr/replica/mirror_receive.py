@@ -15,7 +15,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -32,7 +32,7 @@ from kmgr.replica.images import Images, Measure, disk_error, room
 from kmgr.replica.mirror import CopyPoint
 from kmgr.replica.mirror_copy import Copy, Identity, identity_from
 from kmgr.replica.mirror_held import MARK, Points
-from kmgr.replica.mirror_promote import Promotion, promote
+from kmgr.replica.mirror_promote import Doubtful, Promotion, promote
 from kmgr.replica.mirror_take import Taking
 from kmgr.replica.mirror_wire import Kind
 
@@ -102,10 +102,14 @@ class Copies:
         wanted = Promotion(
             self._of(desktop, generation), target, self._base, lambda: self._clock.monotonic() >= until, accepted
         )
-        async with self._exclusively(desktop, generation), self._reading:
+        async with self._exclusively(desktop, generation):
             self._close_again()
             try:
-                return await asyncio.to_thread(promote, wanted)
+                try:
+                    async with self._reading:
+                        return await asyncio.to_thread(promote, wanted)
+                except Doubtful:
+                    return await background(promote, replace(wanted, thorough=True))
             except OSError as error:
                 raise disk_error(error, doing=f"making a disk of the copy of desktop {desktop}") from error
 

@@ -13,7 +13,7 @@ from kmgr.replica import mirror_index, mirror_promote
 from kmgr.replica import mirror_wire as wire
 from kmgr.replica.grains import GRAIN
 from kmgr.replica.mirror import BadCopy, CopyPoint
-from kmgr.replica.mirror_receive import READ_S
+from kmgr.replica.mirror_receive import READ_AT_ONCE, READ_S
 from tests.contract.test_mirror_of_files import cycle, opened
 from tests.lab.mirrors import D1, Pair, content, qemu_io
 
@@ -69,8 +69,13 @@ async def test_what_a_reading_found_to_be_bad_is_not_forgotten_when_it_must_be_q
     late = mirror_promote.Promotion(
         pair.b.copy, pair.b.disk, base=lambda _: pair.b.images.path(_.version), late=lambda: True
     )
-    with pytest.raises(BadCopy, match="1 of its 40"):
+    # Nor does the long look at a bad one keep others from being started.
+    with pytest.raises(mirror_promote.Doubtful):
         await asyncio.to_thread(mirror_promote.promote, late)
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(pair.b.copies._reading.acquire() for _ in range(READ_AT_ONCE - 1)))
+        assert "1 of its 40" in await refused(pair)
+        assert not pair.b.copies._reading.locked()
 
 
 async def test_a_large_copy_is_started_after_some_seconds_and_how_much_was_not_read_is_told(pair: Pair) -> None:
