@@ -114,14 +114,16 @@ async def test_an_unfinished_copy_removed_under_its_feet_is_named_and_begun_anew
     assert filecmp.cmp(sites[0].raw, sites[1].raw, shallow=False)
 
 
+@pytest.mark.parametrize("within", [False, True])
 async def test_a_source_whose_file_became_shorter_gives_nothing_of_the_rest(
-    sites: list[Site], tmp_path: Path
+    within: bool, sites: list[Site], tmp_path: Path
 ) -> None:
-    await sites[0].add_version(disk(tmp_path / "disk"))
+    manifest = await sites[0].add_version(disk(tmp_path / "disk"))
     await sites[1].agent.run_once()
     sites[0].raw.chmod(0o600)
     with sites[0].raw.open("r+b") as file:
-        file.truncate(MIB)
+        # In the second case in the middle of a piece, of which the beginning can be given.
+        file.truncate(manifest.block(8).offset + 1000 if within else MIB)
     assert "copied" in await sites[2].agent.run_once()
     assert filecmp.cmp(sites[1].raw, sites[2].raw, shallow=False)
     assert sites[2].agent.problems() == ()
