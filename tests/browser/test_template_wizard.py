@@ -128,3 +128,21 @@ def test_a_canary_is_watched_on_the_page_and_its_end_arrives_by_itself(office: O
     expect(card).to_have_count(0)
     expect(row).to_contain_text("guest: the guest did not answer")
     expect(row.locator("[data-state]")).to_have_attribute("data-state", "stopped")
+
+
+def test_the_rules_stay_on_the_page_and_follow_what_others_change(office: Office, console: Page) -> None:
+    console.get_by_role("link", name="office", exact=True).first.click()
+    rules = console.get_by_role("region", name="Rules of office")
+    expect(rules).to_contain_text("Kept ready now")
+    machine = {"firmware": "secure", "tpm": True, "hardware": "plain"}
+    do(office, "template.update", template="tpl-office", policy={"machine": machine})
+    expect(rules).to_contain_text("starts by UEFI with secure boot, has a TPM, has a SATA disk")
+    expect(rules).to_contain_text("Its desktops are not moved while they run")
+    expect(console.get_by_role("table", name="Versions")).to_contain_text("default")
+    rules.get_by_role("button", name="Change rules").click()
+    dialog = console.get_by_role("dialog")
+    expect(dialog.get_by_label("Starts by")).to_have_value("secure")
+    dialog.get_by_label("Largest screen").select_option(label="3840 × 2160 (4K)")
+    dialog.get_by_role("button", name="Save").click()
+    expect(dialog).to_have_count(0)
+    expect(rules).to_be_visible()
