@@ -1,6 +1,6 @@
 """A user who does nothing at their desktop: asked in the browser, staying with a click, closed without one.
 
-And what the page says when the desktop's server drains.
+And what the page says when an administrator has a message, and when the desktop's server drains.
 """
 
 import shutil
@@ -77,8 +77,16 @@ def test_who_does_nothing_is_asked_and_who_does_not_answer_is_closed(grid: Clust
     page.get_by_role("button", name="Try again").click()
     page.locator('body[data-state="connected"]').wait_for(timeout=30_000)
 
-    # Its server drains, and nothing else can take it: the page says so, as long as that is true.
     boss.ask("PATCH", rules, {**RULE, "idle_s": 3600}).ok()
+    desktop = page.url.rpartition("/")[2]
+    boss.ask("POST", f"/desktops/{desktop}/message", {"text": "The printer is back."}).ok()
+    message = page.locator("#message")
+    expect(message).to_be_visible(timeout=90_000)
+    expect(message).to_contain_text("The printer is back.")
+    message.locator("summary").click()
+    expect(page.locator("#message-text")).to_be_hidden()
+
+    # Its server drains, and nothing else can take it: the page says so, as long as that is true.
     boss.ask("POST", f"/servers/{one.id}/drain", {"force": True, "notice_minutes": 30}).ok()
     farewell = page.locator("#farewell")
     expect(farewell).to_be_visible(timeout=90_000)
