@@ -1,7 +1,7 @@
 """Personal desktops that cannot be moved while they run leave a draining server all the same, and nothing is lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -103,8 +103,10 @@ class Stuck(Lab):
         store = self.at(self.refuge).store
         promote = store.promote
 
-        async def watched(desktop: DesktopId, generation: int, target: Path) -> CopyPoint:
-            point = await promote(desktop, generation, target)
+        async def watched(
+            desktop: DesktopId, generation: int, target: Path, *, accepted: Collection[str] = ()
+        ) -> CopyPoint:
+            point = await promote(desktop, generation, target, accepted=accepted)
             self.went_on.append((self.disks.content[target], f"save {self.saves}"))
             return point
 

@@ -1,6 +1,7 @@
 """Limits of speed, what is told of it, and from whom to draw: plain functions of values and time."""
 
 from collections import Counter
+from functools import partial
 
 import pytest
 
@@ -58,8 +59,8 @@ def test_the_lower_limit_counts_while_desktops_are_in_use(
 
 
 def test_a_server_s_own_limit_only_lowers_those_of_the_grid() -> None:
-    told = {"mbit_s": 9, "beside_desktops_mbit_s": 4, "in_use": True}
-    assert [bytes_per_s(**told, own_mbit_s=own) for own in (0, 2, 6)] == [500_000, 250_000, 500_000]
+    allowed = partial(bytes_per_s, mbit_s=9, beside_desktops_mbit_s=4, in_use=True)
+    assert [allowed(own_mbit_s=own) for own in (0, 2, 6)] == [500_000, 250_000, 500_000]
     assert bytes_per_s(mbit_s=0, beside_desktops_mbit_s=0, in_use=False, own_mbit_s=6) == 750_000
 
 
