@@ -8,7 +8,7 @@ from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.rows import one
 from kmgr.provision.allowance import groups_of, why_not_another
-from kmgr.provision.commands import best_standby, own_desktop
+from kmgr.provision.desktop_rows import best_standby, own_desktop
 
 
 def ask(db: Database, command: Command) -> Outcome:

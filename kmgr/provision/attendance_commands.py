@@ -12,7 +12,7 @@ from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.rows import Row, one
-from kmgr.provision.commands import fenced, owned
+from kmgr.provision.desktop_rows import fenced, owned
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.model import Purpose

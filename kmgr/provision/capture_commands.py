@@ -20,7 +20,7 @@ from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.rows import Row, one, scalar
-from kmgr.provision.commands import fenced, next_name, takes_desktops
+from kmgr.provision.desktop_rows import fenced, next_name, takes_desktops
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.model import Purpose

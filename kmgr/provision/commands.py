@@ -12,28 +12,33 @@ from kmgr.errors import Conflict
 from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
-from kmgr.grid.model import PLACEABLE, ServerRole, ServerState
+from kmgr.grid.model import ServerState
 from kmgr.grid.queries import settings
 from kmgr.grid.rows import Row, one, rows, scalar
 from kmgr.provision.allowance import groups_of, note_groups, why_not_another
-from kmgr.provision.lifecycle import LIVING, Event, after
+from kmgr.provision.desktop_rows import (
+    best_standby,
+    fenced,
+    living,
+    next_name,
+    own_desktop,
+    owned,
+    takes_desktops,
+)
+from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import CopyState, Origin, Purpose
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.move_rows import give_up
 from kmgr.provision.outfit import outfit
 from kmgr.templates.model import Kind, Refresh
-from kmgr.templates.policy import computer_name, from_json
+from kmgr.templates.policy import from_json
 from kmgr.templates.version_commands import count_failure, forget_template, made_now
-from kmgr.templates.versions import OVER
 
-_LIVING_SQL = ", ".join(f"'{state}'" for state in LIVING)
-_OVER_SQL = ", ".join(f"'{stand}'" for stand in OVER)
 # What a desktop can go on from, on a server of the grid: a former disk, or a safe copy of its present generation.
 _KEPT_DISK = (
     "select c.state from copies c join servers s on s.id = c.server where c.desktop = ? and s.state <> ?"
     " and (c.state in (?, ?, ?) or (c.state = ? and c.generation = ?)) order by c.state = ? desc"
 )
-_OWNED_SQL = "kind = 'personal' and user is not null"
 
 
 def place(db: Database, command: Command) -> Outcome:
@@ -71,39 +76,6 @@ def place_below(db: Database, command: Command, limit: Callable[[Row], tuple[int
         ],
     )
     return Applied({"desktop": body["desktop"], "name": name})
-
-
-def takes_desktops(server: Row) -> bool:
-    """Tell whether a server may be given desktops now."""
-    return server["role"] == ServerRole.SERVER and ServerState(server["state"]) in PLACEABLE
-
-
-def next_name(db: Database, template: Row) -> str:
-    """Return the next name for a desktop of a template, and let the template go on behind it.
-
-    A name may be taken although the template never gave it: by a desktop of a
-    deleted template of the same name that is not removed yet.
-    """
-    pattern = from_json(template["policy"]).name_pattern
-    number = int(template["next_number"])
-    while taken(db, name := computer_name(pattern, template["name"], number)):
-        number += 1
-    db.execute("update templates set next_number = ? where id = ?", [number + 1, template["id"]])
-    return name
-
-
-def taken(db: Database, name: str) -> bool:
-    """Tell whether a desktop has this name; it is a host name, for which large and small letters are the same."""
-    return one(db, "select id from desktops where lower(name) = lower(?)", [name]) is not None
-
-
-def living(db: Database, template: Row, server: str | None = None) -> int:
-    """Count the living desktops of a template, on one server or on all."""
-    where = "template = ? and (? is null or server = ?) and purpose = 'use'"
-    # A personal desktop that is broken still is somebody's, with all that they saved.
-    alive = f"(state in ({_LIVING_SQL}) or (state = 'broken' and {_OWNED_SQL}))"
-    sql = f"select count(*) from desktops where {where} and {alive}"  # noqa: S608 - own names
-    return int(scalar(db, sql, [template["id"], server, server]))
 
 
 def building(db: Database, command: Command) -> Outcome:
@@ -326,58 +298,6 @@ def delete_template(db: Database, command: Command) -> Outcome:
     return Applied()
 
 
-def owned(row: Row) -> bool:
-    """Tell whether a row is a personal desktop that is somebody's."""
-    return row["kind"] == Kind.PERSONAL and row["user"] is not None and row["state"] != S.RETIRED
-
-
-def owned_row(db: Database, command: Command) -> Row | Rejected:
-    """Return a personal desktop that is somebody's, of the generation that was believed."""
-    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
-    if row is None:
-        return Rejected("not_found", f"there is no desktop {command.body['desktop']}")
-    if not owned(row):
-        return Rejected("refused", f"desktop {row['name']} is nobody's personal desktop")
-    if row["generation"] != command.body["generation"]:
-        told = f"desktop {row['name']} is at generation {row['generation']}, not {command.body['generation']}"
-        return Rejected("conflict", told)
-    return row
-
-
-def own_desktop(db: Database, user: str, template: str) -> Row | None:
-    """Return the desktop of a template that a user has, None if they have none."""
-    # A personal desktop is its user's wherever its server is; a pooled one is forgotten with its server.
-    mine = one(
-        db,
-        f"select * from desktops where user = ? and template = ? and {_OWNED_SQL} and state <> ?"  # noqa: S608
-        " order by claimed_at, id",
-        [user, template, S.RETIRED],
-    )
-    return mine or one(
-        db,
-        "select d.* from desktops d join servers s on s.id = d.server where d.user = ? and d.template = ?"
-        " and d.state = ? and s.state in (?, ?) and d.purpose = 'use' order by d.claimed_at, d.id",
-        [user, template, S.IN_USE, ServerState.UP, ServerState.DRAINING],
-    )
-
-
-def best_standby(db: Database, template: str) -> Row | None:
-    """Return the standby of a template that is given away next, None if none is ready."""
-    # The template's present version before others, least used server first, then the one that waits longest. Of a
-    # version that was stopped or withdrawn nobody is given one, though it may be ready.
-    return one(
-        db,
-        "select d.* from desktops d join servers s on s.id = d.server join templates t on t.id = d.template"  # noqa: S608
-        " left join template_versions v on v.template = d.template and v.version = d.version"
-        " left join (select server, count(*) as used from desktops where state = ? group by server) u"
-        " on u.server = d.server"
-        f" where d.template = ? and d.state = ? and s.state = ? and coalesce(v.stand, '') not in ({_OVER_SQL})"
-        " and d.purpose = 'use' order by d.version = t.version desc,"
-        " coalesce(u.used, 0), d.ready_at, d.id limit 1",
-        [S.IN_USE, template, S.READY, ServerState.UP],
-    )
-
-
 def _why_away(db: Database, row: Row) -> Rejected | None:
     """Say why its user cannot have their personal desktop at this moment; None if they can."""
     if row["state"] == S.BROKEN:
@@ -422,21 +342,6 @@ def _origin(command: Command) -> Origin:
 
 def _claimed(row: Row, *, new: bool) -> Applied:
     return Applied({"desktop": row["id"], "server": row["server"], "state": str(S.IN_USE), "new": new})
-
-
-def fenced(db: Database, command: Command) -> Row | Rejected:
-    """Return the desktop that its server reports of, or the refusal of a report that comes too late."""
-    body = command.body
-    row = one(db, "select * from desktops where id = ?", [body["desktop"]])
-    if row is None:
-        return Rejected("not_found", f"there is no desktop {body['desktop']}")
-    if row["generation"] != body["generation"] or row["server"] != body["server"]:
-        return Rejected(
-            "conflict",
-            f"desktop {row['name']} is at generation {row['generation']} on {row['server']}, the report was for "
-            f"{body['generation']} on {body['server']}",
-        )
-    return row
 
 
 def _reported(db: Database, command: Command, event: Event) -> Outcome:

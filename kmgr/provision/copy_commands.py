@@ -23,7 +23,7 @@ from kmgr.grid.model import PLACEABLE, ServerRole, ServerState
 from kmgr.grid.queries import settings
 from kmgr.grid.rows import Row, one, rows, scalar
 from kmgr.ids import ServerId
-from kmgr.provision.commands import owned, owned_row
+from kmgr.provision.desktop_rows import owned, owned_row
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import CopyState as C
 from kmgr.provision.model import DesktopState as S

@@ -22,7 +22,7 @@ from kmgr.grid.history import note
 from kmgr.grid.model import ServerState
 from kmgr.grid.rows import Row, one, rows, scalar
 from kmgr.provision.attendance_commands import in_use
-from kmgr.provision.commands import owned, takes_desktops
+from kmgr.provision.desktop_rows import owned, takes_desktops
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import CopyState, Purpose
 from kmgr.provision.model import DesktopState as S

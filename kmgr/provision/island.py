@@ -27,7 +27,8 @@ from kmgr.grid.queries import servers
 from kmgr.grid.rows import Row, one, rows
 from kmgr.grid.settle import IslandRule, IslandRules, Record, Told
 from kmgr.ids import ServerId
-from kmgr.provision.commands import living, next_name, place_below, taken
+from kmgr.provision.commands import place_below
+from kmgr.provision.desktop_rows import living, next_name, taken
 from kmgr.provision.lifecycle import LIFECYCLE, Event
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.queries import tenure_of

@@ -21,7 +21,7 @@ from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.model import RUNNING, ServerState
 from kmgr.grid.rows import Row, one, scalar
-from kmgr.provision.commands import owned, takes_desktops
+from kmgr.provision.desktop_rows import owned, takes_desktops
 from kmgr.provision.model import CopyState
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.move_rows import announce, cold_mark, give_up, why_not_move

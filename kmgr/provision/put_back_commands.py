@@ -22,7 +22,7 @@ from kmgr.grid.model import RUNNING, ServerRole, ServerState
 from kmgr.grid.rows import Row, one, scalar
 from kmgr.ids import ServerId
 from kmgr.provision.causes import Trouble
-from kmgr.provision.commands import owned_row
+from kmgr.provision.desktop_rows import owned_row
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import CopyState as C
 from kmgr.provision.model import DesktopState as S

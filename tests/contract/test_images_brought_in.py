@@ -140,10 +140,13 @@ async def test_a_differencing_vdi_is_refused(desk: Desk) -> None:
     assert "needs its parent" in await desk.refusal(path)
 
 
-async def test_encrypted_images_are_refused(desk: Desk) -> None:
-    path = desk.folder / "secret.qcow2"
-    secret = ("--object", "secret,id=s,data=geheim")
-    qemu_img("create", *secret, "-f", "qcow2", "-o", "encrypt.format=luks,encrypt.key-secret=s", path, "8M")
+@pytest.mark.parametrize("method", [1, 2])
+async def test_encrypted_images_are_refused(desk: Desk, method: int) -> None:
+    path = desk.made("secret.qcow2", "qcow2")
+    # As in an image that qemu-img encrypts; that takes it seconds, or fails where a clock is too coarse for it.
+    with path.open("r+b") as file:
+        file.seek(32)
+        file.write(struct.pack(">I", method))
     assert "encrypted" in await desk.refusal(path)
 
 

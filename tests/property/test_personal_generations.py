@@ -13,7 +13,7 @@ from kmgr.grid.envelope import Applied, Command, Rejected
 from kmgr.grid.rows import Row, one, rows
 from kmgr.ids import ServerId
 from kmgr.provision import copy_commands
-from kmgr.provision.commands import owned_row
+from kmgr.provision.desktop_rows import owned_row
 from tests.lab.state import State
 
 SERVERS = ("srv-a", "srv-b", "srv-c")

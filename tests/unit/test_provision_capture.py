@@ -12,7 +12,7 @@ from kmgr.grid.envelope import Applied, Outcome
 from kmgr.grid.queries import events
 from kmgr.ids import DesktopId, TemplateId
 from kmgr.provision.capturing import SHUTDOWN_S, Capturing
-from kmgr.provision.commands import living
+from kmgr.provision.desktop_rows import living
 from kmgr.provision.hypervisor import DomainState
 from kmgr.provision.model import Purpose
 from kmgr.replica.images import Images
