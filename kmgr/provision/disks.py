@@ -56,10 +56,15 @@ def make_overlay(path: Path, backing: Path) -> None:
     Firmware variables that lie beside it are of another disk, and go.
     """
     variables_of(path).unlink(missing_ok=True)
-    data = overlay_bytes(backing, backing.stat().st_size)
+    write_whole(path, overlay_bytes(backing, backing.stat().st_size))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a small file, synced, that is there whole or not at all, whatever happens."""
     partial = path.with_suffix(_UNFINISHED)
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o640)
     try:
+        os.fchmod(descriptor, 0o640)
         view = memoryview(data)
         while view:  # a disk that is almost full takes less than it is given
             view = view[os.write(descriptor, view) :]
@@ -69,14 +74,6 @@ def make_overlay(path: Path, backing: Path) -> None:
         raise
     finally:
         os.close(descriptor)
-    partial.replace(path)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a small file that is there whole or not at all, whatever happens."""
-    partial = path.with_suffix(_UNFINISHED)
-    partial.write_bytes(data)
-    partial.chmod(0o640)
     partial.replace(path)
 
 
