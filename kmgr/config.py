@@ -67,12 +67,8 @@ def _port(value: Any) -> str | None:
     return None if is_whole(value, 1, 65535) else must_be(value, 1, 65535)
 
 
-def _count(value: Any) -> str | None:
-    return None if is_whole(value, 0, 1000) else must_be(value, 0, 1000)
-
-
-def _mbit_s(value: Any) -> str | None:
-    return None if is_whole(value, 0, 400_000) else must_be(value, 0, 400_000)
+def _up_to(most: int) -> Callable[[Any], str | None]:
+    return lambda value: None if is_whole(value, 0, most) else must_be(value, 0, most)
 
 
 def _flag(value: Any) -> str | None:
@@ -103,7 +99,7 @@ KEYS: Mapping[str, Key] = {
     "libvirt_uri": Key(_text, "libvirt connection; empty: this server runs no desktops"),
     "accelerator": Key(_one_of(*ACCELERATORS), "auto tries KVM by booting a tiny guest; kvm and tcg decide"),
     "network": Key(_network, "what desktops' network cards are plugged into: user, bridge:NAME or network:NAME"),
-    "max_builds": Key(_count, "desktops built at the same time at most; 0: by processors and what is measured"),
+    "max_builds": Key(_up_to(1000), "desktops built at the same time at most; 0: by processors and what is measured"),
     "instant_clones": Key(
         _one_of(*INSTANT_CLONES),
         "desktops restored from a saved memory share it (shared) or have copies (plain), or all boot (never)",
@@ -112,7 +108,7 @@ KEYS: Mapping[str, Key] = {
     "mdns": Key(_flag, "announce this server and look for grids by mDNS"),
     "imports_folder": Key(_text, "folder of disk images to import, a whole path; empty: imports in the data folder"),
     "image_mbit_s": Key(
-        _mbit_s,
+        _up_to(400_000),
         "how fast this server may send images and safe copies, and receive images, Mbit/s; 0: as the grid says",
     ),
     "log_level": Key(_one_of(*LOG_LEVELS), "debug, info, warning or error"),

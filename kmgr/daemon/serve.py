@@ -12,11 +12,11 @@ import uvloop
 from kmgr import log
 from kmgr.clock import SystemClock
 from kmgr.config import FILE_NAME, Config, load, parse
-from kmgr.daemon import folder, last_stop, last_words
+from kmgr.daemon import last_words
 from kmgr.daemon.left_behind import run_left_behind
+from kmgr.daemon.life import lived
 from kmgr.daemon.member import run_member
 from kmgr.daemon.newcomer import run_newcomer
-from kmgr.daemon.room import wait_for_room
 from kmgr.errors import ConfigError
 from kmgr.grid import identity
 from kmgr.grid.standpoint import fenced_words
@@ -31,12 +31,8 @@ def serve(data_dir: Path, *, log_level: str = "") -> None:
     """Run until SIGTERM or SIGINT; raises `ConfigError` if this server cannot run as it is configured."""
     data_dir = data_dir.resolve()
     _allow_many_files()
-    with last_words.left():
-        folder.prepare(data_dir)
-        with folder.locked(data_dir):
-            wait_for_room(data_dir)
-            with last_stop.counted(data_dir):
-                uvloop.run(_serve(data_dir, log_level))
+    with lived(data_dir):
+        uvloop.run(_serve(data_dir, log_level))
 
 
 def _allow_many_files() -> None:

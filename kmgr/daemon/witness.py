@@ -18,9 +18,9 @@ from kmgr import log
 from kmgr.clock import Clock, SystemClock
 from kmgr.config import Config, load
 from kmgr.control import ControlServer
-from kmgr.daemon import addresses, folder, last_stop, last_words
+from kmgr.daemon import addresses, last_words
+from kmgr.daemon.life import lived
 from kmgr.daemon.local_door import operations
-from kmgr.daemon.room import wait_for_room
 from kmgr.daemon.supervise import Loops
 from kmgr.daemon.trunk import Trunk
 from kmgr.errors import ConfigError
@@ -39,12 +39,8 @@ TIMING = Timing(election_max_s=4.0, reluctance_s=1.0, compact_bytes=8 << 20)
 def serve(data_dir: Path, *, log_level: str = "") -> None:
     """Run until SIGTERM or SIGINT; raises `ConfigError` if this witness cannot run, or was removed from its grid."""
     data_dir = data_dir.resolve()
-    with last_words.left():
-        folder.prepare(data_dir)
-        with folder.locked(data_dir):
-            wait_for_room(data_dir)
-            with last_stop.counted(data_dir):
-                asyncio.run(_serve(data_dir, log_level))
+    with lived(data_dir):
+        asyncio.run(_serve(data_dir, log_level))
 
 
 async def _serve(data_dir: Path, log_level: str) -> None:

@@ -58,10 +58,15 @@ class Points:
         return tuple(sorted(points, key=lambda point: (point.desktop, point.generation)))
 
 
+def stamp_of(told: os.stat_result) -> tuple[int, int, int]:
+    """Return what changes when an index is written to or replaced: inode, length and time of the file."""
+    return told.st_ino, told.st_size, told.st_mtime_ns
+
+
 def _read(index: Path, known: _Read | None) -> _Read:
     with index.open("rb") as file:
         told = os.fstat(file.fileno())
-        stamp = (told.st_ino, told.st_size, told.st_mtime_ns)
+        stamp = stamp_of(told)
         if known is not None and known.stamp == stamp:
             return known
         if known is not None and known.stamp[0] == told.st_ino and 0 < known.end < told.st_size:

@@ -31,7 +31,7 @@ from kmgr.replica.background import background
 from kmgr.replica.images import Images, Measure, disk_error, room
 from kmgr.replica.mirror import CopyPoint
 from kmgr.replica.mirror_copy import Copy, Identity, identity_from
-from kmgr.replica.mirror_held import MARK, Points
+from kmgr.replica.mirror_held import MARK, Points, stamp_of
 from kmgr.replica.mirror_promote import Doubtful, Promotion, promote
 from kmgr.replica.mirror_take import Taking
 from kmgr.replica.mirror_wire import Kind
@@ -363,10 +363,9 @@ def _verify_some(again: "_Again | None", folder: Path, first: int, most: int) ->
 
 def _stamp(folder: Path) -> tuple[int, int, int]:
     try:
-        told = (folder / "index").stat()
+        return stamp_of((folder / "index").stat())
     except FileNotFoundError:
         raise NotFound(f"there is no copy in {folder}") from None
-    return told.st_ino, told.st_size, told.st_mtime_ns
 
 
 def _delete(folder: Path) -> None:

@@ -106,14 +106,20 @@ async def test_a_folder_that_was_put_back_to_an_older_copy_is_said_to_be_one(lab
     assert recover.examine(lab.folder / C, own(C), (SCHEMA,)).doubt == A
 
 
+def with_a_late_entry(lab: RaftLab, server: ServerId) -> tuple[int, int]:
+    """Add an entry to a dead server's log of which it does not know whether it was agreed on; (term, index) of it."""
+    journal = Journal.open(LogFile(lab.folder / server / "raft" / "journal"))
+    command = Command("setting.set", CommandId("cmd-late"), NOW, "test", {"name": "heartbeat_ms", "value": 1777})
+    journal.add(Entry(ENVELOPE + encode(command), journal.last.index + 1, journal.term))
+    journal.close()
+    return journal.last.term, journal.last.index
+
+
 async def test_entries_that_nobody_is_known_to_have_agreed_on_are_kept_and_applied(lab: RaftLab) -> None:
     await grown(lab)
     for server in (A, B, C):
         await lab.kill(server)
-    journal = Journal.open(LogFile(lab.folder / C / "raft" / "journal"))
-    command = Command("setting.set", CommandId("cmd-late"), NOW, "test", {"name": "heartbeat_ms", "value": 1777})
-    journal.add(Entry(ENVELOPE + encode(command), journal.last.index + 1, journal.term))
-    journal.close()
+    with_a_late_entry(lab, C)
     recover.recover(lab.folder / C, own(C), (SCHEMA,), now_ms=NOW)
     grid = await lab.begin(C)
     await eventually(lambda: grid.status().is_leader)
@@ -238,11 +244,7 @@ async def test_a_survivor_tells_of_entries_that_it_does_not_know_to_be_agreed_on
     for server in (A, B, C):
         await lab.kill(server)
     # The leader acknowledged an entry that C had as well, and died with B before it could say so.
-    journal = Journal.open(LogFile(lab.folder / C / "raft" / "journal"))
-    command = Command("setting.set", CommandId("cmd-late"), NOW, "test", {"name": "heartbeat_ms", "value": 1777})
-    journal.add(Entry(ENVELOPE + encode(command), journal.last.index + 1, journal.term))
-    told = (journal.last.term, journal.last.index)
-    journal.close()
+    told = with_a_late_entry(lab, C)
     grid = await lab.begin(C)
     assert grid.status().applied < told[1]
     assert Standpoint(grid, lab.folder / C, left_behind=pytest.fail).greeting().end == told

@@ -29,11 +29,6 @@ async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
         yield lab
 
 
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
-
-
 async def working(lab: WebLab, site: Site, purpose: str = "edit") -> dict[str, Any]:
     """Have a desktop of the unpublished version that root works on."""
     made: dict[str, Any] = await good(site, "POST", f"{AT}/bench", {"version": 2, "purpose": purpose})

@@ -1,23 +1,7 @@
 """Quotas on the page of people and in the API."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
-
-from tests.lab.web_lab import ADMIN, USER, Site, WebLab, opened
+from tests.lab.web_lab import ADMIN, USER, Site, WebLab
 from tests.unit.test_web_api import good, refused
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
-    async with opened(tmp_path) as lab:
-        yield lab
-
-
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
 
 
 async def test_a_quota_is_set_shown_felt_and_dropped(lab: WebLab, site: Site) -> None:

@@ -24,11 +24,6 @@ async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
         yield lab
 
 
-@pytest.fixture
-async def site(lab: WebLab) -> Site:
-    return await lab.site()
-
-
 async def versions(site: Site) -> dict[int, dict[str, Any]]:
     return {one["number"]: one for one in (await good(site, "GET", f"{AT}/versions"))["items"]}
 
