@@ -77,7 +77,7 @@ class ManualClock:
         self._elapsed += seconds
 
     async def advance(self, seconds: float, *, settle: int = 20) -> None:
-        """Move time forward, waking sleepers in order; `settle` loop turns follow each wake."""
+        """Move time forward, waking sleepers in order; after each the loop turns `settle` times, or until idle."""
         target = self._elapsed + seconds
         while True:
             due = sorted(s for s in self._sleepers if s[0] <= target)
@@ -88,8 +88,25 @@ class ManualClock:
             self._elapsed = max(self._elapsed, at)
             if not future.done():
                 future.set_result(None)
-            for _ in range(settle):
-                await asyncio.sleep(0)
+            await until_idle(settle)
         self._elapsed = target
-        for _ in range(settle):
-            await asyncio.sleep(0)
+        await until_idle(settle)
+
+
+# Turns without anything to do after which a loop is called idle: the first may come before what a socket or a thread
+# has for it, which the next two look for.
+_IDLE_TURNS = 3
+
+
+async def until_idle(turns: int) -> None:
+    """Return when the running loop has nothing left to do, or after `turns` of its turns.
+
+    A loop that does not show what is ready in it is given all the turns.
+    """
+    ready = getattr(asyncio.get_running_loop(), "_ready", None)
+    idle = 0
+    for _ in range(turns):
+        await asyncio.sleep(0)
+        idle = idle + 1 if ready is not None and not ready else 0
+        if idle == _IDLE_TURNS:
+            return

@@ -23,7 +23,7 @@ if os.environ.get("CI"):
     settings.load_profile("ci")
 
 # Grids that many files share: their tests run in one lane, which builds such a grid once.
-_SHARED = ("office", "show")
+_SHARED = ("office", "branch", "show")
 # Files that take a minute and more, much of it waiting: begun last, they would be what a run ends with.
 _LONG = (
     "test_idle_desktop", "test_real_instant_clones", "test_mirror_running", "test_two_servers",

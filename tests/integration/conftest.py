@@ -79,7 +79,16 @@ def office(make_grid: MakeGrid, tiny_image: Path) -> Cluster:
 
     Shared by a whole run: a test that kills a server starts it again.
     """
-    grid = make_grid("office")
+    return _open(make_grid("office"), tiny_image)
+
+
+@pytest.fixture(scope="session")
+def branch(make_grid: MakeGrid, tiny_image: Path) -> Cluster:
+    """Another such grid, for the tests of personal desktops and of moves: they run beside those of `office`."""
+    return _open(make_grid("branch"), tiny_image)
+
+
+def _open(grid: Cluster, tiny_image: Path) -> Cluster:
     grid.start()
     director = Director(grid.admin(), OFFICE, Progress())
     director.image(tiny_image, len(grid.servers))

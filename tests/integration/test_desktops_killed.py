@@ -29,12 +29,12 @@ HEAL_S = 300.0
 
 
 @pytest.fixture
-def patient(office: Cluster) -> Iterator[Cluster]:
+def patient(branch: Cluster) -> Iterator[Cluster]:
     """The grid, patient: a daemon that is back within a minute keeps its desktops, however busy this machine is."""
-    boss = grids.admin(office, office.servers[0])
+    boss = grids.admin(branch, branch.servers[0])
     boss.ask("PATCH", "/settings", {"lost_after_ms": 60_000}).ok()
-    yield office
-    boss = grids.admin(office, office.servers[0])
+    yield branch
+    boss = grids.admin(branch, branch.servers[0])
     boss.ask("PATCH", "/settings", {"lost_after_ms": 6_500}).ok()
 
 
@@ -107,10 +107,10 @@ def kill(server: Server) -> None:
 def test_a_daemon_killed_in_the_middle_of_desktops_leaves_nothing_over(
     patient: Cluster, record_property: Callable[[str, object], None]
 ) -> None:
-    office = patient
+    branch = patient
     chance = random.Random(SEED)  # noqa: S311 - the same moments each time
-    desk, others = office.servers[0], office.servers
-    worker = grids.person(office, desk, "worker")
+    desk, others = branch.servers[0], branch.servers
+    worker = grids.person(branch, desk, "worker")
     kept = grids.claim(worker, TEMPLATE)
     ran = grids.emulator(kept["id"])
     assert ran is not None
@@ -118,7 +118,7 @@ def test_a_daemon_killed_in_the_middle_of_desktops_leaves_nothing_over(
     done: dict[str, int] = {}
     killed = 0
     while killed < KILLS:
-        mischief = Mischief(office, desk, chance)
+        mischief = Mischief(branch, desk, chance)
         deed = deeds[killed % len(deeds)]
         with suppress(AssertionError):
             grids.standby(mischief.boss, timeout_s=20)
@@ -132,17 +132,17 @@ def test_a_daemon_killed_in_the_middle_of_desktops_leaves_nothing_over(
         victim.start()
         wait_for(f"{desk.name} answers", lambda: _answers(desk), timeout_s=60)
     started = time.monotonic()
-    boss = grids.admin(office, desk)
+    boss = grids.admin(branch, desk)
     _retry_all(boss)
-    for server in office.servers:
+    for server in branch.servers:
         grids.only_wanted_domains(server, boss, timeout_s=HEAL_S)
-    wait_for("all desktops are well", lambda: _well(grids.admin(office, desk)), timeout_s=HEAL_S)
+    wait_for("all desktops are well", lambda: _well(grids.admin(branch, desk)), timeout_s=HEAL_S)
     record_property("kills", killed)
     record_property("healed_s", round(time.monotonic() - started, 1))
-    for server in office.servers:
+    for server in branch.servers:
         assert _files(server) <= grids.overlays(server), "something lies beside the desktops"
     assert grids.emulator(kept["id"]) == ran, "a desktop that somebody worked at was restarted"
-    boss = grids.admin(office, desk)
+    boss = grids.admin(branch, desk)
     life = boss.ask("GET", f"/desktops/{kept['id']}/life").ok()["items"]
     assert [stage["state"] for stage in life][-1] == "in_use"
     for desktop in boss.items("desktops"):

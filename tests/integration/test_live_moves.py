@@ -61,20 +61,20 @@ def stood_still_ms(server: Server, name: str) -> int:
 
 
 @pytest.mark.parametrize("kind", ["pooled", "personal"])
-def test_a_drained_server_hands_a_running_desktop_over_and_its_count_goes_on(office: Cluster, kind: str) -> None:
-    boss = grids.admin(office, office.servers[0])
+def test_a_drained_server_hands_a_running_desktop_over_and_its_count_goes_on(branch: Cluster, kind: str) -> None:
+    boss = grids.admin(branch, branch.servers[0])
     if kind == "personal":
         own_template(boss)
-    given = grids.claim(grids.person(office, office.servers[0], "heike"), "own" if kind == "personal" else "office")
+    given = grids.claim(grids.person(branch, branch.servers[0], "heike"), "own" if kind == "personal" else "office")
     desktop = given["id"]
-    home = next(server for server in office.servers if server.id == given["server"])
+    home = next(server for server in branch.servers if server.id == given["server"])
     checksum = at_work(home, desktop)
     before = counted(Guest(home, desktop))
     began = time.monotonic()
     boss.ask("POST", f"/servers/{home.id}/drain", {}).ok()
     wait_for("it is handed over", lambda: shown(boss, desktop)["server"] != home.id, timeout_s=MOVED_S, every_s=0.2)
     told = shown(boss, desktop)
-    target = next(server for server in office.servers if server.id == told["server"])
+    target = next(server for server in branch.servers if server.id == told["server"])
     domain = f"kmgr-{desktop}"
     wait_for("it runs there", lambda: grids.virsh(target, "domstate", domain) == "running", timeout_s=20, every_s=0.2)
     took_s = time.monotonic() - began

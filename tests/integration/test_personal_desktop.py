@@ -42,17 +42,17 @@ def protected(client: Api, desktop: str) -> bool:
 
 
 def test_a_personal_desktop_goes_on_with_all_that_was_older_than_the_shown_age_and_its_former_disk_is_put_back(
-    office: Cluster, tmp_path: Path
+    branch: Cluster, tmp_path: Path
 ) -> None:
-    boss = grids.admin(office, office.servers[0])
+    boss = grids.admin(branch, branch.servers[0])
     boss.ask("PATCH", "/settings", {"copy_target_s": 30}).ok()
     own_template(boss)
-    frida = grids.person(office, office.servers[0], "frida")
+    frida = grids.person(branch, branch.servers[0], "frida")
     given = grids.claim(frida, "own")
     desktop = given["id"]
-    victim = next(server for server in office.servers if server.id == given["server"])
-    others = [server for server in office.servers if server is not victim]
-    watcher = grids.admin(office, others[0])
+    victim = next(server for server in branch.servers if server.id == given["server"])
+    others = [server for server in branch.servers if server is not victim]
+    watcher = grids.admin(branch, others[0])
     writer = Writer(Guest(victim, desktop))
     writer.start()
     wait_for("there is a safe copy", lambda: protected(watcher, desktop), timeout_s=120)
@@ -134,11 +134,11 @@ def _goes_on(client: Api, desktop: str, holder: Server) -> bool:
     return shown(client, desktop)["server"] == holder.id and grids.emulator(desktop) is not None
 
 
-def test_when_its_daemon_is_killed_the_guard_halts_it_and_the_next_daemon_lets_it_go_on(office: Cluster) -> None:
-    boss = grids.admin(office, office.servers[0])
+def test_when_its_daemon_is_killed_the_guard_halts_it_and_the_next_daemon_lets_it_go_on(branch: Cluster) -> None:
+    boss = grids.admin(branch, branch.servers[0])
     own_template(boss)
-    given = grids.claim(grids.person(office, office.servers[0], "frida"), "own")
-    home = next(server for server in office.servers if server.id == given["server"])
+    given = grids.claim(grids.person(branch, branch.servers[0], "frida"), "own")
+    home = next(server for server in branch.servers if server.id == given["server"])
     domain = f"kmgr-{given['id']}"
     wait_for("it runs", lambda: grids.virsh(home, "domstate", domain) == "running", timeout_s=60)
     daemon = home.daemon
@@ -149,6 +149,6 @@ def test_when_its_daemon_is_killed_the_guard_halts_it_and_the_next_daemon_lets_i
     )
     home.start()
     wait_for("it goes on", lambda: grids.virsh(home, "domstate", domain) == "running", timeout_s=60)
-    watcher = grids.admin(office, home)
+    watcher = grids.admin(branch, home)
     assert shown(watcher, given["id"])["generation"] == 1
     watcher.ask("DELETE", f"/desktops/{given['id']}?lose=frida").ok()

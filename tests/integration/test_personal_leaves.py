@@ -13,18 +13,18 @@ pytestmark = pytest.mark.libvirt
 GONE_S = 180.0
 
 
-def test_it_is_shut_down_and_goes_on_from_its_safe_copy_with_every_record(office: Cluster) -> None:
-    boss = grids.admin(office, office.servers[0])
+def test_it_is_shut_down_and_goes_on_from_its_safe_copy_with_every_record(branch: Cluster) -> None:
+    boss = grids.admin(branch, branch.servers[0])
     boss.ask("PATCH", "/settings", {"copy_target_s": 30}).ok()
     # QEMU does not move a desktop whose clipboard is shared.
     shape = {"vcpus": 1, "memory_mib": 192, "standby": 1, "maximum": 3, "policy": {"devices": {"clipboard": True}}}
     made = boss.ask("POST", "/templates", {"name": "stuck", "image": IMAGE, "kind": "personal", **shape}).ok()
     boss.ask("POST", f"/templates/{made['id']}/assignments", {"kind": "everyone"}).ok()
-    given = grids.claim(grids.person(office, office.servers[0], "gerda"), "stuck")
+    given = grids.claim(grids.person(branch, branch.servers[0], "gerda"), "stuck")
     desktop = given["id"]
-    home = next(server for server in office.servers if server.id == given["server"])
+    home = next(server for server in branch.servers if server.id == given["server"])
     wait_for("there is a safe copy", lambda: protected(boss, desktop), timeout_s=120)
-    refuge = next(s for s in office.servers if s.id == shown(boss, desktop)["protection"]["server"])
+    refuge = next(s for s in branch.servers if s.id == shown(boss, desktop)["protection"]["server"])
     writer = Writer(Guest(home, desktop))
     writer.start()
 

@@ -1,12 +1,11 @@
 """A server's desktops in memory: the real commands and agent, a fake hypervisor, a clock moved by hand."""
 
-import asyncio
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kmgr.clock import Clock, ManualClock
+from kmgr.clock import Clock, ManualClock, until_idle
 from kmgr.grid import commands as grid_commands
 from kmgr.grid.envelope import Applied, Outcome
 from kmgr.grid.local import LocalGrid, LocalLog
@@ -206,8 +205,7 @@ class Desk(Office):
 
 async def settle(turns: int = 30) -> None:
     """Let everything that is ready to run do so."""
-    for _ in range(turns):
-        await asyncio.sleep(0)
+    await until_idle(turns)
 
 
 def done(outcome: Outcome) -> Mapping[str, Any]:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from kmgr.clock import ManualClock
+from kmgr.clock import ManualClock, until_idle
 
 
 async def test_sleepers_wake_in_order_of_their_time() -> None:
@@ -45,3 +45,28 @@ def test_the_wall_clock_advances_with_the_monotonic_one() -> None:
         return clock.now_ms(), int(clock.monotonic())
 
     assert asyncio.run(run()) == (3000, 2)
+
+
+async def test_a_wake_lets_all_that_follows_from_it_happen() -> None:
+    clock = ManualClock()
+    steps: list[int] = []
+
+    async def worker() -> None:
+        await clock.sleep(1)
+        for step in range(15):
+            await asyncio.sleep(0)
+            steps.append(step)
+
+    task = asyncio.create_task(worker())
+    await asyncio.sleep(0)
+    await clock.advance(1)
+    assert steps == list(range(15))
+    await task
+
+
+async def test_what_a_thread_hands_over_meanwhile_is_still_waited_for() -> None:
+    loop = asyncio.get_running_loop()
+    heard: list[str] = []
+    loop.call_soon_threadsafe(lambda: loop.call_soon(heard.append, "told"))
+    await until_idle(4)
+    assert heard == ["told"]
