@@ -5,7 +5,8 @@ SHELL := /bin/bash
 PY := .venv/bin/python
 # Namespaces, libvirt and Debian trees need root.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
-FAST := tests/unit tests/property tests/simulation
+# What takes longest comes first: begun last, it would be what a run ends with, in one lane.
+FAST := tests/simulation tests/property tests/unit
 REAL := tests/contract tests/integration tests/faults tests/browser
 SERVER ?=
 # Tests run side by side, one lane more than processors (tests/conftest.py deals them out). The fast ones have processes
