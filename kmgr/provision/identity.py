@@ -30,8 +30,10 @@ printf '%s' "$seed" >/dev/urandom
 date -u -s "@$now" >/dev/null 2>&1 && echo clock=set"""
     + _NAMED
     + r"""
-[ -f /etc/machine-id ] && { rm -f /etc/machine-id; systemd-machine-id-setup ||
-tr -d - </proc/sys/kernel/random/uuid >/etc/machine-id; } >/dev/null 2>&1
+if [ -f /etc/machine-id ] && ! { command -v systemd-machine-id-setup && rm -f /etc/machine-id &&
+systemd-machine-id-setup; } >/dev/null 2>&1; then
+read -r id </proc/sys/kernel/random/uuid; IFS=-; set -- $id; IFS=; echo "$*" >/etc/machine-id; unset IFS
+fi
 card=
 for one in /sys/class/net/*; do [ -e "$one/device" ] && card=${one##*/} && break; done
 if [ -n "$card" ]; then
@@ -40,10 +42,10 @@ ip link set "$card" address "$mac" 2>/dev/null ||
 if command -v nmcli && nmcli device reapply "$card"; then :
 elif command -v networkctl && networkctl reconfigure "$card"; then :
 elif command -v dhclient && pidof dhclient; then pkill dhclient; ip addr flush dev "$card"; dhclient -nw "$card"
-elif command -v udhcpc && pid=$(pidof udhcpc); then
+elif command -v udhcpc && pids=$(pidof udhcpc); then
 # Begun anew as it was: it calls itself by the address that it found then, and a signal in its first moment ends it.
-pid=${pid%% *} again=$(tr '\0' ' ' <"/proc/$pid/cmdline")
-kill -KILL $(pidof udhcpc); ip addr flush dev "$card"; $again </dev/null &
+again=$(tr '\0' ' ' <"/proc/${pids%% *}/cmdline")
+kill -KILL $pids; ip addr flush dev "$card"; $again </dev/null &
 fi >/dev/null 2>&1
 read -r mac <"/sys/class/net/$card/address" && echo "mac=$mac"
 fi
