@@ -21,7 +21,7 @@ packages=(python3 python3-venv python3-dev gcc pkg-config libvirt-dev ca-certifi
     qemu-system-x86 qemu-utils ovmf swtpm swtpm-tools libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
     libvirt-daemon-system
     mmdebstrap debian-archive-keyring syslinux syslinux-common mtools dosfstools fdisk e2fsprogs systemd-boot-efi
-    busybox-static cpio zstd xz-utils kmod util-linux procps bubblewrap)
+    busybox-static cpio zstd xz-utils lz4 kmod util-linux procps bubblewrap)
 [ "$what" = demo ] || packages+=(chromium slapd ldap-utils git avahi-daemon avahi-utils
     samba samba-dsdb-modules samba-vfs-modules samba-ad-provision winbind curl jq iproute2 iptables
     rsync openssh-client openssh-server xfsprogs btrfs-progs)

@@ -33,11 +33,12 @@ def grid() -> Iterator[Cluster]:
     """One server with a small guest that stands by: a screen is all that is needed."""
     folder = Path(tempfile.mkdtemp(prefix="kmgr-", dir="/tmp"))
     web, own = port(WEB_PORT), port(GRID_PORT)
-    made = Cluster(folder / "idle", names=("one",), grid="idle", web_port=web, grid_port=own)
+    more = {"instant_clones": "never"}
+    made = Cluster(folder / "idle", names=("one",), grid="idle", web_port=web, grid_port=own, more=more)
     try:
         made.start()
         director = Director(made.admin(), SCENE, Progress())
-        director.image(tiny.cached(), 1)
+        director.image(tiny.quick(), 1)
         director.template()
         director.user(made.password(SCENE.user))
         director.ready()

@@ -16,7 +16,7 @@ from tests.lab.hypervisors import Bench, InMemory, WithLibvirt
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test guest's disk as a raw file, as a version's file is."""
     raw = tmp_path_factory.mktemp("guest") / "tiny.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny.cached()), str(raw)], check=True, timeout=120)
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny.quick()), str(raw)], check=True, timeout=120)
     return raw
 
 

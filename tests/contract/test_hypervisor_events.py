@@ -175,7 +175,7 @@ async def test_the_agent_of_a_booted_guest_is_told_before_anybody_asks(
     ear: Ear, libvirtd: PrivateLibvirt, tmp_path: Path
 ) -> None:
     raw = tmp_path / "tiny.raw"
-    command = ["qemu-img", "convert", "-O", "raw", str(await asyncio.to_thread(tiny.cached)), str(raw)]
+    command = ["qemu-img", "convert", "-O", "raw", str(await asyncio.to_thread(tiny.quick)), str(raw)]
     await asyncio.to_thread(subprocess.run, command, check=True, timeout=120)
     with defined(libvirtd.uri, tmp_path, D1, raw) as ours:
         await asyncio.to_thread(ours.create)

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import shutil
+import subprocess
 import time
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from appliance.image import tiny
 from kmgr.errors import KmgrError, NotFound, Refused, Unavailable
 from kmgr.ids import DesktopId
 from kmgr.provision import domainxml, identity
@@ -21,6 +23,14 @@ from tests.lab.hypervisors import D1, D2, NONE, OFF, RUNNING, Bench, WithLibvirt
 WARM = DesktopId("warm-1")
 BOOT_S = 300
 SHARED = [False, True]
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test guest whose kernel notices that it was restored from another's memory."""
+    raw = tmp_path_factory.mktemp("guest") / "whole.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny.cached()), str(raw)], check=True, timeout=120)
+    return raw
 
 
 def real(bench: Bench) -> bool:

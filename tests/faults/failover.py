@@ -76,7 +76,7 @@ class Office:
     def begin(self) -> None:
         """Start everything and give somebody a desktop."""
         self.grid.start()
-        Director(self.grid.admin(), SCENE, Progress()).image(tiny.cached(), len(self.grid.servers))
+        Director(self.grid.admin(), SCENE, Progress()).image(tiny.quick(), len(self.grid.servers))
         boss = grids.admin(self.grid, self.grid.servers[0])
         boss.ask("PATCH", "/settings", {"copy_target_s": TARGET_S}).ok()
         shape = {"vcpus": 1, "memory_mib": SCENE.memory_mib, "standby": 0, "maximum": 2}

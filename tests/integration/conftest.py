@@ -24,7 +24,7 @@ MakeGrid = Callable[..., Cluster]
 @pytest.fixture(scope="session")
 def tiny_image() -> Path:
     """A guest that answers its agent after a few seconds, built once."""
-    return tiny.cached()
+    return tiny.quick()
 
 
 @pytest.fixture(scope="session")

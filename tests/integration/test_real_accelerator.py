@@ -15,7 +15,7 @@ pytestmark = pytest.mark.libvirt
 async def test_kvm_is_judged_by_a_stock_kernel_in_time(tmp_path: Path, tiny_image: Path) -> None:
     if not Machine().device.exists():
         pytest.skip("this machine has no /dev/kvm")
-    tiny.unpacked(tiny._kernel_package(), tmp_path)  # where the test guest's kernel came from
+    tiny.unpacked(tiny.kernel_package(), tmp_path)  # where the test guest's kernel came from
     machine = Machine(boot=tmp_path / "boot")
     started = time.monotonic()
     first = await choose("auto", memory=tmp_path / "memory", machine=machine)

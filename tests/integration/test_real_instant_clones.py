@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from appliance.image import tiny
 from appliance.lab.node import PrivateLibvirt
 from kmgr.ids import DesktopId
 from kmgr.provision import domainxml, warm_files
@@ -26,6 +28,14 @@ PATIENCE_S = 600
 SKEW_S = 15
 NAMES = [DesktopId(f"dsk-00000000000{number}") for number in range(1, 5)]
 LOOK = "hostname; cat /sys/class/net/e*/address; date +%s; ip -4 -o addr show | grep -c 10.0.2; cat /mnt/README"
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The test guest whose kernel notices that it was restored from another's memory."""
+    path = tmp_path_factory.mktemp("raw") / "ver-1.raw"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny.cached()), str(path)], check=True, timeout=120)
+    return path
 
 
 @pytest.fixture
