@@ -26,7 +26,7 @@ FILES = ROOT / "appliance" / "guest"
 
 KERNEL = "linux-image-amd64"
 # Debian's kernel for clouds: in emulation it boots in two thirds of the time, for it looks for less hardware. It knows
-# no generation id of a virtual machine: guests restored from one memory would draw the same random numbers for a while.
+# no generation id of a virtual machine, so guests restored from one memory draw the same random numbers for a while.
 QUICK_KERNEL = "linux-image-cloud-amd64"
 AGENT = "qemu-guest-agent"
 MODULES = (
