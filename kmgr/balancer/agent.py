@@ -4,7 +4,8 @@ A round reads one view, plans on it (`balancer.plan`, pure) and proposes the
 changes one after the other. Each carries what the plan believed, so one that
 comes too late is rejected and changes nothing; the next round looks again. A
 round follows each change of the state, and at least one per second follows the
-heartbeats. Nothing is remembered between rounds.
+heartbeats. Between rounds only that is remembered which the state does not tell: who waits since when
+(`patience`), whose loss was waited out (`fencing`), whose place is not taken again (`owed`).
 
 After an election nothing is done about losses for a while (`calm_after_election_ms`):
 a new leader has heard little yet. Refilling begins at once. Runs in the daemon's loop.
@@ -30,6 +31,7 @@ from kmgr.balancer.model import (
     Retire,
     View,
 )
+from kmgr.balancer.owed import Owed
 from kmgr.balancer.patience import Patience
 from kmgr.balancer.plan import plan
 from kmgr.balancer.queries import look
@@ -68,6 +70,7 @@ class Balancer:
         self._clock = clock
         self._told: dict[TemplateId, str] = {}
         self._patience = Patience()
+        self._owed = Owed()
         self._fencing = Fencing(TAKE_OVER_S)
         self._rejected = 0
 
@@ -101,12 +104,14 @@ class Balancer:
             view,
             fenced=self._fencing.fenced(view.servers, now, kept),
             given_up=frozenset(s.id for s in view.servers if self._fencing.lost_for(s, now) >= LOST_FOR_GOOD_S),
+            owed=self._owed.now(),
         )
         if self._grid.status().island:
             decided = plan_alone(view, self._grid.server)
         else:
             decided = plan(view, calm=now - leading.since < calm_s)
         self._tell_shortages(decided, view)
+        self._owed.keep(decided.short)
         done: Counter[str] = Counter()
         for ask in self._patience.over(asking, now):
             body = {"template": ask.template, "user": ask.user, "at": ask.at}
@@ -121,6 +126,7 @@ class Balancer:
                     "a change came too late", extra={"change": type(action).__name__, "cause": outcome.detail}
                 )
             else:
+                self._owed.done(action)
                 done[_words(action, view)] += 1
         left = len(decided.actions) - MOST_PER_ROUND
         if left > 0:

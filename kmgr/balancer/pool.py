@@ -43,7 +43,8 @@ class Need:
     `missing` desktops should be placed, `allowed` may be under the maximum. Each
     of `stuck` (on a server that cannot make it now) gives way to one that is
     placed elsewhere: `holders_only`, if some wait for the golden image already.
-    `pressing` of the missing ones may take what is kept for a loss: somebody waits for each, or one goes for it.
+    `pressing` of the missing ones may take what is kept for a loss: somebody waits for each, or one goes for it,
+    or has gone (`owed`).
     `former` are ready ones in the order in which they make room; they may, if
     nothing of the template is on its way (`settled`). `fullest` is how many
     standbys the server with most of them has, `gives` the first of those to go.
@@ -158,7 +159,10 @@ class _Pool:
             self.target,
             missing,
             allowed=max(0, maximum - living),
-            pressing=max(0, self.asked - len(self.ready) - len(self.coming)) + len(self.former) + len(self.stuck),
+            pressing=max(0, self.asked - len(self.ready) - len(self.coming))
+            + len(self.former)
+            + len(self.stuck)
+            + self.view.owed.get(self.template.id, 0),
             stuck=tuple(self._leaving(self.stuck)),
             holders_only=bool({d.id for d in self.stuck} & {d.id for d in self.lacking}),
             former=tuple(d for d in self._leaving(self.former) if d.state is DesktopState.READY),

@@ -51,5 +51,5 @@ def lines(template: Template, desktops: Sequence[Desktop], view: View) -> tuple[
     # What people got of the present version, beyond its share, is taken away from nobody.
     left = max(0, template.maximum - sum(d.state is DesktopState.IN_USE or d.owned for d in others))
     trial = replace(trial, maximum=min(trial.maximum, left))
-    # Whoever waits for a desktop is made one of the present version.
-    return (Line(present, others, view), Line(trial, mine, replace(view, asks={})))
+    # Whoever waits for a desktop is made one of the present version; so is what takes the place of a former one.
+    return (Line(present, others, view), Line(trial, mine, replace(view, asks={}, owed={})))

@@ -248,8 +248,9 @@ async def test_a_publication_rolls_at_the_maximum_one_by_one(lab: Lab) -> None:
     assert [d.version for d in lab.desktops(READY)] == ["ver-2"] * 4
 
 
-async def test_a_publication_rolls_where_memory_is_full(lab: Lab) -> None:
-    await lab.do("setting.set", name="keep_for_loss", value=0)
+@pytest.mark.parametrize("kept", [0, 1], ids=["nothing is kept for a loss", "a loss would need it"])
+async def test_a_publication_rolls_where_memory_is_full(lab: Lab, kept: int) -> None:
+    await lab.do("setting.set", name="keep_for_loss", value=kept)
     await filled(lab)
     for server in lab.servers:
         server.room = {**server.room, "memory_mib": 256 + 1500, "memory_free_mib": 1500}
