@@ -25,8 +25,8 @@ CACHE = ROOT / "build" / "images"
 FILES = ROOT / "appliance" / "guest"
 
 KERNEL = "linux-image-amd64"
-# Debian's kernel for clouds: in emulation it boots in two thirds of the time, for it looks for less hardware. It knows
-# no generation id of a virtual machine, so guests restored from one memory draw the same random numbers for a while.
+# Debian's kernel for clouds boots in two thirds of the time in emulation, for it looks for less hardware. It knows no
+# generation id of a virtual machine, so guests restored from one memory draw the same random numbers for a while.
 QUICK_KERNEL = "linux-image-cloud-amd64"
 AGENT = "qemu-guest-agent"
 MODULES = (
