@@ -26,7 +26,9 @@ _LINUX = (
     r"""
 name=$1 mac=$2 seed=$3 now=$4
 printf '%s' "$seed" >/dev/urandom
-[ -x /usr/bin/perl ] && perl -e 'open(my $r, ">", "/dev/random"); ioctl($r, 0x5207, 0)' 2>/dev/null
+if [ -x /usr/bin/perl ]; then perl -e 'open(my $r, ">", "/dev/random"); ioctl($r, 0x5207, 0)'
+elif [ -x /usr/bin/python3 ]; then python3 -c 'import fcntl; fcntl.ioctl(open("/dev/random", "wb"), 0x5207)'
+fi 2>/dev/null
 date -u -s "@$now" >/dev/null 2>&1 && echo clock=set"""
     + _NAMED
     + r"""
