@@ -60,7 +60,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=STEPS)
     asked = parser.parse_args()
     # What thousands of servers warn of in their lives is what is being tried; it would hide what is told here.
-    logging.getLogger("kmgr").setLevel(logging.ERROR)
+    logging.getLogger("kmgr").setLevel(logging.CRITICAL)
     began = time.monotonic()
     seeds = range(asked.first, asked.first + asked.seeds)
     batches = [(list(seeds[at : at + AT_ONCE]), asked.steps) for at in range(0, len(seeds), AT_ONCE)]
