@@ -12,7 +12,7 @@ from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.rows import Row, one
-from kmgr.provision.desktop_rows import fenced, owned
+from kmgr.provision.desktop_rows import desktop_row, fenced, owned
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.model import Purpose
@@ -50,9 +50,9 @@ def message(db: Database, command: Command) -> Outcome:
     text = command.body["text"]
     if not isinstance(text, str) or not 0 < len(text) <= MOST_LETTERS:
         return Rejected("refused", f"a message has 1 to {MOST_LETTERS} letters")
-    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
-    if row is None:
-        return Rejected("not_found", f"there is no desktop {command.body['desktop']}")
+    row = desktop_row(db, command)
+    if isinstance(row, Rejected):
+        return row
     if row["state"] != S.IN_USE or row["user"] != command.body["user"]:
         return Rejected("conflict", f"desktop {row['name']} is not {command.body['user']}'s (any more)")
     note(db, command, "desktop", row["id"], f"a message to {row['user']} on desktop {row['name']}: {text}")
@@ -66,9 +66,9 @@ def over(db: Database, command: Command) -> Outcome:
     came back to it in the meantime keeps it.
     """
     body = command.body
-    row = one(db, "select * from desktops where id = ?", [body["desktop"]])
-    if row is None:
-        return Rejected("not_found", f"there is no desktop {body['desktop']}")
+    row = desktop_row(db, command)
+    if isinstance(row, Rejected):
+        return row
     if row["state"] == S.RETIRED:
         return Applied()
     if row["state"] != S.IN_USE or row["user"] != body["user"]:
@@ -112,9 +112,9 @@ def in_use(db: Database, command: Command, *, hint: str = "") -> Row | Rejected:
     `hint` ends the sentence that says that it has another life by now.
     """
     body = command.body
-    row = one(db, "select * from desktops where id = ?", [body["desktop"]])
-    if row is None:
-        return Rejected("not_found", f"there is no desktop {body['desktop']}")
+    row = desktop_row(db, command)
+    if isinstance(row, Rejected):
+        return row
     if (row["generation"], row["server"], row["state"]) != (body["generation"], body["server"], S.IN_USE):
         return Rejected("conflict", f"desktop {row['name']} has another life by now{hint}")
     return row

@@ -20,13 +20,14 @@ from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.rows import Row, one, scalar
-from kmgr.provision.desktop_rows import fenced, next_name, takes_desktops
+from kmgr.provision.desktop_rows import add_desktop, desktop_row, fenced, takes_desktops
 from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.model import Purpose
-from kmgr.provision.outfit import machine_in, outfit
+from kmgr.provision.outfit import machine_in
 from kmgr.replica.model import name_problem
 from kmgr.templates.commands import create_template
+from kmgr.templates.model import Kind
 from kmgr.templates.model import name_problem as template_name_problem
 from kmgr.templates.policy import as_values, from_json
 from kmgr.templates.version_commands import publish, version_problem
@@ -60,17 +61,7 @@ def bench(db: Database, command: Command) -> Outcome:
         problem = problem or f"{MOST_ON_BENCH} desktops of {template['name']} are edited or tested: remove one first"
     if problem:
         return Rejected("refused", problem)
-    name = next_name(db, template)
-    db.execute(
-        "insert into desktops (id, name, template, version, server, state, generation, vcpus, memory_mib, user,"
-        " claimed_at, step, cause, created_at, changed_at, ready_at, kind, purpose, outfit)"
-        " values (?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', '', ?, ?, null, 'pooled', ?, ?)",
-        [
-            *(body["desktop"], name, template["id"], body["version"], body["server"], S.PLACED, template["vcpus"]),
-            *(template["memory_mib"], body["user"], command.at, command.at, command.at, body["purpose"]),
-            outfit(from_json(template["policy"])),
-        ],
-    )
+    name = add_desktop(db, command, template, kind=Kind.POOLED, user=body["user"], purpose=body["purpose"])
     note(db, command, "desktop", str(body["desktop"]), f"{body['user']} is given desktop {name} to {body['purpose']}")
     return Applied({"desktop": body["desktop"], "name": name})
 
@@ -82,9 +73,9 @@ def capture(db: Database, command: Command) -> Outcome:
     publish? (of the desktop's template: canary, watch_s and so on), template? (the name of a new template of it)
     """
     body = command.body
-    row = one(db, "select * from desktops where id = ?", [body["desktop"]])
-    if row is None:
-        return Rejected("not_found", f"there is no desktop {body['desktop']}")
+    row = desktop_row(db, command)
+    if isinstance(row, Rejected):
+        return row
     if row["user"] != command.by:
         return Rejected("not_allowed", f"desktop {row['name']} is not {command.by}'s")
     problem = _capture_problem(db, row, body)

@@ -17,10 +17,11 @@ from kmgr.grid.queries import settings
 from kmgr.grid.rows import Row, one, rows, scalar
 from kmgr.provision.allowance import groups_of, note_groups, why_not_another
 from kmgr.provision.desktop_rows import (
+    add_desktop,
     best_standby,
+    desktop_row,
     fenced,
     living,
-    next_name,
     own_desktop,
     owned,
     takes_desktops,
@@ -29,9 +30,7 @@ from kmgr.provision.lifecycle import Event, after
 from kmgr.provision.model import CopyState, Origin, Purpose
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.move_rows import give_up
-from kmgr.provision.outfit import outfit
 from kmgr.templates.model import Kind, Refresh
-from kmgr.templates.policy import from_json
 from kmgr.templates.version_commands import count_failure, forget_template, made_now
 
 # What a desktop can go on from, on a server of the grid: a former disk, or a safe copy of its present generation.
@@ -64,17 +63,7 @@ def place_below(db: Database, command: Command, limit: Callable[[Row], tuple[int
     there, most = limit(template)
     if there >= most:
         return Rejected("refused", f"template {template['name']} has its maximum of {most} desktops")
-    name = next_name(db, template)
-    db.execute(
-        "insert into desktops (id, name, template, version, server, state, generation, vcpus, memory_mib, user,"
-        " claimed_at, step, cause, created_at, changed_at, ready_at, kind, outfit)"
-        " values (?, ?, ?, ?, ?, ?, 1, ?, ?, null, null, '', '', ?, ?, null, ?, ?)",
-        [
-            *(body["desktop"], name, template["id"], body["version"], server["id"], S.PLACED),
-            *(template["vcpus"], template["memory_mib"], command.at, command.at, template["kind"]),
-            outfit(from_json(template["policy"])),
-        ],
-    )
+    name = add_desktop(db, command, template, kind=template["kind"])
     return Applied({"desktop": body["desktop"], "name": name})
 
 
@@ -160,9 +149,9 @@ def claim(db: Database, command: Command) -> Outcome:
 
 def release(db: Database, command: Command) -> Outcome:
     """A user gives a desktop back: it is retired. body: desktop, user."""
-    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
-    if row is None:
-        return Rejected("not_found", f"there is no desktop {command.body['desktop']}")
+    row = desktop_row(db, command)
+    if isinstance(row, Rejected):
+        return row
     if row["user"] != command.body["user"]:
         return Rejected("not_allowed", f"desktop {row['name']} is not {command.body['user']}'s")
     if row["state"] == S.RETIRED:
@@ -182,9 +171,9 @@ def retire(db: Database, command: Command) -> Outcome:
     body: desktop, why; a plan adds what it believed: generation, state, server_state. A personal desktop that is
     somebody's goes only with lose, the name of the user whose work is deleted
     """
-    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
-    if row is None:
-        return Rejected("not_found", f"there is no desktop {command.body['desktop']}")
+    row = desktop_row(db, command)
+    if isinstance(row, Rejected):
+        return row
     if row["state"] == S.RETIRED:
         return Applied()
     now = {**row, "server_state": scalar(db, "select state from servers where id = ?", [row["server"]])}
@@ -250,9 +239,9 @@ def stray(db: Database, command: Command) -> Outcome:
 
 def retry(db: Database, command: Command) -> Outcome:
     """Make a broken desktop anew, as a new generation; a personal one is tried on its own disk. body: desktop."""
-    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
-    if row is None:
-        return Rejected("not_found", f"there is no desktop {command.body['desktop']}")
+    row = desktop_row(db, command)
+    if isinstance(row, Rejected):
+        return row
     try:
         state = after(S(row["state"]), Event.RETRIED)
     except Conflict as error:

@@ -1,4 +1,4 @@
-"""What several of the package's changes ask about a desktop's row: whose it is, who is given it, its next name.
+"""What several of the package's changes ask about a desktop's row, and how a new one is recorded.
 
 Runs on the thread that applies the log.
 """
@@ -10,6 +10,8 @@ from kmgr.grid.model import PLACEABLE, ServerRole, ServerState
 from kmgr.grid.rows import Row, one, scalar
 from kmgr.provision.lifecycle import LIVING
 from kmgr.provision.model import DesktopState as S
+from kmgr.provision.model import Purpose
+from kmgr.provision.outfit import outfit
 from kmgr.templates.model import Kind
 from kmgr.templates.policy import computer_name, from_json
 from kmgr.templates.versions import OVER
@@ -17,6 +19,39 @@ from kmgr.templates.versions import OVER
 _LIVING_SQL = ", ".join(f"'{state}'" for state in LIVING)
 _OVER_SQL = ", ".join(f"'{stand}'" for stand in OVER)
 _OWNED_SQL = "kind = 'personal' and user is not null"
+
+
+def desktop_row(db: Database, command: Command) -> Row | Rejected:
+    """Return the desktop that a change names, or the refusal if there is none. body: desktop."""
+    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
+    return row if row is not None else Rejected("not_found", f"there is no desktop {command.body['desktop']}")
+
+
+def add_desktop(
+    db: Database,
+    command: Command,
+    template: Row,
+    *,
+    kind: str,
+    user: str | None = None,
+    purpose: str = Purpose.USE,
+) -> str:
+    """Record a new desktop of a template and return its name, the template's next one.
+
+    body: desktop, version, server. What is a `user`'s from the beginning counts as claimed at once.
+    """
+    body, name = command.body, next_name(db, template)
+    db.execute(
+        "insert into desktops (id, name, template, version, server, state, generation, vcpus, memory_mib, user,"
+        " claimed_at, step, cause, created_at, changed_at, ready_at, kind, purpose, outfit)"
+        " values (?, ?, ?, ?, ?, ?, 1, ?, ?, ?, ?, '', '', ?, ?, null, ?, ?, ?)",
+        [
+            *(body["desktop"], name, template["id"], body["version"], body["server"], S.PLACED, template["vcpus"]),
+            *(template["memory_mib"], user, None if user is None else command.at, command.at, command.at),
+            *(kind, purpose, outfit(from_json(template["policy"]))),
+        ],
+    )
+    return name
 
 
 def takes_desktops(server: Row) -> bool:
@@ -59,9 +94,9 @@ def owned(row: Row) -> bool:
 
 def owned_row(db: Database, command: Command) -> Row | Rejected:
     """Return a personal desktop that is somebody's, of the generation that was believed."""
-    row = one(db, "select * from desktops where id = ?", [command.body["desktop"]])
-    if row is None:
-        return Rejected("not_found", f"there is no desktop {command.body['desktop']}")
+    row = desktop_row(db, command)
+    if isinstance(row, Rejected):
+        return row
     if not owned(row):
         return Rejected("refused", f"desktop {row['name']} is nobody's personal desktop")
     if row["generation"] != command.body["generation"]:
@@ -105,15 +140,17 @@ def best_standby(db: Database, template: str) -> Row | None:
 
 
 def fenced(db: Database, command: Command) -> Row | Rejected:
-    """Return the desktop that its server reports of, or the refusal of a report that comes too late."""
-    body = command.body
-    row = one(db, "select * from desktops where id = ?", [body["desktop"]])
-    if row is None:
-        return Rejected("not_found", f"there is no desktop {body['desktop']}")
+    """Return a desktop of the generation and on the server that were believed, or the refusal: it moved on since.
+
+    body: desktop, generation, server
+    """
+    body, row = command.body, desktop_row(db, command)
+    if isinstance(row, Rejected):
+        return row
     if row["generation"] != body["generation"] or row["server"] != body["server"]:
         return Rejected(
             "conflict",
-            f"desktop {row['name']} is at generation {row['generation']} on {row['server']}, the report was for "
-            f"{body['generation']} on {body['server']}",
+            f"desktop {row['name']} is at generation {row['generation']} on {row['server']}, not "
+            f"{body['generation']} on {body['server']} (any more)",
         )
     return row

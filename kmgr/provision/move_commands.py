@@ -21,7 +21,7 @@ from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.model import RUNNING, ServerState
 from kmgr.grid.rows import Row, one, scalar
-from kmgr.provision.desktop_rows import owned, takes_desktops
+from kmgr.provision.desktop_rows import fenced, owned, takes_desktops
 from kmgr.provision.model import CopyState
 from kmgr.provision.model import DesktopState as S
 from kmgr.provision.move_rows import announce, cold_mark, give_up, why_not_move
@@ -82,7 +82,7 @@ def moved(db: Database, command: Command) -> Outcome:
 
 def move_failed(db: Database, command: Command) -> Outcome:
     """A move ended where it began: nothing is lost, it runs on there. body: desktop, generation, server, cause."""
-    row = _fenced(db, command)
+    row = fenced(db, command)
     if isinstance(row, Rejected):
         return row
     give_up(db, command, row, str(command.body["cause"]))
@@ -117,20 +117,10 @@ def _leave_disk(db: Database, command: Command, row: Row) -> None:
 
 def _believed(db: Database, command: Command) -> Row | Rejected:
     """Return a desktop in use, of the generation and on the server that were believed."""
-    row = _fenced(db, command)
+    row = fenced(db, command)
     if not isinstance(row, Rejected) and row["state"] != S.IN_USE:
         told = row["state"].replace("_", " ")
         return Rejected("conflict", f"desktop {row['name']} is {told}: only what is used moves")
-    return row
-
-
-def _fenced(db: Database, command: Command) -> Row | Rejected:
-    body = command.body
-    row = one(db, "select * from desktops where id = ?", [body["desktop"]])
-    if row is None:
-        return Rejected("not_found", f"there is no desktop {body['desktop']}")
-    if row["generation"] != body["generation"] or row["server"] != body["server"]:
-        return Rejected("conflict", f"desktop {row['name']} is at generation {row['generation']} on {row['server']}")
     return row
 
 

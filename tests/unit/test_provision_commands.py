@@ -69,7 +69,7 @@ async def test_a_stale_report_is_rejected_and_changes_nothing(office: Office, re
     before = office.one("d-1")
     more: dict[str, Any] = {"step": "s", "cause": "c"}
     said = await office.report(report, "d-1", 2, **more)
-    assert "generation 1 on srv-a, the report was for 2" in rejected(said, "conflict")
+    assert "generation 1 on srv-a, not 2" in rejected(said, "conflict")
     other = await office.do(f"desktop.{report}", desktop="d-1", generation=1, server=B, **more)
     rejected(other, "conflict")
     rejected(await office.report(report, "d-none", **more), "not_found")
