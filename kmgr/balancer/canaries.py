@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kmgr.clock import Clock
-from kmgr.errors import KmgrError
 from kmgr.grid.envelope import Rejected
 from kmgr.grid.leadership import Leading
 from kmgr.grid.port import Grid
 from kmgr.ids import DesktopId
 from kmgr.provision.model import Desktop, DesktopState, Purpose
 from kmgr.provision.queries import desktops
+from kmgr.rounds import rounds
 from kmgr.templates.canary import Pass, Stop, judge
 from kmgr.templates.version_queries import canaries, template_versions
 from kmgr.templates.versions import Canary, Stand, TemplateVersion
@@ -41,12 +41,7 @@ class Canaries:
     async def run(self, leading: Leading) -> None:
         """Do rounds until cancelled."""
         self._begun, self._ready = {}, {}
-        while True:
-            try:
-                await self.run_once()
-            except KmgrError as error:
-                logger.info("a look at the canaries was cut short", extra={"cause": error.message})
-            await self._clock.sleep(PERIOD_S)
+        await rounds(self.run_once, "a look at the canaries was cut short", every_s=PERIOD_S, clock=self._clock)
 
     async def run_once(self) -> int:
         """Do one round; return how many changes were applied."""

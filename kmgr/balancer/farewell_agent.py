@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from kmgr.balancer.farewells import End, Farewells, Leave, Tell
 from kmgr.balancer.queries import look
 from kmgr.clock import Clock
-from kmgr.errors import KmgrError
 from kmgr.grid.envelope import Rejected
 from kmgr.grid.leadership import Leading
 from kmgr.grid.model import ServerState, Vitals
@@ -19,6 +18,7 @@ from kmgr.grid.port import Grid, VitalsBoard
 from kmgr.grid.queries import servers
 from kmgr.ids import DesktopId
 from kmgr.provision.drain_rows import leaving, notices
+from kmgr.rounds import rounds
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +37,7 @@ class FarewellAgent:
     async def run(self, leading: Leading) -> None:
         """Do rounds until cancelled."""
         self._farewells = Farewells()
-        while True:
-            try:
-                await self.run_once()
-            except KmgrError as error:
-                logger.info("a look at draining servers was cut short", extra={"cause": error.message})
-            await self._clock.sleep(PERIOD_S)
+        await rounds(self.run_once, "a look at draining servers was cut short", every_s=PERIOD_S, clock=self._clock)
 
     async def run_once(self) -> int:
         """Do one round; return how many changes were applied."""

@@ -26,6 +26,7 @@ from kmgr.provision.notices import Notices
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.queries import desktops
 from kmgr.provision.rfb_input import InputReader
+from kmgr.rounds import rounds
 from kmgr.templates.policy import USUAL, IdleThen, Policy
 from kmgr.templates.queries import template as find_template
 
@@ -116,12 +117,7 @@ class Attendance:
 
     async def run(self) -> None:
         """Look every second until cancelled."""
-        while True:
-            try:
-                await self.run_once()
-            except KmgrError as error:
-                logger.info("a look at the open screens was cut short", extra={"cause": error.message})
-            await self._clock.sleep(PERIOD_S)
+        await rounds(self.run_once, "a look at the open screens was cut short", every_s=PERIOD_S, clock=self._clock)
 
     async def run_once(self) -> None:
         """Report what the log does not know, warn whom nobody hears, and close what is over."""

@@ -9,13 +9,14 @@ import logging
 from dataclasses import dataclass
 
 from kmgr.clock import Clock
-from kmgr.errors import KmgrError, Unavailable
+from kmgr.errors import Unavailable
 from kmgr.grid.port import Grid
 from kmgr.ids import DesktopId
 from kmgr.provision.causes import counts, recognise
 from kmgr.provision.hypervisor import DomainState, Hypervisor
 from kmgr.provision.model import Desktop, DesktopState, Purpose
 from kmgr.provision.queries import desktops
+from kmgr.rounds import rounds
 from kmgr.templates.version_queries import canaries
 
 logger = logging.getLogger(__name__)
@@ -53,12 +54,9 @@ class CanaryWatch:
 
     async def run(self) -> None:
         """Look every few seconds until cancelled."""
-        while True:
-            try:
-                await self.run_once()
-            except KmgrError as error:
-                logger.info("a look at the canaries' guests was cut short", extra={"cause": error.message})
-            await self._clock.sleep(PERIOD_S)
+        await rounds(
+            self.run_once, "a look at the canaries' guests was cut short", every_s=PERIOD_S, clock=self._clock
+        )
 
     async def run_once(self) -> None:
         """Ask each of them once, and report those that are silent for long."""

@@ -27,6 +27,7 @@ from kmgr.provision import guest
 from kmgr.provision.hypervisor import Hypervisor
 from kmgr.provision.model import Desktop, DesktopState, Purpose
 from kmgr.provision.queries import desktops
+from kmgr.rounds import rounds
 from kmgr.templates.policy import Refresh
 from kmgr.templates.queries import templates
 
@@ -87,12 +88,7 @@ class LogOns:
 
     async def run(self) -> None:
         """Look every few seconds until cancelled."""
-        while True:
-            try:
-                await self.run_once()
-            except KmgrError as error:
-                logger.info("a look at who is logged on was cut short", extra={"cause": error.message})
-            await self._clock.sleep(PERIOD_S)
+        await rounds(self.run_once, "a look at who is logged on was cut short", every_s=PERIOD_S, clock=self._clock)
 
     async def run_once(self) -> None:
         """Ask the guests whose turn it is, and give back the desktops that were left."""

@@ -30,6 +30,7 @@ from kmgr.provision.rhythm import ALARM, alarming, pause_s, retry_s
 from kmgr.provision.stillness import sentence
 from kmgr.provision.timely import Blocking
 from kmgr.replica.mirror import CopyPoint, Mirror
+from kmgr.rounds import rounds
 
 logger = logging.getLogger(__name__)
 
@@ -125,12 +126,9 @@ class Protection:
         await self._mirror.recover()
         thawing = asyncio.create_task(self._mirror.run())
         try:
-            while True:
-                try:
-                    await self.run_once()
-                except KmgrError as error:
-                    logger.info("a round over the safe copies was cut short", extra={"cause": error.message})
-                await self._clock.sleep(LOOK_S)
+            await rounds(
+                self.run_once, "a round over the safe copies was cut short", every_s=LOOK_S, clock=self._clock
+            )
         finally:
             thawing.cancel()
             await asyncio.gather(thawing, return_exceptions=True)

@@ -8,7 +8,6 @@ at work where this server cannot see it.
 import logging
 
 from kmgr.clock import Clock
-from kmgr.errors import KmgrError
 from kmgr.grid.envelope import Rejected
 from kmgr.grid.leadership import Leading
 from kmgr.grid.model import RUNNING
@@ -16,6 +15,7 @@ from kmgr.grid.port import Grid
 from kmgr.grid.queries import servers
 from kmgr.grid.zone import local_time
 from kmgr.provision.queries import left_alone
+from kmgr.rounds import rounds
 from kmgr.templates.queries import templates
 from kmgr.users.over import Left, Over, absences, left, over, takes_back
 
@@ -35,12 +35,7 @@ class TakingBack:
     async def run(self, _: Leading) -> None:
         """Look every few seconds until cancelled."""
         self._since = {}
-        while True:
-            try:
-                await self.run_once()
-            except KmgrError as error:
-                logger.info("left desktops could not be taken back now", extra={"cause": error.message})
-            await self._clock.sleep(PERIOD_S)
+        await rounds(self.run_once, "left desktops could not be taken back now", every_s=PERIOD_S, clock=self._clock)
 
     async def run_once(self) -> tuple[Over, ...]:
         """Do one round; return whose time is over."""
