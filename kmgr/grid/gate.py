@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from kmgr.grid import hello
-from kmgr.grid.line import Line, ready
+from kmgr.grid.line import Line, ready, shaken
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,8 @@ class Gate:
             words = await _offered(sock, HANDSHAKE_S)
             left = max(0.1, began + HANDSHAKE_S - asyncio.get_running_loop().time())
             if self._line_word in words:
-                line = await self._line(sock, left)
+                async with asyncio.timeout(left):
+                    line = await shaken(sock, self._tls, server_side=True)
             else:
                 streams = await self._streams(sock, left)
         except (OSError, EOFError) as error:
@@ -144,16 +145,6 @@ class Gate:
             lambda: protocol, sock, ssl=self._tls, ssl_handshake_timeout=patience_s
         )
         return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
-
-    async def _line(self, sock: socket.socket, patience_s: float) -> Line:
-        line = Line(sock, self._tls, server_side=True)
-        try:
-            async with asyncio.timeout(patience_s):
-                await line.shake()
-        except BaseException:
-            line.close()
-            raise
-        return line
 
 
 async def _offered(sock: socket.socket, patience_s: float) -> frozenset[bytes]:

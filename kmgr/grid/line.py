@@ -136,12 +136,13 @@ async def dial(host: str, port: int, tls: ssl.SSLContext) -> Line:
         except BaseException:
             sock.close()
             raise
-        return await _shaken(sock, tls)
+        return await shaken(sock, tls, server_side=False)
     raise failed or OSError(f"{host} has no address")
 
 
-async def _shaken(sock: socket.socket, tls: ssl.SSLContext) -> Line:
-    line = Line(sock, tls, server_side=False)
+async def shaken(sock: socket.socket, tls: ssl.SSLContext, *, server_side: bool) -> Line:
+    """Return the line over a socket once the TLS handshake is done; if it is not, the socket is closed."""
+    line = Line(sock, tls, server_side=server_side)
     try:
         await line.shake()
     except BaseException:
