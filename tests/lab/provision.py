@@ -148,11 +148,13 @@ class Office:
 
 
 class Desk(Office):
-    """Server a of that office with its agent."""
+    """Server a of that office with its agent; `mode` is of instant clones, as in `kmgr.toml`."""
 
-    def __init__(self, folder: Path, *, max_builds: int = 1, events: Events | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, max_builds: int = 1, mode: str = "never", events: Events | None = None
+    ) -> None:
         super().__init__(folder)
-        self.events = events
+        self.events, self.mode = events, mode
         self.hypervisor = FakeHypervisor(self.clock, boot_s=10)
         self.max_builds = max_builds
         self.watch: StormWatch | None = None
@@ -167,6 +169,7 @@ class Desk(Office):
             backing=self.backing,
             display=lambda desktop: self.folder / "run" / f"{desktop}.vnc",
             max_builds=self.max_builds,
+            instant_clones=self.mode,
             fittings=lambda: self.fittings,
         )
         self.agent = ProvisionAgent(

@@ -4,11 +4,9 @@ from pathlib import Path
 
 from kmgr.ids import DesktopId
 from kmgr.provision import warm_files
-from kmgr.provision.agent import ProvisionAgent, Shape
 from kmgr.provision.fake import FakeGuest
 from kmgr.provision.hypervisor import DomainState
 from kmgr.provision.model import Origin
-from kmgr.provision.timely import at_once
 from kmgr.provision.warm import is_builder
 from tests.lab.provision import Desk, done
 
@@ -17,26 +15,12 @@ class Warmed(Desk):
     """Guests boot in ten seconds; `mode` as in `kmgr.toml`."""
 
     def __init__(self, folder: Path, *, max_builds: int = 3, mode: str = "shared") -> None:
-        self.mode = mode
-        super().__init__(folder, max_builds=max_builds)
+        super().__init__(folder, max_builds=max_builds, mode=mode)
         self.guest = FakeGuest()
         self.saved: list[DesktopId] = []
         self._save_warm = self.hypervisor.save_warm
         self.hypervisor.save_warm = self._noted  # type: ignore[method-assign]
         self.hypervisor.guest = self.guest
-
-    def restarted(self) -> ProvisionAgent:
-        """Return a new agent, as after a restart of the daemon."""
-        shape = Shape(
-            data_dir=self.folder,
-            grid_id="grid-1",
-            backing=self.backing,
-            display=lambda desktop: self.folder / "run" / f"{desktop}.vnc",
-            max_builds=self.max_builds,
-            instant_clones=self.mode,
-        )
-        self.agent = ProvisionAgent(self.grid, self.hypervisor, clock=self.clock, shape=shape, blocking=at_once)
-        return self.agent
 
     async def several(self, n: int, first: int = 1, version: str = "ver-1") -> list[DesktopId]:
         """Place so many desktops."""
