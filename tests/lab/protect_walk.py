@@ -13,7 +13,8 @@ all that the age on the console had promised.
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -339,27 +340,32 @@ def _runs(server: Simulated, desktop: DesktopId) -> bool:
     return domain is not None and domain.state is DomainState.RUNNING
 
 
-async def walk(folder: Path, seed: int, *, steps: int = STEPS) -> int:
-    """Run one seed; return how many desktops went on from their copies."""
+@asynccontextmanager
+async def _grid(folder: Path, seed: int) -> AsyncIterator[Walk]:
+    """Lend the servers of one walk."""
     folder.mkdir(exist_ok=True)  # noqa: ASYNC240 - the lab has no threads
     lab = Walk(folder, seed)
     try:
+        yield lab
+    finally:
+        await lab.close()
+        await asyncio.sleep(0)
+
+
+async def walk(folder: Path, seed: int, *, steps: int = STEPS) -> int:
+    """Run one seed; return how many desktops went on from their copies."""
+    async with _grid(folder, seed) as lab:
         await lab.begin(without=lab.dice.choice(lab.ids))
         for _ in range(steps):
             await lab.step()
         await lab.mend_all()
         lab.check_end()
-    finally:
-        await lab.close()
-        await asyncio.sleep(0)
     return lab.take_overs
 
 
 async def third_vote(folder: Path) -> int:
     """Cut one of two voters off in the moment in which a third one gets its vote; mend, and cut it off again."""
-    folder.mkdir(exist_ok=True)  # noqa: ASYNC240 - the lab has no threads
-    lab = Walk(folder, 0)
-    try:
+    async with _grid(folder, 0) as lab:
         await lab.begin(without=IDS[2])
         await lab.wait(20)
         home = next(d.server for d in lab.desktops() if d.user)
@@ -373,16 +379,12 @@ async def third_vote(folder: Path) -> int:
         await lab.wait(30)
         await lab.mend_all()
         lab.check_end()
-    finally:
-        await lab.close()
     return lab.take_overs
 
 
 async def unheard(folder: Path) -> int:
     """Lose a server's heartbeats while it still reaches the log, kill the next one's daemon, then mend all."""
-    folder.mkdir(exist_ok=True)  # noqa: ASYNC240 - the lab has no threads
-    lab = Walk(folder, 1)  # all three vote: whoever is killed, a majority is left
-    try:
+    async with _grid(folder, 1) as lab:  # all three vote: whoever is killed, a majority is left
         await lab.begin(without=lab.log.leader())
         await lab.wait(20)
         home = next(d.server for d in lab.desktops() if d.user and d.server != lab.log.leader())
@@ -394,16 +396,12 @@ async def unheard(folder: Path) -> int:
         await lab.wait(25)
         await lab.mend_all()
         lab.check_end()
-    finally:
-        await lab.close()
     return lab.take_overs
 
 
 async def stopped_on_its_way(folder: Path) -> int:
     """Lose a server in the middle of a move that fails; its desktop goes on elsewhere, then the server is back."""
-    folder.mkdir(exist_ok=True)  # noqa: ASYNC240 - the lab has no threads
-    lab = Walk(folder, 1)
-    try:
+    async with _grid(folder, 1) as lab:
         await lab.begin(without=lab.log.leader())
         await lab.wait(20)
         leader = lab.log.leader()
@@ -421,6 +419,4 @@ async def stopped_on_its_way(folder: Path) -> int:
         lab.check_end()
         found = [s.id for s in lab.servers if moved.id in s.domains()]
         assert found == lab.running(moved.id), "nothing of it is left where it was"
-    finally:
-        await lab.close()
     return lab.take_overs
