@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from sqlite_utils import Database
 
+from kmgr.errors import NotFound
 from kmgr.grid.rows import Row, one, rows
 from kmgr.ids import TemplateId
 from kmgr.templates.model import Kind, Refresh, Template
@@ -25,6 +26,14 @@ def template_by_name(db: Database, name: str) -> Template | None:
     """Return the template of that name, or None."""
     row = one(db, "select * from templates where name = ?", [name])
     return None if row is None else template_of_row(row)
+
+
+def template_called(db: Database, wanted: str) -> Template:
+    """Return the template of that id or name, as people and their programs call it; raise `NotFound`."""
+    found = template(db, TemplateId(wanted)) or template_by_name(db, wanted)
+    if found is None:
+        raise NotFound(f"there is no template {wanted}")
+    return found
 
 
 def template_of_row(row: Row) -> Template:

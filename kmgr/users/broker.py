@@ -18,14 +18,14 @@ from kmgr.grid.model import PLACEABLE, RUNNING
 from kmgr.grid.outcomes import applied
 from kmgr.grid.port import Grid
 from kmgr.grid.queries import servers
-from kmgr.ids import DesktopId, TemplateId
+from kmgr.ids import DesktopId
 from kmgr.provision.lifecycle import LIVING
 from kmgr.provision.model import Desktop, DesktopState, Purpose
 from kmgr.provision.queries import asks, desktops
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.templates.model import Refresh, Template
 from kmgr.templates.queries import template as find_template
-from kmgr.templates.queries import template_by_name, templates
+from kmgr.templates.queries import template_called, templates
 from kmgr.users import access
 from kmgr.users.model import Person, Verdict
 from kmgr.users.queries import assignments
@@ -169,10 +169,7 @@ class Broker:
 
     def _template(self, wanted: str) -> Template:
         with self._grid.view() as db:
-            found = find_template(db, TemplateId(wanted)) or template_by_name(db, wanted)
-        if found is None:
-            raise NotFound(f"there is no template {wanted}")
-        return found
+            return template_called(db, wanted)
 
     async def _ask(self, person: Person, template: Template) -> None:
         """Have a desktop made for somebody who waits: they ask here every few seconds, the log once a minute."""

@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kmgr.errors import NotFound
 from kmgr.grid.outcomes import applied
 from kmgr.grid.zone import check_zone, local_time, zone_name
-from kmgr.ids import TemplateId
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.outfit import machine_in, pending
 from kmgr.provision.queries import desktops
@@ -14,8 +12,7 @@ from kmgr.templates.calendar import steps, wanted_standby
 from kmgr.templates.machine import limits
 from kmgr.templates.model import Template
 from kmgr.templates.policy import as_values
-from kmgr.templates.queries import template as find_template
-from kmgr.templates.queries import template_by_name
+from kmgr.templates.queries import template_called
 from kmgr.web import policy_words
 from kmgr.web.records import Item
 from kmgr.web.services import Services
@@ -24,10 +21,7 @@ from kmgr.web.services import Services
 def template_with_rules(services: Services, wanted: str) -> Template:
     """Return a template by id or name."""
     with services.grid.view() as db:
-        found = find_template(db, TemplateId(wanted)) or template_by_name(db, wanted)
-    if found is None:
-        raise NotFound(f"there is no template {wanted}")
-    return found
+        return template_called(db, wanted)
 
 
 def shown(services: Services, wanted: str) -> Item:
