@@ -236,12 +236,13 @@ _WORDS: Mapping[Trouble, tuple[str, ...]] = {
         r"\.qcow2.*no such file or directory",
     ),
     Trouble.NO_DOMAIN: ("domain is gone", "there is no domain of desktop"),
+    # Before "did not answer": it says why not.
+    Trouble.AGENT_FLOODS: ("guest agent (sends|sent) more",),
     Trouble.GUEST_SILENT: (r"did not answer within \d+ s of its start",),
     Trouble.AGENT_SILENT: (r"has been silent for \d+ s since",),
     Trouble.GUEST_OFF: ("went off before it answered",),
     Trouble.GOES_OFF: (r"went off by itself \d+ times",),
     Trouble.REBOOTS: (r"rebooted \d+ times",),
-    Trouble.AGENT_FLOODS: ("guest agent (sends|sent) more",),
     Trouble.NO_HYPERVISOR: ("libvirt (is not answering|did not answer|hangs)",),
 }  # fmt: skip
 _PATTERNS = tuple(

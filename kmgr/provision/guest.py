@@ -6,12 +6,14 @@ guest says is more than a guest's word, whatever it prints.
 """
 
 import base64
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from kmgr.clock import Clock
 from kmgr.errors import KmgrError, Refused, Unavailable
 from kmgr.ids import DesktopId
+from kmgr.provision.causes import Trouble, recognise
 from kmgr.provision.hypervisor import Hypervisor
 
 ASKED_S = 3.0
@@ -35,8 +37,22 @@ _MOST_USERS = 1000
 _MOST_WORDS = 300
 
 
+# What somebody reads who looks for why it does not answer (`causes`).
+FLOODS = "the guest agent sends more than it was asked for, or what is no answer"
+
+
 class GuestFailed(Refused):
     """The guest's fault: another way of asking it would not help."""
+
+
+def returned(answer: str) -> Mapping[str, Any]:
+    """Return what an agent's answer returns, {} if nothing; `GuestFailed` if nobody can read it, whatever it is."""
+    try:
+        whole = json.loads(answer)
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, lists in lists in lists
+        raise GuestFailed(f"{FLOODS}: {str(error)[:_MOST_WORDS]}") from error
+    told = whole.get("return") if isinstance(whole, dict) else None
+    return told if isinstance(told, dict) else {} if told in (None, "") else {"value": told}
 
 
 async def called(
@@ -86,6 +102,16 @@ async def printed(
 async def set_clock(hypervisor: Hypervisor, clock: Clock, desktop: DesktopId) -> None:
     """Tell a guest that stood still what time it is."""
     await called(hypervisor, clock, desktop, "guest-set-time", lambda: {"time": clock.now_ms() * 1_000_000})
+
+
+async def silence(hypervisor: Hypervisor, desktop: DesktopId) -> str:
+    """Return what an agent that never answered does instead, empty if nothing is known of it."""
+    try:
+        await hypervisor.agent(desktop, "guest-ping", {}, ASKED_S)
+    except KmgrError as error:
+        if recognise("guest", error.message) is Trouble.AGENT_FLOODS:
+            return error.message[:_MOST_WORDS]
+    return ""
 
 
 async def tell(hypervisor: Hypervisor, desktop: DesktopId, text: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from kmgr.errors import NotFound, Refused, Unavailable
 from kmgr.ids import DesktopId
 from kmgr.provision import domainxml, libvirt_warm
+from kmgr.provision.guest import FLOODS, returned
 from kmgr.provision.hypervisor import DomainSpec, DomainState, DomainStatus, Hypervisor, NoHypervisor
 from kmgr.provision.timely import Timely
 
@@ -159,7 +160,7 @@ class LibvirtDriver:
                 if _state(domain.state()[0]) is DomainState.RUNNING:
                     raise
 
-        await self._call(ask)
+        await self._call_guest(ask)  # an agent that does not say what comes of it keeps libvirt waiting for a minute
 
     async def remove(self, desktop: DesktopId) -> None:
         """Destroy and undefine the domain, if it is ours."""
@@ -183,7 +184,7 @@ class LibvirtDriver:
             try:
                 libvirt_qemu.qemuAgentCommand(domain, _PING, AGENT_S, 0)
             except libvirt.libvirtError as error:
-                if _broken(error):
+                if _broken(error) and not _too_long(error):
                     raise
                 return False  # no agent (yet), none in this driver, a domain that went: all of it is no answer
             return True
@@ -203,11 +204,14 @@ class LibvirtDriver:
             try:
                 answer = libvirt_qemu.qemuAgentCommand(domain, asked, max(1, math.ceil(timeout_s)), 0)
             except libvirt.libvirtError as error:
+                if _too_long(error):  # the answer is lost: asking again brings nothing
+                    raise Refused(f"{FLOODS}: {_words(error)}") from error
+                if _given_up(error):
+                    raise Unavailable(f"{FLOODS}: {_words(error)}") from error
                 if _no_agent(error):
                     raise Unavailable(f"the guest agent does not answer: {_words(error)}") from error
                 raise
-            told = json.loads(answer).get("return")
-            return told if isinstance(told, dict) else {} if told in (None, "") else {"value": told}
+            return returned(answer)
 
         return await self._call_guest(call)
 
@@ -389,6 +393,16 @@ def _no_agent(error: Any) -> bool:
         libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED,
         libvirt.VIR_ERR_NO_SUPPORT,
     )
+
+
+def _too_long(error: Any) -> bool:
+    """Tell whether a guest's answer is larger than libvirt passes on (4 MiB): it calls that an error of the wire."""
+    return error.get_error_code() == libvirt.VIR_ERR_RPC and "encode message payload" in _words(error)
+
+
+def _given_up(error: Any) -> bool:
+    """Tell whether libvirt listens to an agent no more: it sent nonsense, or 10 MiB that are no answer."""
+    return any(words in _words(error) for words in ("not available due to an error", "No complete agent response"))
 
 
 def _processor() -> str:

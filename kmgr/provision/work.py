@@ -21,7 +21,7 @@ from kmgr.provision import disks, firmware, identity, seed
 from kmgr.provision.arriving import Making
 from kmgr.provision.capture_queries import variables
 from kmgr.provision.causes import counts, recognise
-from kmgr.provision.guest import printed, set_clock
+from kmgr.provision.guest import printed, set_clock, silence
 from kmgr.provision.hypervisor import DomainSpec, DomainState, Hypervisor
 from kmgr.provision.lease import MARGIN_S, Lease
 from kmgr.provision.model import Desktop, DesktopState, Origin, Purpose
@@ -358,11 +358,11 @@ class Work:
         polls = 0
         while not await self._hypervisor.answers(desktop.id):
             if self._clock.monotonic() - started > limit_s:
-                raise _Step(
-                    "guest",
-                    f"the guest did not answer within {limit_s} s of its start: does the golden image boot, and does "
-                    f"it run the QEMU guest agent? Its serial console is in {self._log(desktop.id)}",
+                why = await silence(self._hypervisor, desktop.id) or (
+                    "does the golden image boot, and does it run the QEMU guest agent? Its serial console is in "
+                    f"{self._log(desktop.id)}"
                 )
+                raise _Step("guest", f"the guest did not answer within {limit_s} s of its start: {why}")
             polls += 1
             if polls % _POLLS_A_LOOK == 0:
                 await self._check_running(desktop)
@@ -412,7 +412,9 @@ class Work:
         if self._personal is not None and (retired or not self._personal.disks.set_aside(desktop)):
             self._personal.disks.forget(desktop)
         disks.remove_overlay(self._disk(desktop))
-        for leftover in (self._shape.display(desktop), self._log(desktop), self._seed(desktop)):
+        log = self._log(desktop)
+        # virtlogd keeps former parts of a long log beside it: .0, .1 and so on.
+        for leftover in (self._shape.display(desktop), log, *log.parent.glob(f"{log.name}.*"), self._seed(desktop)):
             leftover.unlink(missing_ok=True)
 
     async def _report(self, command: str, desktop: Desktop, **more: Any) -> bool:

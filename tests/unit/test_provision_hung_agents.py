@@ -75,6 +75,9 @@ class Domain:
         self.played.gate.wait()
         return False
 
+    def shutdown(self) -> None:
+        self.played.gate.wait()
+
     def resume(self) -> None:
         self.played.states[self.desktop] = libvirt.VIR_DOMAIN_RUNNING
 
@@ -99,6 +102,17 @@ async def test_a_claim_wakes_its_desktop_beside_eight_guests_that_hang(played: P
     assert played.opened == 2, "guests are asked over a connection of their own: libvirtd queues the calls of each"
     played.gate.set()
     assert await asyncio.gather(*asked) == [False] * 8
+    await driver.close()
+
+
+async def test_guests_that_do_not_say_whether_they_go_off_keep_only_who_asks_them_waiting(played: Played) -> None:
+    driver = LibvirtDriver("played", grid="grid-1", deadline_s=0.5, open=played.open)
+    for one in HUNG[:5]:
+        with pytest.raises(Unavailable):
+            await driver.shut_down(one)
+    assert len(await driver.domains()) == 9, "this server runs desktops as before"
+    played.gate.set()
+    await asyncio.sleep(0.1)
     await driver.close()
 
 

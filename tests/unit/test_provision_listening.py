@@ -1,11 +1,13 @@
 """Events wake the agent and are never trusted alone: lost, doubled or in a flood, they change nothing that counts."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kmgr.errors import Unavailable
 from kmgr.ids import DesktopId
 from kmgr.provision.agent import CALM_S, PERIOD_S
 from kmgr.provision.causes import Trouble
@@ -171,6 +173,22 @@ async def test_an_agent_that_floods_breaks_a_standby_and_leaves_a_user_alone(ear
         assert found.state is S.IN_USE, "whoever works on it needs no agent"
     else:
         assert (found.state, found.trouble) == (S.BROKEN, Trouble.AGENT_FLOODS)
+
+
+async def test_one_whose_agent_floods_instead_of_answering_is_broken_by_that_name(ear: Listening) -> None:
+    done(await ear.desk.do("setting.set", name="build_timeout_s", value=30))
+    ear.desk.hypervisor.fail["boot"] = "never"
+
+    async def floods(*_: object) -> Mapping[str, Any]:
+        raise Unavailable("the guest agent sends more than it was asked for: no response in 10485760 bytes")
+
+    ear.desk.hypervisor.agent = floods  # type: ignore[assignment]
+    done(await ear.desk.place(D1))
+    await ear.pass_time(36)
+    found = ear.desk.one(D1)
+    assert (found.state, found.step, found.trouble) == (S.BROKEN, "guest", Trouble.AGENT_FLOODS)
+    assert "within 30 s" in found.cause
+    assert "10485760 bytes" in found.cause
 
 
 async def test_reboots_long_ago_are_forgotten(ear: Listening) -> None:
