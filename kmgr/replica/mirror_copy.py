@@ -2,7 +2,7 @@
 
     disk      slot n is its n-th grain; the first is kept free for the overlay's header
     sums      the SHA-256 of each slot; in the place of the first, up to where the index was finished
-    index     what each finished cycle changed (`mirror_index`): only this says what the copy is
+    index     what each finished cycle changed (`mirror_index`, `mirror_state`): only this says what the copy is
     pending   the same for a cycle under way, so that a broken one need not begin anew
 
 A grain that changes gets a *new* slot; its former one is free only after the
@@ -19,26 +19,29 @@ what point a copy is at asks `mirror_held`.
 
 import errno
 import hashlib
-import json
 import os
-import struct
 import sys
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from kmgr.errors import NotFound, Unavailable
-from kmgr.ids import DesktopId, VersionId
+from kmgr.errors import NotFound
 from kmgr.replica import mirror_index, qcow2
-from kmgr.replica.grains import ABSENT, GRAIN, ZERO, GrainMap, GrainSet, Slots, grain_count
+from kmgr.replica.grains import ABSENT, GRAIN, ZERO, GrainMap, GrainSet, Slots
 from kmgr.replica.images import sync_folder, write_synced
-from kmgr.replica.mirror import CopyPoint
+from kmgr.replica.mirror_state import (
+    FINISHED_BYTES,
+    Identity,
+    State,
+    damaged,
+    finished,
+    head_of,
+    point_of,
+    spell_finished,
+)
 
 _SUM = 32
-_FINISHED = struct.Struct(">8sQ")
-_MAGIC = b"kmgrends"
 # So much may have to come again after a kill in the middle of a cycle.
 _FLUSH_BYTES = 64 << 20
 # The index is written anew when it has grown to this, and to a multiple of what it says.
@@ -47,37 +50,6 @@ _COMPACT_TIMES = 4
 _UNTOUCHED = 0xFFFFFFFE
 # Grains between two looks at the time, 16 MiB.
 _STRETCH = 256
-_POINT = ("desktop", "generation", "as_of", "sent_bytes", "full", "frozen")
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Of which disk this is the copy: a desktop's generation, and the version that its overlay lies on."""
-
-    desktop: DesktopId
-    generation: int
-    version: VersionId
-    manifest_hash: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """The newest point, and what the next cycle can go on from.
-
-    `cycle` names the state of the source from which changes are counted, empty if
-    everything must be compared; `still` is what the disk's file looked like if
-    the desktop was powered off. Both are empty once the copy was found to be bad.
-    """
-
-    point: CopyPoint
-    cycle: str
-    still: str
-
-    @property
-    def distrusted(self) -> bool:
-        """Whether some of the copy was found to be bad, and no cycle has compared all of it since."""
-        return not self.cycle and not self.still
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +241,7 @@ class Copy:
                 freed.append(place)
         os.fdatasync(self._disk)
         os.fdatasync(self._sums)
-        _append(self.folder / "index", mirror_index.spell(_head(state), changes))
+        _append(self.folder / "index", mirror_index.spell(head_of(state), changes))
         self._finish((self.folder / "index").stat().st_size)
         self._map.learn(changes)
         for place in freed:
@@ -295,7 +267,7 @@ class Copy:
             everything.extend(pair)
         data = mirror_index.spell(asdict(self.identity), array("I"))
         if self.state is not None:
-            data += mirror_index.spell(_head(self.state), everything)
+            data += mirror_index.spell(head_of(self.state), everything)
         fresh = index.with_name("index.new")
         write_synced(fresh, data)
         self._finish(0)
@@ -305,15 +277,11 @@ class Copy:
 
     def _finish(self, end: int) -> None:
         """Note up to where the index is finished, before any slot that it gave back is taken again."""
-        _write_all(self._sums, _FINISHED.pack(_MAGIC, end), 0)
+        _write_all(self._sums, spell_finished(end), 0)
         os.fdatasync(self._sums)
 
     def _finished(self) -> int:
-        told = os.pread(self._sums, _FINISHED.size, 0)
-        if len(told) < _FINISHED.size:
-            return 0
-        magic, end = _FINISHED.unpack(told)
-        return int(end) if magic == _MAGIC else 0
+        return finished(os.pread(self._sums, FINISHED_BYTES, 0))
 
     # -- its end ---------------------------------------------------------------------------------------------------
 
@@ -376,7 +344,7 @@ class Copy:
         """Have the next cycle compare everything, bytes with bytes."""
         if self.state is not None and not self.state.distrusted:
             self.state = State(self.state.point, "", "")
-            _append(self.folder / "index", mirror_index.spell(_head(self.state), array("I")))
+            _append(self.folder / "index", mirror_index.spell(head_of(self.state), array("I")))
 
     def make_overlay(self, backing: Path) -> Path:
         """Make the file `disk` an overlay on `backing` that says what the last point says; return its path."""
@@ -393,42 +361,6 @@ class Copy:
             _write_all(self._disk, data, at * GRAIN)
         os.fsync(self._disk)
         return self.folder / "disk"
-
-
-def damaged(folder: Path, why: str) -> Unavailable:
-    """Return what is told of a copy that cannot be used."""
-    return Unavailable(
-        f"the safe copy in {folder} is damaged: {why}. The next cycle from the desktop's own disk makes it anew",
-        code="damaged",
-    )
-
-
-def point_of(head: Mapping[str, Any]) -> CopyPoint:
-    """Return the point that a frame of the index says."""
-    return CopyPoint(**head["point"])
-
-
-def _head(state: State) -> Mapping[str, Any]:
-    point = asdict(state.point)
-    # What a start costs is no matter of the copy.
-    return {"point": {name: point[name] for name in _POINT}, "cycle": state.cycle, "still": state.still}
-
-
-def identity_from(raw: Mapping[str, Any]) -> Identity:
-    """Read an identity that another server sent; raise ValueError if it is none."""
-    spelled = json.dumps(raw)
-    wanted = {"desktop": str, "generation": int, "version": str, "manifest_hash": str, "size_bytes": int}
-    for name, kind in wanted.items():
-        if type(raw.get(name)) is not kind:
-            raise ValueError(f"{name} is missing or no {kind.__name__}: {spelled[:200]}")
-    if not 0 < raw["size_bytes"] <= GRAIN * (ZERO - 2) or raw["generation"] < 0:
-        raise ValueError(f"its numbers cannot be right: {spelled[:200]}")
-    return Identity(**{name: raw[name] for name in wanted})
-
-
-def grains_of(identity: Identity) -> int:
-    """Return how many grains the disk has."""
-    return grain_count(identity.size_bytes)
 
 
 def _write_all(opened: int, data: bytes | memoryview, offset: int) -> None:

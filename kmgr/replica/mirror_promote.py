@@ -27,8 +27,9 @@ from kmgr.errors import Conflict, NotFound, Unavailable
 from kmgr.replica.grains import GRAIN
 from kmgr.replica.images import sync_folder, write_synced
 from kmgr.replica.mirror import BadCopy, CopyPoint
-from kmgr.replica.mirror_copy import Copy, Identity, LookedOver, damaged
+from kmgr.replica.mirror_copy import Copy, LookedOver
 from kmgr.replica.mirror_held import MARK
+from kmgr.replica.mirror_state import Identity, damaged
 from kmgr.replica.overlay_file import OverlayFile
 
 logger = logging.getLogger(__name__)

@@ -30,9 +30,10 @@ from kmgr.replica import mirror_wire as wire
 from kmgr.replica.background import background
 from kmgr.replica.images import Images, Measure, disk_error, room
 from kmgr.replica.mirror import CopyPoint
-from kmgr.replica.mirror_copy import Copy, Identity, identity_from
+from kmgr.replica.mirror_copy import Copy
 from kmgr.replica.mirror_held import MARK, Points, stamp_of
 from kmgr.replica.mirror_promote import Doubtful, Promotion, promote
+from kmgr.replica.mirror_state import Identity, identity_from
 from kmgr.replica.mirror_take import Taking
 from kmgr.replica.mirror_wire import Kind
 

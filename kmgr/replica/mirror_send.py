@@ -31,8 +31,8 @@ from kmgr.replica import mirror_wire as wire
 from kmgr.replica.grains import GRAIN, grains_in
 from kmgr.replica.images import Images, disk_error
 from kmgr.replica.mirror import CopyPoint
-from kmgr.replica.mirror_copy import Identity
 from kmgr.replica.mirror_port import Backups, CountLost, Moment
+from kmgr.replica.mirror_state import Identity
 from kmgr.replica.mirror_wire import Kind, Offer
 from kmgr.replica.nbd import Lent
 from kmgr.replica.overlay_file import OverlayFile, stamp

@@ -9,7 +9,8 @@ from typing import Any
 from kmgr.errors import KmgrError, Refused
 from kmgr.replica.grains import ZERO, GrainSet
 from kmgr.replica.mirror import CopyPoint
-from kmgr.replica.mirror_copy import Copy, State, grains_of
+from kmgr.replica.mirror_copy import Copy
+from kmgr.replica.mirror_state import State, grains_of
 from kmgr.replica.mirror_wire import Offer
 from kmgr.replica.overlay_file import OverlayFile
 
@@ -65,7 +66,7 @@ class Taking:
                 cycle=str(told["cycle"])[:128],
                 still=str(told["still"])[:128],
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise Refused(f"the end of the cycle makes no sense: {error!r}") from error
         self._copy.commit(state, offered=self._offered, everything=self.everything)
 

@@ -27,8 +27,9 @@ from kmgr.replica import mirror_index
 from kmgr.replica.copies_again import STRETCH
 from kmgr.replica.grains import GRAIN
 from kmgr.replica.images import Images
-from kmgr.replica.mirror_copy import Copy, Identity
+from kmgr.replica.mirror_copy import Copy
 from kmgr.replica.mirror_receive import Copies
+from kmgr.replica.mirror_state import Identity
 
 CYCLES = 300
 CHANGED = 200

@@ -19,9 +19,9 @@ from kmgr.ids import DesktopId, ServerId
 from kmgr.replica import mirror_wire as wire
 from kmgr.replica.grains import GRAIN
 from kmgr.replica.mirror import CopyPoint
-from kmgr.replica.mirror_copy import Identity
 from kmgr.replica.mirror_receive import Copies
 from kmgr.replica.mirror_send import DiskMirror
+from kmgr.replica.mirror_state import Identity
 from kmgr.replica.mirror_wire import Kind, Offer
 from kmgr.replica.overlay_file import OverlayFile
 from tests.lab.mirrors import D1, V1, A, B, MirrorServer, Pair, content, is_clean, qemu_img, qemu_io
@@ -174,6 +174,7 @@ async def test_bytes_that_are_not_what_was_offered_are_refused(pair: Pair) -> No
         (Kind.COMMIT, b"[]"),
         (Kind.COMMIT, b"{}"),
         (Kind.COMMIT, b"\xff"),
+        (Kind.COMMIT, b'{"as_of": 1e999, "sent_bytes": 1, "full": true, "frozen": true, "cycle": "", "still": ""}'),
         (Kind.HELLO, b"{}"),
     ],
 )

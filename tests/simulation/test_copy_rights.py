@@ -14,8 +14,8 @@ from kmgr.ids import ServerId
 from kmgr.provision.model import CopyState, Desktop
 from kmgr.replica import mirror_wire as wire
 from kmgr.replica.images import Images
-from kmgr.replica.mirror_copy import Identity
 from kmgr.replica.mirror_send import unlimited
+from kmgr.replica.mirror_state import Identity
 from tests.lab.whole_grid import Lab
 from tests.simulation.test_personal import copies_of, protected, theirs
 

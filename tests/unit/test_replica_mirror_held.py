@@ -9,8 +9,8 @@ import pytest
 
 from kmgr.ids import DesktopId, VersionId
 from kmgr.replica import mirror_index
-from kmgr.replica.mirror_copy import Identity
 from kmgr.replica.mirror_held import MARK, Points
+from kmgr.replica.mirror_state import Identity, spell_finished
 
 
 @pytest.fixture
@@ -19,6 +19,8 @@ def index(tmp_path: Path) -> Path:
     folder.mkdir(parents=True)
     own = Identity(DesktopId("dsk-1"), 1, VersionId("ver-1"), "hash", 1 << 30)
     (folder / "index").write_bytes(mirror_index.spell(asdict(own), array("I")) + frame(1))
+    for name in ("disk", "sums"):
+        (folder / name).touch()
     return folder / "index"
 
 
@@ -31,6 +33,10 @@ def frame(as_of: int, *, pairs: int = 1) -> bytes:
 def add(index: Path, data: bytes) -> None:
     with index.open("ab") as file:
         file.write(data)
+
+
+def finish(index: Path, end: int) -> None:
+    index.with_name("sums").write_bytes(spell_finished(end))
 
 
 def at(points: Points) -> list[int]:
@@ -94,3 +100,53 @@ def test_of_what_is_no_copy_or_a_disk_by_now_there_is_no_point(index: Path) -> N
     assert at(points) == [2]
     (index.parent / MARK).touch()
     assert at(points) == []
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("name", ["disk", "sums", "index"])
+def test_one_that_lost_a_file_is_known_to_be_bad(index: Path, name: str, known: bool) -> None:
+    points = Points(index.parents[2])
+    if known:
+        points.look()
+        assert points.distrusted() == frozenset()
+    (index.parent / name).unlink()
+    assert at(points) == ([] if name == "index" else [1])
+    assert points.distrusted() == {"dsk-1"}
+    (index.parent / MARK).touch()
+    points.look()
+    assert points.distrusted() == frozenset()
+
+
+def test_one_whose_index_was_damaged_is_known_to_be_bad(index: Path) -> None:
+    add(index, frame(2))
+    whole = index.read_bytes()
+    finish(index, len(whole))
+    points = Points(index.parents[2])
+    assert at(points) == [2]
+    assert points.distrusted() == frozenset()
+    # The last frame rots: what is left is the point before, whose places are written over by now.
+    rotten = (whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:], whole[:-1], whole[:100], b"")
+    for n, data in enumerate(rotten):
+        index.write_bytes(data)
+        os.utime(index, ns=(n, n))  # another time, however coarse the clock of files is
+        points.look()
+        assert points.distrusted() == {"dsk-1"}
+    index.write_bytes(whole)
+    os.utime(index, ns=(9, 9))
+    points.look()
+    assert points.distrusted() == frozenset()
+
+
+def test_a_cycle_that_ends_while_it_is_looked_makes_no_copy_bad(index: Path) -> None:
+    points = Points(index.parents[2])
+    points.look()
+    # The frame is on the disk, and that it is finished is about to be noted.
+    add(index, frame(2))
+    finish(index, index.stat().st_size - len(frame(2)))
+    assert at(points) == [2]
+    assert points.distrusted() == frozenset()
+    # One that is being written is not finished.
+    finish(index, index.stat().st_size)
+    add(index, frame(3)[:-1])
+    assert at(points) == [2]
+    assert points.distrusted() == frozenset()
