@@ -49,7 +49,7 @@ class OverlayFile:
     def allocated(self) -> Iterator[int]:
         """Return the grains that the overlay holds itself, those of zeros included, in order."""
         count = grain_count(self.header.size_bytes)
-        for number, entry in enumerate(self._first):
+        for number, entry in enumerate(self._first[: -(-count // _ENTRIES)]):
             if entry & _OFFSET:
                 self._load(number)
                 for index, place in enumerate(self._table):
@@ -85,7 +85,9 @@ class OverlayFile:
 
     def dirty(self, bitmap: qcow2.Bitmap) -> Iterator[tuple[int, int]]:
         """Return the extents (offset, length) that a bitmap says were written, in order."""
-        for number, entry in enumerate(_big(os.pread(self._file, 8 * bitmap.entries, bitmap.table_at))):
+        most = -(-self.header.size_bytes // (GRAIN * 8 * bitmap.granularity))
+        table = os.pread(self._file, 8 * min(bitmap.entries, most), bitmap.table_at)
+        for number, entry in enumerate(_big(table)):
             base = number * GRAIN * 8
             if entry & _OFFSET:
                 bits = os.pread(self._file, GRAIN, entry & _OFFSET)

@@ -27,6 +27,9 @@ _PER_COUNTS = GRAIN // 2
 _COPIED = 1 << 63
 _READS_AS_ZERO = 1
 LONGEST_NAME = 1023
+# More than QEMU itself takes: in a header that rotted such numbers must not become memory.
+_MOST_ENTRIES = (32 << 20) // 8
+_FURTHEST = 1 << 62
 HEADER_BYTES = GRAIN
 
 
@@ -74,6 +77,8 @@ def overlay(header: bytes) -> Overlay:
         raise Refused("the header of the desktop's disk is damaged: its backing file's name lies outside")
     if entries < -(-size_bytes // (GRAIN * _PER_TABLE)):
         raise Refused("the header of the desktop's disk is damaged: its first table is too short")
+    if not 0 < size_bytes <= GRAIN * (ZERO - 2) or entries > _MOST_ENTRIES or first_at > _FURTHEST:
+        raise Refused("the header of the desktop's disk is damaged: its numbers cannot be right")
     name = header[name_at : name_at + name_bytes].decode(errors="surrogateescape") if name_at else ""
     directory = _bitmap_directory(header, header_bytes) if autoclear & 1 else (0, 0, 0)
     return Overlay(size_bytes, name, (first_at, entries), directory)
@@ -89,7 +94,7 @@ def bitmaps(directory: bytes, count: int) -> list[Bitmap]:
         name_at = at + _BITMAP.size + extra_bytes
         name = directory[name_at : name_at + name_bytes].decode(errors="replace")
         # In use (bit 0): QEMU died before it could write it. Extra data may change what it means. `auto` is bit 1.
-        whole = kind == 1 and flags & 3 == 2 and not extra_bytes and 9 <= bits <= 31
+        whole = kind == 1 and flags & 3 == 2 and not extra_bytes and 9 <= bits <= 31 and table_at <= _FURTHEST
         found.append(Bitmap(name, table_at, entries, 1 << min(bits, 31), whole))
         at = -(-(name_at + name_bytes) // 8) * 8
     return found
@@ -102,7 +107,7 @@ def _bitmap_directory(header: bytes, at: int) -> tuple[int, int, int]:
             break
         if kind == _BITMAPS and length >= 24 and at + 32 <= len(header):
             count, _, size, offset = struct.unpack_from(">IIQQ", header, at + 8)
-            return offset, size, count
+            return (offset, size, count) if offset <= _FURTHEST else (0, 0, 0)
         at += 8 + -(-length // 8) * 8
     return 0, 0, 0
 

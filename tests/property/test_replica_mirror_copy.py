@@ -2,19 +2,23 @@
 
 import hashlib
 import shutil
+import struct
 import tempfile
 from array import array
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from kmgr.errors import KmgrError
 from kmgr.ids import DesktopId, VersionId
 from kmgr.replica import mirror_index, qcow2
 from kmgr.replica.grains import ABSENT, GRAIN, ZERO, GrainMap, GrainSet, Slots, grains_in
 from kmgr.replica.mirror import CopyPoint
-from kmgr.replica.mirror_copy import Copy, Identity, State, grains_of
+from kmgr.replica.mirror_copy import Copy
+from kmgr.replica.mirror_state import Identity, State, grains_of
 from kmgr.replica.overlay_file import OverlayFile
 
 COUNT = 40
@@ -217,6 +221,48 @@ def test_an_overlay_made_of_places_reads_back_as_those_places(
             assert list(overlay.allocated()) == sorted(wanted)
             for grain, slot in wanted.items():
                 assert overlay.read(grain) == (b"" if slot == ZERO else slot.to_bytes(4) * (GRAIN // 4))
+
+
+NUMBERS = (0, 1, 24, 65_536, 1 << 31, (1 << 32) - 1, 1 << 62, 1 << 63, (1 << 64) - 1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 200), st.sampled_from((">I", ">Q")), st.sampled_from(NUMBERS)), max_size=4),
+    st.booleans(),
+)
+@example([(36, ">I", (1 << 32) - 1)], False)
+@example([(40, ">Q", (1 << 64) - 1)], False)
+@example([(24, ">Q", 0)], False)
+@example([(24, ">Q", 1 << 63), (36, ">I", (1 << 32) - 1)], False)
+def test_a_header_that_rotted_takes_no_more_than_memory_and_ends_in_words(
+    changes: list[tuple[int, str, int]], bitmaps: bool
+) -> None:
+    with tempfile.TemporaryDirectory() as tmp:
+        path = Path(tmp) / "disk"
+        with path.open("wb") as file:
+            places = [(3, 1), (9000, ZERO)]
+            for at, data in qcow2.tables(
+                40_001 * GRAIN, b"/base", places=places, taken=lambda slot: slot == 1, end=2
+            ):
+                file.seek(at * GRAIN)
+                file.write(data)
+        header = bytearray(path.read_bytes()[:GRAIN])
+        if bitmaps:
+            header[88:96] = struct.pack(">Q", 1)
+            header[104:136] = struct.pack(">IIIIQQ", 0x23852875, 24, 1, 0, 64, GRAIN)
+        for at, kind, number in changes:
+            struct.pack_into(kind, header, at, number & (0xFFFFFFFF if kind == ">I" else (1 << 64) - 1))
+        with path.open("r+b") as file:
+            file.write(header)
+        try:
+            with OverlayFile(path) as overlay:
+                assert overlay.header.first_level[1] <= 1 << 22
+                for grain in islice(overlay.allocated(), 100):
+                    overlay.read(grain)
+                for bitmap in overlay.bitmaps():
+                    assert len(list(islice(overlay.dirty(bitmap), 100))) <= 100
+        except (KmgrError, OSError):
+            return
 
 
 @given(
