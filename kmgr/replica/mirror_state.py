@@ -67,6 +67,7 @@ def point_of(head: Mapping[str, Any]) -> CopyPoint:
 
 
 def head_of(state: State) -> Mapping[str, Any]:
+    """Return what a frame of the index says of a point."""
     point = asdict(state.point)
     # What a start costs is no matter of the copy.
     return {"point": {name: point[name] for name in _POINT}, "cycle": state.cycle, "still": state.still}
