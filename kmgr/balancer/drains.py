@@ -79,7 +79,7 @@ def _why(desktop: Desktop, view: View, spaces: Sequence[Room], held: Sequence[Co
     if not movable(desktop, view):
         failed = view.moves.get(desktop.id)
         cause = f": {failed.cause}" if failed is not None else ""
-        if desktop.owned and refuge(desktop, held, spaces) is None:
+        if desktop.owned and refuge(desktop, held, spaces, view) is None:
             return f"it could not be moved while it runs, and nothing can start it from a whole safe copy{cause}"
         return f"it could not be moved while it runs and leaves when its user logs out{cause}"
     refusals = {room.name: refused(desktop, room, view) for room in spaces}

@@ -81,7 +81,7 @@ class Farewells:
         ends = [End(d, told[d.id].until) for d, _ in staying if d.id in over and not d.owned]
         leaves = self._leaves(view, stuck, spaces, safe, over, left, now)
         warned = [d for d in stuck if d.server in notices and d.id not in told]
-        tells = [Tell(d) for d in warned if not d.owned or refuge(d, safe.get(d.id, ()), spaces) is not None]
+        tells = [Tell(d) for d in warned if not d.owned or refuge(d, safe.get(d.id, ()), spaces, view) is not None]
         return (*ends, *leaves, *tells)
 
     def _stuck(self, staying: Sequence[tuple[Desktop, str]], now: float) -> list[Desktop]:
@@ -108,7 +108,7 @@ class Farewells:
             due = desktop.owned and (nobody or desktop.id in over)
             if not due or going[desktop.server] >= EACH_AT_ONCE or now - self._tried.get(key, -AGAIN_S) < AGAIN_S:
                 continue
-            if (room := refuge(desktop, safe.get(desktop.id, ()), spaces)) is not None:
+            if (room := refuge(desktop, safe.get(desktop.id, ()), spaces, view)) is not None:
                 room.memory_mib -= desktop.memory_mib + OVERHEAD_MIB
                 going[desktop.server] += 1
                 self._tried[key] = now

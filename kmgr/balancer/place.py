@@ -14,13 +14,16 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 from kmgr.balancer.model import View
 from kmgr.grid.model import MACHINES, PLACEABLE, RUNNING, ServerState, Vitals
 from kmgr.ids import DesktopId, ServerId, TemplateId, VersionId
 from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.outfit import machine_in
 from kmgr.templates.machine import Machine
 from kmgr.templates.model import Template
+from kmgr.templates.policy import USUAL
 
 COMING = (DesktopState.PLACED, DesktopState.BUILDING)
 WAITING = (*COMING, DesktopState.READY)
@@ -118,7 +121,7 @@ def rooms(view: View, going: Collection[DesktopId] = ()) -> tuple[Room, ...]:
                 disk_mib=vitals.disk_free_mib - GROWTH_MIB * len([*coming, *arriving]) - disk_reserve_mib(vitals),
                 slots=_most_coming(vitals) - len(coming),
                 waiting=Counter(d.template for d in here if d.state in WAITING and d.id not in going),
-                machines=_machines(vitals),
+                machines=machines(vitals),
             )
         )
     return tuple(found)
@@ -133,7 +136,7 @@ def _most_coming(vitals: Vitals) -> int:
     return COMING_PER_CPU * max(1, vitals.cpus)
 
 
-def _machines(vitals: Vitals) -> frozenset[str]:
+def machines(vitals: Vitals) -> frozenset[str]:
     """Return what a server says that it can make machines of; an older kmgr says nothing and makes usual ones."""
     told = vitals.extra.get(MACHINES)
     return frozenset(str(one) for one in told) if isinstance(told, list | tuple) else frozenset()
@@ -178,7 +181,7 @@ def choose(template: Template, rooms: Collection[Room], view: View, *, holders_o
         (room.waiting.get(template.id, 0), -room.memory_mib, room.server, room)
         for verdict, room in verdicts
         if verdict is Unfit.NO_IMAGE
-        and lacking(template.policy.machine, room) is None
+        and lacking(template.policy.machine, room.machines) is None
         and _shortage(template, room) is None
     ]
     return min(without)[3] if without else None
@@ -190,7 +193,7 @@ def unfit(template: Template, room: Room, view: View) -> Unfit | None:
         return room.closed
     if room.server not in view.holders.get(template.version, frozenset()):
         return Unfit.NO_IMAGE
-    return lacking(template.policy.machine, room) or _shortage(template, room)
+    return lacking(template.policy.machine, room.machines) or _shortage(template, room)
 
 
 def refusal(template: Template, rooms: Collection[Room], view: View) -> str:
@@ -215,12 +218,24 @@ def _closed(state: ServerState, vitals: Vitals | None) -> Unfit | None:
     return None if vitals.can_run_desktops else Unfit.NO_HYPERVISOR
 
 
-def lacking(machine: Machine, room: Room) -> Unfit | None:
-    """Return what a server lacks to make such a machine, None if nothing."""
-    missing = machine.needs - room.machines
+def lacking(machine: Machine, has: Collection[str]) -> Unfit | None:
+    """Return what a server that `has` this lacks to make such a machine, None if nothing."""
+    missing = machine.needs.difference(has)
     if not missing:
         return None
     return Unfit.NO_TPM if missing == {"tpm"} else Unfit.NO_FIRMWARE
+
+
+def machine_of(desktop: Desktop, view: View) -> Machine:
+    """Return the machine that a desktop was made with, and keeps wherever it goes on."""
+    if desktop.outfit:
+        return _kept(desktop.outfit)
+    return next((one.policy.machine for one in view.templates if one.id == desktop.template), USUAL.machine)
+
+
+@lru_cache(maxsize=256)
+def _kept(outfit: str) -> Machine:
+    return machine_in(outfit, USUAL)
 
 
 def _shortage(template: Template, room: Room) -> Unfit | None:

@@ -1,8 +1,9 @@
 """Decide what happens to personal desktops and their safe copies: who holds them, and who goes on from them.
 
 A personal desktop goes on from its copy when its server is lost or removed, that
-loss was waited out (`View.fenced`), and the copy's server can start it. While
-`calm` is kept after an election nothing does.
+loss was waited out (`View.fenced`), and the copy's server can start it, which takes
+what its machine needs. While `calm` is kept after an election nothing does. A copy
+that its server knows to be bad comes after all others.
 
 Pure.
 """
@@ -11,11 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from kmgr.balancer.model import Assign, DropCopy, ForgetCopy, GoOn, PutAside, View
-from kmgr.balancer.place import disk_reserve_mib
-from kmgr.grid.model import PLACEABLE, RUNNING, Server, ServerState
+from kmgr.balancer.place import disk_reserve_mib, lacking, machine_of, machines
+from kmgr.grid.model import PLACEABLE, RUNNING, Server, ServerState, Vitals
 from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.model import Copy, CopyState, Desktop
 from kmgr.replica import protect as copies
+from kmgr.templates.machine import Machine
 
 _LIVE = (CopyState.WANTED, CopyState.READY)
 
@@ -26,7 +28,11 @@ def protect(view: View, *, calm: bool = False) -> tuple[Assign | GoOn | PutAside
 
 
 def safe_copies(view: View) -> Mapping[DesktopId, tuple[Copy, ...]]:
-    """Return the complete copies that a desktop could be started from, the newest first."""
+    """Return the complete copies that a desktop could be started from, the newest first, those known to be bad last.
+
+    From a bad one it is started only by a person's word (`good_copies` has the others).
+    """
+    bad = {server: bad_on(vitals) for server, vitals in view.vitals.items()}
     servers = {server.id: server for server in view.servers}
     generation = {desktop.id: desktop.generation for desktop in view.desktops}
     found: dict[DesktopId, list[Copy]] = {}
@@ -35,7 +41,24 @@ def safe_copies(view: View) -> Mapping[DesktopId, tuple[Copy, ...]]:
         gone = there is None or there.state is ServerState.REMOVED
         if copy.state is CopyState.READY and copy.generation == generation.get(copy.desktop) and not gone:
             found.setdefault(copy.desktop, []).append(copy)
-    return {d: tuple(sorted(held, key=lambda c: (-(c.as_of or 0), c.server))) for d, held in found.items()}
+
+    def order(copy: Copy) -> tuple[bool, int, ServerId]:
+        return copy.desktop in bad.get(copy.server, ()), -(copy.as_of or 0), copy.server
+
+    return {desktop: tuple(sorted(held, key=order)) for desktop, held in found.items()}
+
+
+def good_copies(view: View) -> Mapping[DesktopId, tuple[Copy, ...]]:
+    """Return the same without those of which their servers say that they are bad; no desktop has none of them."""
+    bad = {server: bad_on(vitals) for server, vitals in view.vitals.items()}
+    good = {d: tuple(c for c in held if d not in bad.get(c.server, ())) for d, held in safe_copies(view).items()}
+    return {desktop: held for desktop, held in good.items() if held}
+
+
+def bad_on(vitals: Vitals | None) -> frozenset[DesktopId]:
+    """Return whose safe copies on its disk a server knows to be bad, by its last word."""
+    told = vitals.extra.get(copies.BAD_COPIES) if vitals is not None else None
+    return frozenset(DesktopId(str(one)) for one in told) if isinstance(told, list | tuple) else frozenset()
 
 
 def former_disks(view: View) -> frozenset[DesktopId]:
@@ -55,20 +78,34 @@ def _going_on(view: View) -> Iterator[GoOn | PutAside]:
         if desktop.id in view.put_backs:
             yield PutAside(desktop, source.changed_at)
             continue
-        target = next((c.server for c in safe.get(desktop.id, ()) if _can_start(view, servers[c.server])), None)
+        machine = machine_of(desktop, view)
+        able = (c.server for c in safe.get(desktop.id, ()) if _can_start(view, servers[c.server], machine))
+        target = next(able, None)
         if target is not None:
             yield GoOn(desktop, target, source.changed_at)
 
 
-def _can_start(view: View, server: Server) -> bool:
+def _can_start(view: View, server: Server, machine: Machine) -> bool:
     vitals = view.vitals.get(server.id)
-    return server.state in PLACEABLE and vitals is not None and vitals.can_run_desktops
+    if server.state not in PLACEABLE or vitals is None or not vitals.can_run_desktops:
+        return False
+    return lacking(machine, machines(vitals)) is None
+
+
+def unable(view: View, machine: Machine) -> frozenset[ServerId]:
+    """Return the servers that say that they cannot make such a machine; of a silent one that is not known."""
+    if not machine.needs:
+        return frozenset()
+    return frozenset(s for s, vitals in view.vitals.items() if lacking(machine, machines(vitals)) is not None)
 
 
 def _assigned(view: View) -> Iterator[Assign]:
     desktops = {d.id: d for d in view.desktops if d.owned and d.id not in view.put_backs and _lives(view, d.server)}
     size = _sizes(view)
-    disks = [copies.Disk(d.id, d.server, d.version, size.get(d.id, 0)) for d in desktops.values()]
+    disks = [
+        copies.Disk(d.id, d.server, d.version, size.get(d.id, 0), unable(view, machine_of(d, view)))
+        for d in desktops.values()
+    ]
     held: dict[DesktopId, list[ServerId]] = {}
     for copy in view.copies:
         desktop = desktops.get(copy.desktop)

@@ -1,8 +1,9 @@
 """Decide whether the grid could lose any one server now, and what a drain or a removal would change about that.
 
 Four things must survive a loss: a majority of the voters (witnesses count), a
-copy of every golden image that desktops are made from, memory for all desktops
-that the lost server ran, and the disks of personal desktops. Whoever takes a server out is told before what
+copy of every golden image that desktops are made from and a server that can make their
+kind of machine, memory for all desktops that the lost server ran, and the disks of
+personal desktops, where something can be started from them. Whoever takes a server out is told before what
 would be missing afterwards that is not missing now.
 
 Pure.
@@ -15,14 +16,15 @@ from heapq import heapify, heapreplace
 from typing import TypeAlias
 
 from kmgr.balancer.model import View
-from kmgr.balancer.place import OVERHEAD_MIB, Room, by_server, rooms
-from kmgr.balancer.protection import safe_copies
+from kmgr.balancer.place import OVERHEAD_MIB, Room, by_server, lacking, machine_of, machines, rooms
+from kmgr.balancer.protection import good_copies, safe_copies, unable
 from kmgr.balancer.reserve import sizes_of, without_home
 from kmgr.grid.membership import settled, spare
 from kmgr.grid.model import DOUBTED, PLACEABLE, RUNNING, Server, ServerState
-from kmgr.ids import ServerId
+from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.lifecycle import LIVING
-from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.model import Copy, Desktop, DesktopState
+from kmgr.templates.machine import Machine
 
 _LEAST_VOTERS = 3
 
@@ -89,7 +91,7 @@ def would_break(view: View, voters: Collection[ServerId], action: Maintenance) -
 
 
 def _weaknesses(view: View, voters: Collection[ServerId]) -> Mapping[Weakness, str]:
-    found = [*_votes(view, sorted(voters)), *_images(view), *_memory(view), *_personal(view)]
+    found = [*_votes(view, sorted(voters)), *_images(view), *_kinds(view), *_memory(view), *_personal(view)]
     return dict(found)
 
 
@@ -136,6 +138,26 @@ def _images(view: View) -> Iterator[tuple[Weakness, str]]:
         yield ("image", template.id), f"The golden image of template {template.name} is {where}. {todo}."
 
 
+def _kinds(view: View) -> Iterator[tuple[Weakness, str]]:
+    """Say of which templates no two servers can make the kind of machine."""
+    running = {server.id for server in _desktop_servers(view)}
+    for template in sorted(view.templates, key=lambda t: (t.name, t.id)):
+        cannot = unable(view, template.policy.machine) & running
+        able = running - cannot
+        if not cannot or len(able) > 1:
+            continue
+        where = f"only on {_names(view, able)}" if able else "nowhere"
+        told = _lacking(view, template.policy.machine, cannot)
+        key = "kind" if able else "no_kind"
+        yield (key, template.id), f"Desktops of template {template.name} can be made {where}: {told}."
+
+
+def _lacking(view: View, machine: Machine, cannot: Collection[ServerId]) -> str:
+    """Say what each of these servers lacks to make such a machine."""
+    names = {server.id: server.name for server in view.servers}
+    return "; ".join(sorted(f"{names[s]} {lacking(machine, machines(view.vitals[s]))}" for s in cannot))
+
+
 def _memory(view: View) -> Iterator[tuple[Weakness, str]]:
     on_each = by_server(view.desktops)
     names = {server.id: server.name for server in view.servers}
@@ -163,20 +185,60 @@ def homeless(view: View) -> Mapping[ServerId, int]:
 
 
 def _personal(view: View) -> Iterator[tuple[Weakness, str]]:
-    """Say which personal desktops would stay away with their server."""
+    """Say which personal desktops would stay away with their server, or do already."""
     running = {server.id for server in _desktop_servers(view)}
-    safe = {d for d, held in safe_copies(view).items() if any(copy.server in running for copy in held)}
-    bare = [d for d in view.desktops if d.owned and d.server in running and d.id not in safe]
-    if bare:
-        names = _listed(bare)
+    there, good = _held_on(running, safe_copies(view)), _held_on(running, good_copies(view))
+    here = [d for d in view.desktops if d.owned and d.server in running]
+    if bare := [d for d in here if d.id not in there]:
         yield (
-            ("copies", ",".join(sorted(d.id for d in bare))),
+            ("copies", _ids(bare)),
             (
-                f"{names} would stay away with {'its' if len(bare) == 1 else 'their'} server: no safe copy is on "
+                f"{_listed(bare)} would stay away with {_their(bare)} server: no safe copy is on "
                 "another server that is up. The first one takes a few minutes; if it does not come, the desktop's "
                 "page says why."
             ),
         )
+    if bad := [d for d in here if d.id in there and d.id not in good]:
+        where = _names(view, {copy.server for d in bad for copy in there[d.id]})
+        yield (
+            ("bad", _ids(bad)),
+            (
+                f"{_listed(bad)} would stay away with {_their(bad)} server: "
+                f"{'its safe copy' if len(bad) == 1 else 'their safe copies'} on {where} went bad. What is wrong is "
+                f"brought again by itself; look after the disk of {where}: smartctl and dmesg tell more."
+            ),
+        )
+    yield from _not_to_be_made(view, good)
+
+
+def _not_to_be_made(view: View, good: Mapping[DesktopId, Sequence[Copy]]) -> Iterator[tuple[Weakness, str]]:
+    """Say which personal desktops have good copies only where their machine cannot be made."""
+    cannot = {machine: unable(view, machine) for machine in {machine_of(d, view) for d in view.desktops if d.owned}}
+    stuck = [
+        d
+        for d in view.desktops
+        if d.owned and d.id in good and {copy.server for copy in good[d.id]} <= cannot[machine_of(d, view)]
+    ]
+    if not stuck:
+        return
+    told = {_lacking(view, machine_of(d, view), [copy.server]) for d in stuck for copy in good[d.id]}
+    copies = "its safe copy" if len(stuck) == 1 else "their safe copies"
+    yield ("machine", _ids(stuck)), f"{_listed(stuck)} cannot be started from {copies}: {'; '.join(sorted(told))}."
+
+
+def _held_on(
+    servers: Collection[ServerId], held: Mapping[DesktopId, Sequence[Copy]]
+) -> Mapping[DesktopId, list[Copy]]:
+    found = {desktop: [copy for copy in mine if copy.server in servers] for desktop, mine in held.items()}
+    return {desktop: mine for desktop, mine in found.items() if mine}
+
+
+def _ids(desktops: Sequence[Desktop]) -> str:
+    return ",".join(sorted(desktop.id for desktop in desktops))
+
+
+def _their(desktops: Sequence[Desktop]) -> str:
+    return "its" if len(desktops) == 1 else "their"
 
 
 def _listed(desktops: Sequence[Desktop]) -> str:
@@ -202,11 +264,17 @@ def _lost_with(view: View, left: View, voters: frozenset[ServerId], server: Serv
                 f"The golden image of template {template.name} is nowhere else: it would be gone. "
                 "Wait until another server has copied it."
             )
-    safe = safe_copies(left)
-    bare = [d for d in view.desktops if d.owned and d.server == server.id and d.id not in safe]
-    if bare:
+    safe, good = safe_copies(left), good_copies(left)
+    own = [d for d in view.desktops if d.owned and d.server == server.id]
+    if bare := [d for d in own if d.id not in safe]:
         found["personal", server.id] = (
             f"{_listed(bare)} would be lost for good, with all that was saved: there is no safe copy elsewhere."
+        )
+    if bad := [d for d in own if d.id in safe and d.id not in good]:
+        where = _names(left, {copy.server for d in bad for copy in safe[d.id]})
+        found["bad", server.id] = (
+            f"{_listed(bad)} would be lost, at least in part: what there is on {where} is a safe copy that went bad. "
+            "Wait until it has been compared with the desktop's own disk."
         )
     in_use = sum(d.state is DesktopState.IN_USE for d in _own(view, server))
     if in_use and server.state in RUNNING:

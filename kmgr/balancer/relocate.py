@@ -1,13 +1,13 @@
 """Decide which desktops go on on another server while somebody works on them: off a draining one, or for balance.
 
 Rule 1: only a few at once from and to each server, and on the whole: copies take network and disk.
-Rule 2: a target has the golden image, runs desktops by the same means, has a processor that
-can go on with what the guest found (`provision.processors`), and has room
-for the whole desktop beyond its reserve; the emptiest is taken.
+Rule 2: a target has the golden image and what the desktop's machine needs, runs desktops by the
+same means, has a processor that can go on with what the guest found (`provision.processors`), and
+has room for the whole desktop beyond its reserve; the emptiest is taken.
 Rule 3: for balance only in calm weather, when nothing else happens, one server is
 much fuller than another, and the move leaves it the fuller one still: so
 nothing goes back and forth. Never if the loss of a server would be worse afterwards, and
-never a personal desktop without a whole safe copy: its copy is made anew after each move.
+never a personal desktop without a whole, good safe copy: its copy is made anew after each move.
 Nor does one move while it is being started from another disk.
 Rule 4: one that could not be moved so often stays until its user logs out. A personal one can then be shut down, and
 started where its safe copy is (`farewells`).
@@ -20,8 +20,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from kmgr.balancer.model import Relocate, View, Why
-from kmgr.balancer.place import GROWTH_MIB, OVERHEAD_MIB, Room, able, by_server
-from kmgr.balancer.protection import safe_copies
+from kmgr.balancer.place import GROWTH_MIB, OVERHEAD_MIB, Room, able, by_server, lacking, machine_of
+from kmgr.balancer.protection import good_copies
 from kmgr.balancer.redundancy import homeless
 from kmgr.grid.model import PLACEABLE, Server, ServerState
 from kmgr.ids import ServerId
@@ -78,7 +78,7 @@ class _Moving:
         self._in = Counter(d.moving_to for d in going)
         self._left = ALL_AT_ONCE - len(going)
         self._on_each = by_server(view.desktops)
-        self._safe = safe_copies(view)
+        self._safe = good_copies(view)
         self._starting = {copy.desktop for copy in view.copies if copy.state is CopyState.STARTING}
         self.chosen: list[Relocate] = []
 
@@ -172,6 +172,8 @@ def refused(desktop: Desktop, room: Room, view: View) -> str:
         return "runs desktops by other means"
     if why := processors.why_not(here.accelerator, here.processor, there.processor):
         return why
+    if missing := lacking(machine_of(desktop, view), room.machines):
+        return str(missing.value)
     if room.server not in view.holders.get(desktop.version, frozenset()):
         return "does not have its golden image"
     if room.memory_mib < desktop.memory_mib + OVERHEAD_MIB:
@@ -179,12 +181,12 @@ def refused(desktop: Desktop, room: Room, view: View) -> str:
     return "has too little disk left" if room.disk_mib < _disk_mib(desktop, view) else ""
 
 
-def refuge(desktop: Desktop, held: Sequence[Copy], rooms: Sequence[Room]) -> Room | None:
+def refuge(desktop: Desktop, held: Sequence[Copy], rooms: Sequence[Room], view: View) -> Room | None:
     """Return where a personal desktop could be started now; None: nowhere. `held` are its `safe_copies`."""
-    spaces = {room.server: room for room in rooms}
+    spaces, machine = {room.server: room for room in rooms}, machine_of(desktop, view)
     there = [spaces[copy.server] for copy in held if copy.server in spaces]
-    need_mib = desktop.memory_mib + OVERHEAD_MIB
-    return next((room for room in there if room.closed is None and room.memory_mib >= need_mib), None)
+    fit = [room for room in there if room.closed is None and lacking(machine, room.machines) is None]
+    return next((room for room in fit if room.memory_mib >= desktop.memory_mib + OVERHEAD_MIB), None)
 
 
 def _disk_mib(desktop: Desktop, view: View) -> int:

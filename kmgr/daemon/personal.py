@@ -31,6 +31,7 @@ from kmgr.replica.copies_again import CopiesAgain
 from kmgr.replica.images import Images
 from kmgr.replica.mirror_receive import Copies
 from kmgr.replica.mirror_send import DiskMirror, Slow
+from kmgr.replica.protect import BAD_COPIES
 from kmgr.replica.scrub import Rules
 
 _ASK_S = 2.0
@@ -90,7 +91,7 @@ class PersonalParts:
         own: list[str] = []
         if self._needed() and not self._lease.holds():
             own = [problem for problem in (self._halting.problem, self._lease.why_not) if problem]
-        extra = {**told["extra"], "bad_copies": sorted(self._store.distrusted())}
+        extra = {**told["extra"], BAD_COPIES: sorted(self._store.distrusted() | self._disks.missing)}
         return {**told, "extra": extra, "problems": [*own, *told["problems"], *self._again.problems(self._names())]}
 
     def _names(self) -> Mapping[DesktopId, str]:

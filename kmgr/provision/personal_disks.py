@@ -61,6 +61,8 @@ class PersonalDisks:
         self._clock = clock
         self._blocking = blocking
         self._started: dict[DesktopId, CopyPoint] = {}
+        # Whose safe copies are here by the log, and were not when it was looked last: somebody removed them.
+        self.missing: frozenset[DesktopId] = frozenset()
 
     async def run(self) -> None:
         """Delete what is not needed any more, until cancelled."""
@@ -153,7 +155,11 @@ class PersonalDisks:
             elif copy.state is CopyState.STARTING:
                 await self._tell_started(copy)
         known = {(copy.desktop, copy.generation) for copy in mine}
-        for point in await self._store.held():
+        ready = {(copy.desktop, copy.generation) for copy in mine if copy.state is CopyState.READY}
+        held = await self._store.held()
+        there = {(point.desktop, point.generation) for point in held}
+        self.missing = frozenset(desktop for desktop, _ in ready - there)
+        for point in held:
             if (point.desktop, point.generation) not in known:
                 await self._drop(point.desktop, point.generation)
 

@@ -3,10 +3,12 @@
 Rule 1: one copy, on another server than the disk's own.
 Rule 2: who holds one and can go on keeps it: copies are large, evenness is not
 worth moving them. A server that drains, was removed, or has been lost for
-`LOST_FOR_GOOD_S` cannot go on; the former copy is given up once the new one is complete.
+`LOST_FOR_GOOD_S` cannot go on, and one that cannot make the desktop's machine gives
+way to one that can; the former copy is given up once the new one is complete.
 Rule 3: a server must take new things and have room for the disk beyond a reserve.
-Rule 4: among those, one that has the version under the disk goes before one that
-waits for it, then the one with the fewest copies, then the one with most room.
+Rule 4: among those, one that can make the machine goes before one that cannot, for
+from the latter's copy nothing can be started; then one that has the version under the
+disk before one that waits for it, the one with the fewest copies, the one with most room.
 Rule 5: ties are broken by id, never by the order of the input.
 
 Pure.
@@ -22,16 +24,19 @@ from kmgr.ids import DesktopId, ServerId, VersionId
 LOST_FOR_GOOD_S = 600.0
 # A disk whose size nobody has told yet counts as so much.
 UNKNOWN_MIB = 2048
+# Among a server's `extra` vitals: the desktops whose copies on its disk are known to be bad.
+BAD_COPIES = "bad_copies"
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A personal desktop's own disk: where it is, and how large (MiB; 0: not known)."""
+    """A personal desktop's own disk: where it is, how large (MiB; 0: not known), who cannot make its machine."""
 
     desktop: DesktopId
     server: ServerId
     version: VersionId
     mib: int = 0
+    unable: frozenset[ServerId] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,8 @@ def holders(
     booked: Counter[ServerId] = Counter()
     for disk in sorted(disks, key=lambda d: d.desktop):
         mine = [known[s] for s in held.get(disk.desktop, ()) if s in known and s != disk.server]
-        if any(shelf.keeps for shelf in mine):
+        kept = [shelf for shelf in mine if shelf.keeps]
+        if any(shelf.server not in disk.unable for shelf in kept):
             continue
         fit = [
             shelf
@@ -63,12 +69,19 @@ def holders(
             if shelf.takes
             and shelf.server != disk.server
             and shelf.free_mib - booked[shelf.server] >= _size(sizes, disk)
+            and not (kept and shelf.server in disk.unable)
         ]
         if not fit:
             continue
         best = min(
             fit,
-            key=lambda s: (disk.version not in s.versions, count[s.server], booked[s.server] - s.free_mib, s.server),
+            key=lambda s: (
+                s.server in disk.unable,
+                disk.version not in s.versions,
+                count[s.server],
+                booked[s.server] - s.free_mib,
+                s.server,
+            ),
         )
         count[best.server] += 1
         booked[best.server] += _size(sizes, disk)

@@ -149,7 +149,7 @@ def _check_machine(services: Services, values: Values) -> None:
     machine = policy_of(values.get("policy", {})).machine
     with services.grid.view() as db:
         left = rooms(look(db, services.board.all(), services.clock.monotonic()))
-    why = {room.name: room.closed or lacking(machine, room) for room in left}
+    why = {room.name: room.closed or lacking(machine, room.machines) for room in left}
     if why and all(why.values()):
         told = "; ".join(f"{name} {reason}" for name, reason in sorted(why.items()))
         raise Conflict(f"No server can install this now: {told}.", code="no_room")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from sqlite_utils import Database
 
+from kmgr.balancer.place import lacking, machines
+from kmgr.balancer.protection import bad_on
 from kmgr.grid.model import RUNNING, Vitals
 from kmgr.grid.queries import servers, settings
 from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId
@@ -16,8 +18,10 @@ from kmgr.provision.causes import Trouble
 from kmgr.provision.copy_commands import loss
 from kmgr.provision.losses import Loss, losses
 from kmgr.provision.model import Copy, CopyState, Desktop, TakeOver
+from kmgr.provision.outfit import machine_in
 from kmgr.provision.queries import copies, take_overs, tenures
 from kmgr.provision.rhythm import alarming
+from kmgr.templates.policy import USUAL
 from kmgr.web import words
 from kmgr.web.records import Item, ServerNames
 from kmgr.web.services import Services
@@ -76,6 +80,9 @@ class Sight:
             return {**item, "age_s": age_s, "cause": cause or _BAD.format(self._name(ready.server))}
         age = age_s if age_s is not None else max(0, (self.now_ms - (ready.as_of or 0)) // 1000)
         text = f"safe copy on {self._name(ready.server)}, {words.span(age)} old"
+        if missing := self._missing(desktop, ready):
+            item = _protection("late", ready.server, self.names, text, ready.as_of)
+            return {**item, "age_s": age, "cause": f"it cannot be started there: {missing}"}
         if desktop.server in self.tenures and desktop.server not in self.running:
             item = _protection("held", ready.server, self.names, text, ready.as_of)
             return {**item, "age_s": age, "cause": _HELD.format(self._name(desktop.server))}
@@ -137,9 +144,13 @@ class Sight:
         return {**_protection("making", coming.server, self.names, text, None), "cause": cause}
 
     def _is_bad(self, copy: Copy) -> bool:
+        return copy.desktop in bad_on(self.heard.get(copy.server))
+
+    def _missing(self, desktop: Desktop, copy: Copy) -> str:
+        """Say what the copy's server lacks to make the desktop's machine, by its last word; empty if nothing."""
         there = self.heard.get(copy.server)
-        bad = there.extra.get("bad_copies", ()) if there is not None else ()
-        return isinstance(bad, list) and copy.desktop in bad
+        lacks = lacking(machine_in(desktop.outfit, USUAL), machines(there)) if there is not None else None
+        return f"{self._name(copy.server)} {lacks}" if lacks else ""
 
     def _told(self, desktop: Desktop) -> tuple[int | None, str]:
         vitals = self.heard.get(desktop.server)

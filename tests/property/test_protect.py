@@ -41,6 +41,7 @@ disks = st.lists(
         server=st.sampled_from(SERVERS),
         version=st.sampled_from(VERSIONS),
         mib=st.sampled_from((0, 500, 3000)),
+        unable=st.frozensets(st.sampled_from(SERVERS), max_size=3),
     ),
     unique_by=lambda disk: disk.desktop,
     max_size=12,
@@ -70,9 +71,12 @@ def test_whoever_holds_one_and_can_go_on_keeps_it(
     disks: list[Disk], shelves: list[Shelf], held: dict[DesktopId, list[ServerId]]
 ) -> None:
     keeps = {shelf.server for shelf in shelves if shelf.keeps}
-    where = {disk.desktop: disk.server for disk in disks}
-    for desktop, _ in holders(disks, shelves, held):
-        assert not [s for s in held.get(desktop, ()) if s in keeps and s != where[desktop]]
+    known = {disk.desktop: disk for disk in disks}
+    for desktop, server in holders(disks, shelves, held):
+        disk = known[desktop]
+        kept = {s for s in held.get(desktop, ()) if s in keeps and s != disk.server}
+        assert kept <= disk.unable, "one from which it can be started is not copied for nothing"
+        assert not kept or server not in disk.unable, "nor is one that is no better"
 
 
 @given(disks, shelves(), held)
@@ -85,7 +89,12 @@ def test_planned_again_after_it_was_done_nothing_more_is_planned(
         done.setdefault(desktop, []).append(server)
     again = dict(holders(disks, shelves, done))
     keeps = {shelf.server for shelf in shelves if shelf.keeps}
-    assert not [desktop for desktop in again if set(done.get(desktop, ())) & keeps - {_home(disks, desktop)}]
+    known = {disk.desktop: disk for disk in disks}
+    assert not [
+        desktop
+        for desktop in again
+        if set(done.get(desktop, ())) & keeps - {known[desktop].server} - known[desktop].unable
+    ]
 
 
 @given(disks, shelves(), held, st.randoms())
@@ -118,9 +127,19 @@ def test_one_that_has_the_version_goes_before_one_that_waits_for_it() -> None:
     assert list(holders([disk], [waiting], {})) == [("dsk-1", b)]
 
 
-def _home(disks: list[Disk], desktop: DesktopId) -> ServerId:
-    return next(disk.server for disk in disks if disk.desktop == desktop)
-
-
 def _shuffled(items: list[T], chance: random.Random) -> list[T]:
     return chance.sample(items, len(items))
+
+
+@given(disks, shelves())
+def test_a_copy_is_where_nothing_can_be_started_from_it_only_if_nobody_else_has_room(
+    disks: list[Disk], shelves: list[Shelf]
+) -> None:
+    known = {disk.desktop: disk for disk in disks}
+    used: Counter[ServerId] = Counter()
+    for desktop, server in holders(disks, shelves, {}):
+        disk = known[desktop]
+        size = disk.mib or UNKNOWN_MIB
+        roomy = {s.server for s in shelves if s.takes and s.free_mib - used[s.server] >= size} - {disk.server}
+        assert server not in disk.unable or roomy <= disk.unable
+        used[server] += size

@@ -3,6 +3,8 @@
 from kmgr.ids import ServerId
 from kmgr.provision.causes import Trouble
 from kmgr.provision.model import CopyState, Desktop, DesktopState
+from kmgr.provision.personal_disks import PersonalDisks
+from kmgr.provision.timely import at_once
 from tests.lab.whole_grid import Lab
 from tests.simulation.test_personal import copies_of, disk, lab, protected, running, theirs
 
@@ -43,6 +45,23 @@ async def test_a_copy_that_has_gone_bad_is_started_only_after_somebody_read_that
     assert running(lab, desktop) == [holder]
     assert lab.disks.content[disk(lab, holder, desktop)] == "work"
     assert any("had gone bad: files may be damaged" in text for text in lab.texts("alarm"))
+
+
+async def test_a_copy_that_somebody_removed_is_missed_until_it_was_made_again(lab: Lab) -> None:
+    desktop = await protected(lab)
+    (copy,) = copies_of(lab, desktop)
+    there = lab.at(copy.server)
+    disks = PersonalDisks(
+        there.log, there.store, there.hypervisor, data_dir=there.folder, clock=lab.clock, blocking=at_once
+    )
+    await disks.tidy()
+    assert disks.missing == frozenset()
+    del lab.disks.copies[copy.server, desktop.id, copy.generation]
+    await disks.tidy()
+    assert disks.missing == {desktop.id}
+    await lab.wait(120)
+    await disks.tidy()
+    assert disks.missing == frozenset()
 
 
 async def test_instead_of_a_bad_copy_the_disk_of_the_server_that_came_back_is_put_back(lab: Lab) -> None:

@@ -12,6 +12,9 @@ from kmgr.grid.envelope import Applied
 from kmgr.grid.vitals import Board
 from kmgr.ids import DesktopId, ServerId
 from kmgr.provision.drain_rows import leaving, notices
+from kmgr.provision.outfit import outfit
+from kmgr.templates.machine import Firmware, Machine
+from kmgr.templates.policy import Policy
 from tests.lab.provision import A, B, Office, done
 from tests.lab.state import State
 
@@ -142,6 +145,16 @@ def test_a_personal_one_whose_copy_cannot_be_started_is_neither_told_nor_shut_do
     assert leaves(state, sure(state), SURE_S, left={mine}) == []
     state.silence(B)
     assert leaves(state, sure(state), SURE_S, left={mine}) == []
+
+
+def test_one_whose_machine_its_copys_server_cannot_make_is_neither_told_nor_shut_down(state: State) -> None:
+    mine = DesktopId(own(state))
+    state.db.execute("update desktops set outfit = ?", [outfit(Policy(machine=Machine(Firmware.UEFI)))])
+    state.do("server.drain", server=A)
+    state.do("drain.notice", server=A, minutes=30)
+    assert leaves(state, sure(state), SURE_S, left={mine}) == []
+    state.hear(B, extra={"machines": ["uefi"]})
+    assert [type(one) for one in leaves(state, sure(state), SURE_S, left={mine})] == [Leave, Tell]
 
 
 def test_a_few_leave_at_once_and_no_more_than_there_is_room_for(state: State) -> None:

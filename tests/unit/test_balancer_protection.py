@@ -9,8 +9,11 @@ from kmgr.balancer.protection import protect
 from kmgr.grid.model import Server, ServerState, Vitals
 from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId, VersionId
 from kmgr.provision.model import Copy, CopyState, Desktop, DesktopState
+from kmgr.provision.outfit import outfit
 from kmgr.replica.protect import UNKNOWN_MIB
+from kmgr.templates.machine import Firmware, Machine
 from kmgr.templates.model import Kind
+from kmgr.templates.policy import Policy
 
 A, B, C = (ServerId(f"srv-{letter}") for letter in "abc")
 VERSION = VersionId("ver-1")
@@ -80,3 +83,56 @@ def test_while_a_former_disk_is_put_back_it_is_neither_copied_nor_started_and_a_
     lost = away(seen, ServerState.LOST, fenced=True)
     assert protect(lost) == (PutAside(lost.desktops[0], 7),)
     assert not any(isinstance(action, GoOn) for action in protect(lost))
+
+
+def uefi(seen: View, *able: ServerId, bad: ServerId | None = None) -> View:
+    """Let all desktops be started by UEFI, which some servers are `able` to; what `bad` has of the first went bad."""
+    desktops = tuple(replace(one, outfit=outfit(Policy(machine=Machine(Firmware.UEFI)))) for one in seen.desktops)
+    vitals = {
+        server: replace(
+            beat,
+            can_run_desktops=True,
+            extra={"machines": ["uefi"] if server in able else [], "bad_copies": ["dsk-1"] if server == bad else []},
+        )
+        for server, beat in seen.vitals.items()
+    }
+    return replace(seen, desktops=desktops, vitals=vitals)
+
+
+def three(*desktops: Desktop, copies: tuple[Copy, ...] = ()) -> View:
+    seen = view(*desktops, copies=copies)
+    third = replace(seen.servers[1], id=C, name="c")
+    return replace(seen, servers=(*seen.servers, third), vitals={**seen.vitals, C: replace(seen.vitals[B], server=C)})
+
+
+def test_a_copy_goes_where_its_desktops_machine_can_be_made_even_if_the_image_is_not_there() -> None:
+    seen = three(desktop(1))
+    assert protect(uefi(seen, C)) == (Assign(uefi(seen).desktops[0], C),)
+    # As long as nobody can make it, it is better than none, and stays.
+    assert protect(uefi(seen)) == (Assign(uefi(seen).desktops[0], B),)
+    for state in (CopyState.WANTED, CopyState.READY):
+        kept = three(desktop(1), copies=(copy(1, B, state),))
+        assert protect(uefi(kept)) == ()
+        assert protect(uefi(kept, B)) == ()
+        assert protect(uefi(kept, C)) == (Assign(uefi(kept).desktops[0], C),)
+    both = three(desktop(1), copies=(copy(1, B, CopyState.READY), copy(1, C, CopyState.WANTED)))
+    assert protect(uefi(both, C)) == ()
+
+
+def test_a_desktop_goes_on_only_where_its_machine_can_be_made() -> None:
+    lost = away(three(desktop(1), copies=(copy(1, B, CopyState.READY),)), ServerState.LOST, fenced=True)
+    assert protect(uefi(lost, C)) == ()
+    (going,) = protect(uefi(lost, B))
+    assert isinstance(going, GoOn)
+    assert going.target == B
+
+
+def test_a_desktop_goes_on_from_a_bad_copy_only_if_there_is_no_other() -> None:
+    ready = tuple(replace(copy(1, server, CopyState.READY), as_of=as_of) for server, as_of in ((B, 9), (C, 5)))
+    lost = away(three(desktop(1), copies=ready), ServerState.LOST, fenced=True)
+    for bad, target in ((None, B), (B, C), (C, B)):
+        (going,) = protect(uefi(lost, B, C, bad=bad))
+        assert isinstance(going, GoOn)
+        assert going.target == target
+    alone = away(three(desktop(1), copies=ready[:1]), ServerState.LOST, fenced=True)
+    assert [type(one) for one in protect(uefi(alone, B, bad=B))] == [GoOn]

@@ -8,10 +8,14 @@ from kmgr.balancer.redundancy import Drain, Redundancy, Remove, would_break
 from kmgr.grid.envelope import Applied
 from kmgr.grid.model import DOUBTED
 from kmgr.ids import ServerId
+from kmgr.provision.outfit import outfit
+from kmgr.templates.machine import MACHINES, System
+from kmgr.templates.policy import Policy, to_json
 from tests.lab.state import State
 
 PLACE = {"desktop": "dsk-by-hand", "template": "tpl-win", "version": "ver-1"}
 A, B, C = (ServerId(f"srv-{letter}") for letter in "abc")
+WINDOWS = Policy(machine=MACHINES[System.WINDOWS])
 
 
 @pytest.fixture
@@ -272,3 +276,59 @@ def test_removing_a_server_with_the_only_disk_of_somebodys_work_is_refused(state
     personal(state, None)
     state.become(A, "lost")
     assert "own-1 would be lost for good, with all that was saved" in against(state, Remove(A))
+
+
+def test_a_safe_copy_that_its_server_knows_to_be_bad_saves_nothing(state: State) -> None:
+    personal(state, B)
+    (own,) = [d.id for d in state.view().desktops if d.personal]
+    assert verdict(state).ok
+    state.hear(B, extra={"bad_copies": [own]})
+    found = verdict(state)
+    assert not found.ok
+    assert " ".join(found.sentences) == (
+        "The personal desktop own-1 would stay away with its server: its safe copy on b went bad. What is wrong is "
+        "brought again by itself; look after the disk of b: smartctl and dmesg tell more."
+    )
+    assert "own-1 would be lost, at least in part: what there is on b is a safe copy that went bad" in against(
+        state, Remove(A)
+    )
+    state.hear(B, extra={"bad_copies": ["dsk-of-another"]})
+    assert verdict(state).ok
+
+
+def test_a_safe_copy_where_its_machine_cannot_be_made_is_told_with_what_is_missing(state: State) -> None:
+    personal(state, B)
+    state.db.execute("update desktops set outfit = ? where kind = 'personal'", [outfit(WINDOWS)])
+    state.hear(B, extra={"machines": ["secure", "uefi"]})
+    wanted = (
+        "The personal desktop own-1 cannot be started from its safe copy: b has no TPM emulator for it (apt-get "
+        "install swtpm swtpm-tools)."
+    )
+    assert " ".join(verdict(state).sentences) == wanted
+    # Also when that has happened, and to no other desktop.
+    state.become(A, "lost")
+    assert wanted in verdict(state).sentences
+    state.hear(B, extra={"machines": ["secure", "tpm", "uefi"]})
+    assert not any("own-1" in sentence for sentence in verdict(state).sentences)
+    # Nobody knows what a silent server can do.
+    state.hear(B)
+    assert any("has no UEFI firmware" in sentence for sentence in verdict(state).sentences)
+    state.silence(B)
+    assert not any("own-1" in sentence for sentence in verdict(state).sentences)
+
+
+def test_a_kind_of_machine_that_only_one_server_can_make_is_told_with_what_the_others_lack(state: State) -> None:
+    state.template("windows", standby=0, policy=to_json(WINDOWS))
+    state.hear(A, extra={"machines": ["secure", "tpm", "uefi"]})
+    state.hear(B, extra={"machines": ["secure", "uefi"]})
+    found = verdict(state)
+    assert not found.ok
+    assert " ".join(found.sentences) == (
+        "Desktops of template windows can be made only on a: b has no TPM emulator for it (apt-get install swtpm "
+        "swtpm-tools); c has no UEFI firmware for it (apt-get install ovmf)."
+    )
+    assert "Afterwards: desktops of template windows can be made nowhere: b has no TPM" in against(state, Remove(A))
+    assert "windows" not in against(state, Remove(B))
+    state.hear(C, extra={"machines": ["secure", "tpm", "uefi"]})
+    assert verdict(state).ok
+    assert "desktops of template windows can be made only on a" in against(state, Remove(C))

@@ -11,9 +11,13 @@ from kmgr.balancer.plan import plan
 from kmgr.balancer.relocate import EACH_AT_ONCE, MOST_FAILURES, MUCH_FULLER
 from kmgr.grid.model import Processor
 from kmgr.ids import ServerId
+from kmgr.provision.outfit import outfit
+from kmgr.templates.machine import Firmware, Machine
+from kmgr.templates.policy import Policy
 from tests.lab.state import State
 
 A, B, C = (ServerId(f"srv-{letter}") for letter in "abc")
+UEFI = Policy(machine=Machine(Firmware.UEFI))
 CHIP = Processor("AMD", "family 25 model 17", frozenset({"avx2", "sse4.2"}))
 
 
@@ -199,3 +203,30 @@ def test_for_balance_a_personal_desktop_stays_until_its_safe_copy_is_whole(state
     state.become(A, "draining")
     assert {move.why for move in planned(state)} == {Why.DRAINING}
     assert len(planned(state)) == EACH_AT_ONCE
+
+
+def test_one_goes_only_where_its_own_machine_can_be_made_whatever_its_template_asks_for_now(state: State) -> None:
+    first, second = used(state, A), used(state, A)
+    state.db.execute("update desktops set outfit = ? where id = ?", [outfit(UEFI), first[0]])
+    state.become(A, "draining")
+    state.hear(B, memory_free_mib=30_000, extra={"machines": ["uefi"]})
+    assert {move.desktop.id: move.target for move in planned(state)} == {first[0]: B, second[0]: C}
+    state.hear(B, memory_free_mib=30_000)
+    assert [move.desktop.id for move in planned(state)] == second
+    lacks = "has no UEFI firmware for it (apt-get install ovmf)"
+    assert {one.why for one in stays(state.view(), A)} == {"", f"no server can take it: b {lacks}; c {lacks}"}
+
+
+def test_for_balance_a_personal_desktop_stays_while_its_safe_copy_is_known_to_be_bad(state: State) -> None:
+    for server in (A, B, C):
+        state.hear(server, memory_mib=16_384, memory_free_mib=16_000)
+    own = used(state, A, 10)
+    state.db.execute("update desktops set kind = 'personal'")
+    for desktop in own:
+        state.do("copy.assign", desktop=desktop, generation=1, server=B)
+        point = {"desktop": desktop, "generation": 1, "server": B, "as_of": 5, "bytes": 1}
+        state.do("copy.points", server=A, points=[point])
+    state.hear(B, memory_mib=16_384, memory_free_mib=16_000, extra={"bad_copies": own})
+    assert planned(state) == []
+    state.hear(B, memory_mib=16_384, memory_free_mib=16_000, extra={"bad_copies": own[1:]})
+    assert [move.desktop.id for move in planned(state)] == own[:1]

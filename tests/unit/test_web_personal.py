@@ -3,6 +3,12 @@
 from dataclasses import replace
 from typing import Any
 
+from kmgr.provision.model import Copy, CopyState
+from kmgr.provision.outfit import outfit
+from kmgr.provision.queries import desktops
+from kmgr.templates.machine import Firmware, Machine
+from kmgr.templates.policy import Policy
+from kmgr.web.present_copies import Sight
 from tests.lab.people import SERVERS
 from tests.lab.web_lab import ADMIN, USER, Site, WebLab
 
@@ -232,6 +238,22 @@ async def test_a_copy_that_is_known_to_be_bad_is_not_called_safe(lab: WebLab, si
     assert (
         "is compared with the desktop&#39;s disk" in page.text or "is compared with the desktop's disk" in page.text
     )
+
+
+async def test_a_copy_where_the_desktops_machine_cannot_be_made_is_not_called_safe(lab: WebLab) -> None:
+    desktop = await kept(lab)
+    with lab.grid().view() as db:
+        (own,) = [one for one in desktops(db) if one.id == desktop]
+    sight = Sight(
+        copies={own.id: (Copy(own.id, TWO, own.generation, CopyState.READY, 1, 1, 1),)},
+        taken={}, running=frozenset((ONE, TWO)), tenures=frozenset(), names={ONE: "one", TWO: "two"},
+        heard={TWO: lab.vitals(TWO)}, target_s=60, now_ms=5000, now=0.0,
+    )  # fmt: skip
+    assert (sight.protection(own) or {})["state"] == "safe"
+    told = sight.protection(replace(own, outfit=outfit(Policy(machine=Machine(Firmware.UEFI)))))
+    assert told is not None
+    assert (told["state"], told["text"]) == ("late", "safe copy on two, 4 s old")
+    assert told["cause"] == "it cannot be started there: two has no UEFI firmware for it (apt-get install ovmf)"
 
 
 async def test_a_first_copy_that_waits_for_its_turn_is_not_said_to_be_made(lab: WebLab, site: Site) -> None:
