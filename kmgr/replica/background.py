@@ -7,9 +7,9 @@ given up: such a thread may hold Python's lock, and the loop would wait for it.
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import psutil
 
@@ -30,6 +30,25 @@ async def background(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) ->
 async def at_length(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return what `work` returns, done in such a thread that it may keep for minutes: copies do not wait for it."""
     return await asyncio.wrap_future(_LONG_POOL.submit(work, *args, **kwargs))
+
+
+async def to_the_end(work: Coroutine[Any, Any, T], *, undo: Callable[[T], object] | None = None) -> T:
+    """Return what `work` returns; a task that is cancelled ends only when it is through, however often that happens.
+
+    For what a thread does to a file: whoever comes next finds nobody at it. A result that nobody takes is `undo`ne.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if task.exception() is None and undo is not None:
+            undo(task.result())
+        raise cancelled
+    return task.result()
 
 
 def _stand_back() -> None:

@@ -23,6 +23,7 @@ _FICLONE = 0x40049409
 _PIECE = 16 * m.BLOCK_BYTES
 _ZEROS = bytes(m.BLOCK_BYTES)
 _LOOK_AGAIN_S = 0.1
+_SHORTER = "the file became shorter while it was read"
 
 OnBytes = Callable[[int], None]
 Stop = Callable[[], bool]
@@ -86,6 +87,8 @@ def _copied(old: int, new: int, size: int, *, on_bytes: OnBytes, stop: Stop) -> 
     at: int | None = 0
     while at is not None and at < size:
         if (at := next_data(old, at)) is None:
+            if os.fstat(old).st_size < size:  # no hole: its end was cut off
+                raise Refused(_SHORTER)
             return
         at -= at % m.BLOCK_BYTES
         _go_on(stop)
@@ -140,7 +143,7 @@ def _read(opened: int, offset: int, length: int) -> bytes:
     while got < length:
         part = os.pread(opened, length - got, offset + got)
         if not part:
-            raise Refused("the file became shorter while it was read")
+            raise Refused(_SHORTER)
         parts.append(part)
         got += len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)

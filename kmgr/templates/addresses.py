@@ -18,8 +18,11 @@ from kmgr.errors import Refused, Unavailable
 
 MOST_REDIRECTS = 5
 _NAT64 = ip_network("64:ff9b::/96")
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-_SUM = re.compile(r"^(?:SHA256 \((?P<named>[^)]*)\) = )?(?P<sum>[0-9a-fA-F]{64})(?:[ \t]+\*?(?P<name>\S.*?))?\s*$")
+# No file is longer than twenty digits can say, whatever an answer says.
+_RANGE = re.compile(r"bytes ([0-9]{1,20})-([0-9]{1,20})/([0-9]{1,20})")
+_LENGTH = re.compile(r"[0-9]{1,20}")
+# Of a line without white space around it. Nothing in it may be read in two ways: lines can be very long.
+_SUM = re.compile(r"(?:SHA256 \((?P<named>[^)]*)\) = )?(?P<sum>[0-9a-fA-F]{64})(?:[ \t]+\*?(?P<name>\S.*))?")
 
 
 def check_url(url: str) -> None:
@@ -39,7 +42,10 @@ def check_url(url: str) -> None:
 
 def redirected(url: str, to: str) -> str:
     """Return where an answer sends us; raise `Refused` if it should not."""
-    target = urljoin(url, to)
+    try:
+        target = urljoin(url, to)
+    except ValueError:
+        raise Refused(f"the address leads on to {to[:200]!r}, which is none", code="bad_url") from None
     check_url(target)
     if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
         raise Refused("the address leads from https to http, where anybody on the way could change the file")
@@ -94,7 +100,7 @@ def judge(answer: Answer, *, start: int, etag: str) -> Begin | None:
         return Begin(start, int(found[3]), mark)
     if status == 200:
         length = headers.get("content-length", "")
-        return Begin(0, int(length) if length.isascii() and length.isdigit() else None, mark)
+        return Begin(0, int(length) if _LENGTH.fullmatch(length) else None, mark)
     if status == 416:
         return None
     if status >= 500 or status == 429:
@@ -104,7 +110,7 @@ def judge(answer: Answer, *, start: int, etag: str) -> Begin | None:
 
 def sum_in(text: str, file_name: str) -> str:
     """Return the SHA-256 that a file of checksums has for a name (or its only one); raise `Refused` if none."""
-    found = [one for line in text.splitlines() if (one := _SUM.match(line.strip()))]
+    found = [one for line in text.splitlines() if (one := _SUM.fullmatch(line.strip()))]
     named = [one for one in found if (one["named"] or one["name"] or "").rpartition("/")[2] == file_name]
     chosen = named or (found if len(found) == 1 and not (found[0]["named"] or found[0]["name"]) else [])
     if not chosen:

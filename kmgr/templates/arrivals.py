@@ -19,6 +19,7 @@ from typing import Any
 
 from kmgr.clock import Clock
 from kmgr.errors import Conflict, NotFound, Refused, Unavailable
+from kmgr.replica.background import to_the_end
 from kmgr.replica.images import Images, disk_error, sync_folder, write_synced
 from kmgr.templates import arriving
 from kmgr.templates.arriving import Arrival
@@ -132,11 +133,13 @@ class Arrivals:
 
     async def settle(self, id: str) -> Arrival:
         """Make whoever sends now give way, and return how far it came."""
-        if (sending := self._sending.get(id)) is not None:
+        # Others may wait for the same one to end: each makes way for the next.
+        while (sending := self._sending.get(id)) is not None:
             sending.taken_over = True
             sending.task.cancel()
             await asyncio.wait({sending.task})
-            self._sending.pop(id, None)
+            if self._sending.get(id) is sending:
+                del self._sending[id]
         return self.get(id)
 
     async def set_size(self, id: str, size_bytes: int) -> Arrival:
@@ -184,7 +187,7 @@ class Arrivals:
                 await self._forget(one.id)
 
     async def _receive(self, known: Arrival, chunks: AsyncIterator[bytes], checksum: Checksum | None) -> Arrival:
-        sink = await asyncio.to_thread(Sink, self.path(known.id), known.offset)
+        sink = await to_the_end(asyncio.to_thread(Sink, self.path(known.id), known.offset), undo=Sink.close)
         piece = hashlib.new(checksum.algorithm) if checksum else None
         whole = self._running_sum(known)
         good = False
@@ -204,11 +207,13 @@ class Arrivals:
             good = True
         finally:
             # Also for a sender that broke off: what came is kept. Not if it cannot be checked any more.
-            if checksum is None or (good and piece is not None and piece.digest() == checksum.digest):
-                known = await asyncio.shield(self._keep(known, sink))
-                if whole is not None and known.offset == sink.at:
-                    self._sums[known.id] = (whole, known.offset)
-            await asyncio.to_thread(sink.close)
+            try:
+                if checksum is None or (good and piece is not None and piece.digest() == checksum.digest):
+                    known = await to_the_end(self._keep(known, sink))
+                    if whole is not None and known.offset == sink.at:
+                        self._sums[known.id] = (whole, known.offset)
+            finally:
+                await to_the_end(asyncio.to_thread(sink.close))
         if checksum is not None and known.offset != sink.at:
             raise Refused(
                 "the piece does not have the checksum that was sent with it: send it again", code="checksum"

@@ -46,7 +46,7 @@ class Downloader:
 
     async def checksum(self, url: str, file_name: str) -> str:
         """Return the SHA-256 that a file of checksums at an address has for a file name."""
-        text = b""
+        text = bytearray()
         async with self._following(url, start=0, etag="") as opened:
             addresses.judge(opened.answer, start=0, etag="")
             async for chunk in opened.chunks:
@@ -57,9 +57,8 @@ class Downloader:
 
     async def __call__(self, arrivals: Arrivals, id: str) -> None:
         """Return when all of an arrival is here; raise what stands against it."""
-        failed = 0
+        failed, furthest = 0, arrivals.get(id).offset
         while True:
-            before = arrivals.get(id).offset
             try:
                 if await self._go(arrivals, id):
                     return
@@ -67,7 +66,9 @@ class Downloader:
             except Unavailable as error:
                 if error.code != "remote":
                     raise
-                failed = 0 if arrivals.get(id).offset > before else failed + 1
+                # One that begins anew again and again, and never comes further, is given up as well.
+                at = arrivals.get(id).offset
+                failed, furthest = (0, at) if at > furthest else (failed + 1, furthest)
                 if failed >= TRIES:
                     raise
                 again = min(2.0**failed, _LONGEST_WAIT_S)
@@ -89,7 +90,7 @@ class Downloader:
                 if begin is None and not known.offset:
                     raise Refused("that server does not send the file", code="remote")
                 known = await arrivals.change(id, offset=0, size_bytes=None, etag="")
-            if begin is None:
+            if begin is None or begin.at != known.offset:
                 return False
             known = await arrivals.change(id, etag=begin.etag)
             if begin.size_bytes is not None and known.size_bytes is None:

@@ -14,14 +14,14 @@ what was found in the file. Runs in the daemon's loop; files are touched in thre
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from kmgr.clock import Clock
 from kmgr.entropy import new_id
-from kmgr.errors import NotFound, Refused, Unavailable
+from kmgr.errors import KmgrError, NotFound, Refused, Unavailable
 from kmgr.grid.port import Grid
 from kmgr.ids import VersionId
 from kmgr.replica import manifest as m
@@ -186,17 +186,18 @@ class Importer:
         version = VersionId(new_id("ver"))
         raw = self._images.tmp / f"import-{version}.raw"
         try:
-            job.tell("checking", job.progress.percent)
-            disk = await self._inspect(path, ours=ours)
-            kind = _KINDS.get(disk.format, ImageKind.DISK)
-            as_it_is = disk.format == "raw" or disk.format in _KINDS
-            if not as_it_is:
-                self._need(disk.data_bytes, "the image")
-            unpacker = Unpacker(self._images, job)
-            if as_it_is:
-                manifest = await unpacker.absorbed(path, raw, size=disk.virtual_bytes, ours=ours)
-            else:
-                manifest = await unpacker.converted(path, raw, disk=disk)
+            async with _unchanged(path):
+                job.tell("checking", job.progress.percent)
+                disk = await self._inspect(path, ours=ours)
+                kind = _KINDS.get(disk.format, ImageKind.DISK)
+                as_it_is = disk.format == "raw" or disk.format in _KINDS
+                if not as_it_is:
+                    self._need(disk.data_bytes, "the image")
+                unpacker = Unpacker(self._images, job)
+                if as_it_is:
+                    manifest = await unpacker.absorbed(path, raw, size=disk.virtual_bytes, ours=ours)
+                else:
+                    manifest = await unpacker.converted(path, raw, disk=disk)
             job.tell("publishing", 98)
             self._images.claimed.add(version)
             return await self._publisher.publish(version, raw, manifest, job=job.progress, notes=notes, kind=kind)
@@ -236,6 +237,24 @@ class Importer:
             )
 
 
+@asynccontextmanager
+async def _unchanged(path: Path) -> AsyncIterator[None]:
+    """Refuse what was read of a file that somebody wrote to, or removed, meanwhile: it is of no moment of it."""
+    before = await asyncio.to_thread(_stamp, path)
+    failed: KmgrError | OSError | None = None
+    try:
+        yield
+    except (KmgrError, OSError) as error:  # that may be why
+        failed = error
+    if await asyncio.to_thread(_stamp, path) != before:
+        raise Refused(
+            "it was changed or removed while it was read: import it when nothing writes to it any more",
+            code="changed",
+        ) from failed
+    if failed is not None:
+        raise failed
+
+
 def clean_tmp(data_dir: Path) -> tuple[str, ...]:
     """Remove what imports left behind when the daemon was killed; call it before any import. Returns the names."""
     folder = growing(data_dir)
@@ -260,6 +279,15 @@ def _need_sense(virtual_bytes: int, *, whole: int) -> None:
             " desktops would fill it. Make it smaller inside the machine it comes from, then export it again",
             code="too_large",
         )
+
+
+def _stamp(path: Path) -> tuple[int, int, int, int] | None:
+    """Return what changes when somebody writes to a file or puts another in its place; None if there is none."""
+    try:
+        told = path.stat()
+    except OSError:
+        return None
+    return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns
 
 
 def _head(path: Path) -> tuple[bytes, int, int]:

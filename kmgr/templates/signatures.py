@@ -115,14 +115,16 @@ def _vmdk(head: bytes, _: int) -> Finding | None:
     if len(head) < _SECTORS_OF_DESCRIPTOR * SECTOR:
         return Finding("", "it is a truncated VMware disk (VMDK)")
     _, _, _, capacity, _, descriptor_at, descriptor_sectors = _VMDK.unpack_from(head)
-    begin = descriptor_at * SECTOR
-    text = head[begin : begin + min(descriptor_sectors, 64) * SECTOR] if descriptor_at else b""
+    # Whoever opens it looks for a parent in the twenty sectors behind the header, whatever the header says.
+    begin, end = descriptor_at * SECTOR, (descriptor_at + min(max(descriptor_sectors, 20), 64)) * SECTOR
+    text = head[begin:end] if descriptor_at else b""
+    either = text + head[SECTOR : _SECTORS_OF_DESCRIPTOR * SECTOR]
     extents = _VMDK_EXTENT.findall(text)
     if not capacity or len(extents) > 1 or any(kind != b"SPARSE" for kind in extents):
         return Finding("", f"it is a VMware disk (VMDK) whose data lie in other files. {_WHOLE.format('vmdk')}")
     if not any(b'"' + kind + b'"' in text for kind in _VMDK_KINDS):
         return Finding("", f"it is one part of a VMware disk (VMDK). {_WHOLE.format('vmdk')}")
-    if b"parentFileNameHint" in text or re.search(rb"parentCID=(?!ffffffff)", text, re.IGNORECASE):
+    if b"parentFileNameHint" in either or re.search(rb"parentCID=(?!ffffffff)", either, re.IGNORECASE):
         return Finding("", f"it is a snapshot of a VMware disk (VMDK) and needs its parent. {_WHOLE.format('vmdk')}")
     return Finding("vmdk", "a VMware disk (VMDK)")
 
@@ -153,6 +155,8 @@ def _iso(head: bytes, size: int) -> Finding | None:
     """Find a CD or DVD; one that can be booted has a boot record among its descriptors (El Torito)."""
     if head[_DESCRIPTORS : _DESCRIPTORS + 6] != b"\x01CD001":
         return None
+    if len(head) < _DESCRIPTORS + _ISO_SECTOR:
+        return Finding("", f"it is a CD or DVD (ISO) that is cut off after {size} bytes")
     (sectors,) = struct.unpack_from("<I", head, _DESCRIPTORS + 80)
     if size % SECTOR or sectors * _ISO_SECTOR > size:
         return Finding(

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from kmgr.replica.background import at_length
+from kmgr.replica.background import at_length, to_the_end
 from kmgr.replica.images import disk_error
 
 _WRITE = 1 << 20
@@ -15,7 +15,8 @@ _ZEROS = bytes(_GRAIN)
 class Sink:
     """An open file from `at` on; what lies behind is cut off. After `sync` the first `written` bytes are on the disk.
 
-    Made and closed in a thread, the rest in the loop.
+    Made and closed in a thread, the rest in the loop. Who is cancelled waits until the disk has done what it was
+    told: else the end could be cut off while another thread still writes there.
     """
 
     def __init__(self, path: Path, at: int) -> None:
@@ -58,7 +59,7 @@ class Sink:
 
     async def _do(self, work: Callable[..., None], *arguments: bytes) -> None:
         try:
-            await at_length(work, *arguments)
+            await to_the_end(at_length(work, *arguments))
         except OSError as error:
             raise disk_error(error, doing="the import") from error
 

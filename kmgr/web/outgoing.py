@@ -16,13 +16,18 @@ from kmgr.errors import Refused, Unavailable
 from kmgr.templates.addresses import Answer, address_problem
 from kmgr.templates.download import Open
 
-_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=15, sock_read=60)
+_CONNECT_S = 15
+# A server of which nothing comes for so long is asked again.
+_SILENT_S = 60.0
 _CHUNK = 1 << 18
 _AddrInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
 
 
 class WebOutgoing:
     """Talks HTTP for `templates.download`."""
+
+    def __init__(self, *, silent_s: float = _SILENT_S) -> None:
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=silent_s)
 
     @asynccontextmanager
     async def get(self, url: str, *, start: int, etag: str, own: bool) -> AsyncIterator[Open]:
@@ -35,7 +40,7 @@ class WebOutgoing:
             connector = aiohttp.TCPConnector(socket_factory=_allowed if own else _foreign, force_close=True)
             async with (
                 aiohttp.ClientSession(
-                    connector=connector, timeout=_TIMEOUT, auto_decompress=False, trust_env=False
+                    connector=connector, timeout=self._timeout, auto_decompress=False, trust_env=False
                 ) as session,
                 session.get(url, headers=headers, allow_redirects=False) as answer,
             ):

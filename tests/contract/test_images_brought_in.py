@@ -71,6 +71,11 @@ def qemu_img(*words: object) -> None:
     subprocess.run(["qemu-img", *(str(word) for word in words)], check=True, capture_output=True)
 
 
+def told_of(path: Path, format: str) -> str:
+    told = subprocess.run(["qemu-img", "info", "-f", format, path], check=False, capture_output=True, text=True)
+    return told.stdout + told.stderr
+
+
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
     desk = Desk(tmp_path)
@@ -130,6 +135,63 @@ async def test_a_descriptor_inside_a_vmdk_that_points_elsewhere_is_refused(desk:
             file.seek(512)
             file.write(text.encode().ljust(10 * 512, b"\0"))
         assert "data lie in other files" in await desk.refusal(path)
+
+
+async def test_a_parent_that_a_vmdk_names_where_its_header_does_not_say_is_found(desk: Desk) -> None:
+    path = desk.made("child.vmdk", "vmdk")
+    with path.open("r+b") as file:
+        file.seek(512)
+        text = (
+            file.read(512).rstrip(b"\0") + b"#" * 600 + b'\nparentFileNameHint="/usr/share/common-licenses/GPL-3"\n'
+        )
+        file.seek(36)
+        file.write(struct.pack("<Q", 1))  # so many sectors are its description
+        file.seek(512)
+        file.write(text)
+    assert "GPL-3" in told_of(path, "vmdk"), "QEMU would read it"
+    assert "needs its parent" in await desk.refusal(path)
+
+
+async def test_a_differencing_vhdx_is_refused(desk: Desk) -> None:
+    path = desk.made("child.vhdx", "vhdx")
+    data = path.read_bytes()
+    entry = data.index(bytes.fromhex("3767a1ca36fa434db3b633f0aa44e76b"), MIB)
+    table = data.rindex(b"metadata", 0, entry)
+    with path.open("r+b") as file:
+        file.seek(table + struct.unpack_from("<I", data, entry + 16)[0] + 4)
+        file.write(struct.pack("<I", 2))
+    await desk.refusal(path)
+
+
+@pytest.mark.parametrize("version", ["0.10", "1.1"])
+@pytest.mark.parametrize("length", [0, 71, 72, 103, 105, 112, 70_000, (1 << 32) - 1])
+async def test_a_qcow2_whose_header_says_oddly_how_long_it_is_is_the_same_disk_or_refused(
+    desk: Desk, version: str, length: int
+) -> None:
+    path = desk.made("odd.qcow2", "qcow2", "-o", f"compat={version}")
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(struct.pack(">I", length))
+    try:
+        result = await desk.bring(path)
+    except Refused:
+        return
+    assert desk.images.path(result.version).read_bytes() == desk.raw.read_bytes()
+
+
+async def test_one_cluster_that_a_qcow2_calls_a_whole_disk_takes_no_more_than_is_free(desk: Desk) -> None:
+    path = desk.folder / "bomb.qcow2"
+    qemu_img("create", "-f", "qcow2", path, "8G")
+    with path.open("r+b") as file:
+        (l1_at,) = struct.unpack(">Q", file.read(48)[40:])
+        end = path.stat().st_size
+        file.seek(end)
+        # All tables are the same table, and all of its places the same cluster.
+        file.write(struct.pack(">Q", end + 65_536) * 8192 + b"x" * 65_536)
+        file.seek(l1_at)
+        file.write(struct.pack(">Q", end) * 16)
+    desk.room = Room(free_bytes=2 * GIB, total_bytes=100 * GIB)
+    await desk.refusal(path, KmgrError)
 
 
 async def test_a_differencing_vdi_is_refused(desk: Desk) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kmgr.replica.background import at_length, background
+from kmgr.replica.background import at_length, background, to_the_end
 from kmgr.templates import sandbox
 
 
@@ -42,3 +42,21 @@ def test_the_program_that_unpacks_an_image_stands_back_at_the_disk() -> None:
     before = command[command.index("nice") : command.index("bwrap")]
     told = subprocess.run([*before, "ionice"], check=True, capture_output=True, text=True).stdout
     assert told.strip() == "best-effort: prio 7"
+
+
+async def test_what_is_cancelled_is_through_when_it_ends_and_leaves_nothing_that_nobody_takes() -> None:
+    go_on, undone = threading.Event(), list[bool]()
+    task = asyncio.create_task(to_the_end(at_length(go_on.wait), undo=undone.append))
+    for _ in range(3):
+        await asyncio.sleep(0.01)
+        task.cancel()
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert undone == [True]
+    assert await to_the_end(at_length(divmod, 7, 2), undo=lambda _: undone.clear()) == (3, 1)
+    assert undone == [True]
+    with pytest.raises(ZeroDivisionError):
+        await to_the_end(at_length(divmod, 1, 0))

@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import os
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from kmgr.replica.images import Images, Room
 from kmgr.templates import arriving
 from kmgr.templates.arrivals import Arrivals, Checksum
 from kmgr.templates.arriving import Arrival, Way
+from kmgr.templates.sink import Sink
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -211,3 +214,113 @@ async def test_a_length_may_be_told_at_the_end(bench: Bench) -> None:
     assert (await bench.all.set_size("arr-1", len(DATA))).complete
     with pytest.raises(Conflict):
         await bench.all.set_size("arr-1", len(DATA) + 1)
+
+
+def held_open(path: Path) -> int:
+    """Return how often this process has a file open, deleted or not."""
+    return sum(found.startswith(str(path)) for found in map(_where, Path("/proc/self/fd").iterdir()))
+
+
+def _where(link: Path) -> str:
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""
+
+
+async def test_a_disk_on_which_nothing_can_be_noted_is_told_and_the_file_is_let_go(bench: Bench) -> None:
+    await bench.all.create(bench.new())
+    part = bench.all.path("arr-1")
+    (bench.images.tmp / "arr-1.new").mkdir()
+    with pytest.raises(Unavailable) as caught:
+        await bench.all.append("arr-1", 0, pieces(DATA))
+    assert caught.value.code == "disk"
+    assert held_open(part) == 0, "the room of one that is given up would never be free"
+
+
+async def test_who_takes_over_waits_until_the_disk_is_done_with_what_came_before(bench: Bench) -> None:
+    await bench.all.create(bench.new())
+    part, record = bench.all.path("arr-1"), bench.images.tmp / "arr-1.new"
+
+    async def hangs() -> AsyncIterator[bytes]:
+        yield DATA[:70_000]
+        begun.set()
+        await asyncio.Event().wait()
+
+    begun = asyncio.Event()
+    os.mkfifo(record)  # as on a very slow disk: nothing is written there before somebody reads
+    first = asyncio.create_task(bench.all.append("arr-1", 0, hangs()))
+    await begun.wait()
+    tasks = [asyncio.create_task(bench.all.settle("arr-1"))]
+    while bench.all.get("arr-1").offset < 70_000:  # noqa: ASYNC110 - there is no event for that
+        await asyncio.sleep(0.01)
+    # Its connection is gone as well, and the next one asks.
+    first.cancel()
+    tasks.append(asyncio.create_task(bench.all.settle("arr-1")))
+    await asyncio.sleep(0.05)
+    ended, held = [task.done() for task in (first, *tasks)], held_open(part)
+    reading = os.open(record, os.O_RDONLY | os.O_NONBLOCK)
+    await asyncio.wait({first, *tasks})
+    os.close(reading)
+    assert (ended, held) == ([False] * 3, 1)
+    assert held_open(part) == 0
+    assert [task.result().offset for task in tasks] == [70_000] * 2
+    with pytest.raises((KmgrError, asyncio.CancelledError)):
+        first.result()
+    record.unlink()
+    assert (await bench.all.append("arr-1", 70_000, pieces(DATA[70_000:]))).complete
+    assert part.read_bytes() == DATA
+
+
+async def test_of_two_that_take_over_in_the_same_moment_only_one_goes_on(bench: Bench) -> None:
+    await bench.all.create(bench.new())
+
+    async def hangs(data: bytes) -> AsyncIterator[bytes]:
+        yield data
+        begun.set()
+        await asyncio.Event().wait()
+
+    begun = asyncio.Event()
+    first = asyncio.create_task(bench.all.append("arr-1", 0, hangs(DATA[:70_000])))
+    await begun.wait()
+    second = asyncio.create_task(bench.all.append("arr-1", 70_000, hangs(b"")))
+    third = asyncio.create_task(bench.all.append("arr-1", 70_000, pieces(DATA[70_000:])))
+    assert (await third).complete
+    await asyncio.wait({first, second}, timeout=5)
+    for former in (first, second):
+        with pytest.raises(Conflict, match="another connection goes on"):
+            former.result()
+    assert bench.all.path("arr-1").read_bytes() == DATA
+    assert held_open(bench.all.path("arr-1")) == 0
+
+
+class Slow(Sink):
+    """One on a disk that takes its time."""
+
+    def __init__(self, path: Path) -> None:
+        path.touch()
+        super().__init__(path, 0)
+        self.at_it = threading.Event()
+        self.go_on = threading.Event()
+
+    def _write(self, data: bytes) -> None:
+        self.at_it.set()
+        self.go_on.wait()
+        super()._write(data)
+
+
+async def test_what_is_cancelled_in_the_middle_of_a_writing_is_written_first(tmp_path: Path) -> None:
+    sink, data = Slow(tmp_path / "arr-1.part"), bytes(range(256)) * 8192
+    adding = asyncio.create_task(sink.add(data))
+    await asyncio.to_thread(sink.at_it.wait)
+    adding.cancel()
+    await asyncio.sleep(0.05)
+    still_at_it = not adding.done()
+    sink.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await adding
+    assert still_at_it, "the end could be cut off under a thread that writes there"
+    await sink.sync()
+    sink.close()
+    assert sink.written == len(data)
+    assert (tmp_path / "arr-1.part").read_bytes() == data

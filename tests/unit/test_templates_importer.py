@@ -1,6 +1,7 @@
 """Imports with the real qemu-img: good disks become versions, bad ones are named and leave nothing behind."""
 
 import asyncio
+import os
 import shutil
 import struct
 import subprocess
@@ -18,6 +19,7 @@ from kmgr.ids import ServerId
 from kmgr.registry import APPLIERS, SCHEMAS
 from kmgr.replica import queries
 from kmgr.replica.images import Images, Room, room
+from kmgr.templates.absorb import copy_raw
 from kmgr.templates.importer import Importer, clean_tmp
 from kmgr.templates.install_queries import kind_of
 from kmgr.templates.jobs import ImportProgress
@@ -268,6 +270,50 @@ async def test_a_path_that_leads_nowhere_is_named(bench: Bench) -> None:
     assert "no file" in await refusal(bench, bench.offers / "missing.raw", NotFound)
     assert "not a file" in await refusal(bench, bench.offers, NotFound)
     assert "not a whole path" in await refusal(bench, Path("nbd:localhost:1"))
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+@pytest.mark.parametrize("how", ["grows", "shrinks", "is written to", "is replaced", "is removed"])
+async def test_a_file_that_somebody_changes_while_it_is_read_is_refused(bench: Bench, kind: str, how: str) -> None:
+    path, other = (bench.raw() if kind == "raw" else bench.qcow2()), bench.raw("other.raw")
+
+    def change(progress: ImportProgress) -> None:
+        if progress.step != "checking":
+            return
+        match how:
+            case "grows" | "shrinks":
+                os.truncate(path, path.stat().st_size + (MIB if how == "grows" else -MIB // 2))
+            case "is written to":
+                bench.patch(path, 3 * MIB, b"new")
+                os.utime(path, ns=(1, 1))  # another time, however coarse the clock of files is
+            case "is replaced":
+                other.replace(path)
+            case _:
+                path.unlink()
+
+    with pytest.raises(Refused, match="changed or removed while it was read"):
+        await bench.importer.import_file(path, image_name="Debian", by="anna", on_progress=change)
+    assert bench.left_over() == []
+    with bench.grid.view() as db:
+        assert queries.versions(db) == ()
+
+
+def test_the_end_of_a_file_that_is_cut_off_while_it_is_copied_is_not_taken_for_a_hole(tmp_path: Path) -> None:
+    source = tmp_path / "disk.raw"
+    with source.open("wb") as file:
+        file.write(b"x" * 2 * MIB)
+        file.truncate(64 * MIB)
+        file.seek(60 * MIB)
+        file.write(b"x" * 2 * MIB)
+    told: list[int] = []
+
+    def cut(at: int) -> None:
+        told.append(at)
+        os.truncate(source, 4 * MIB)
+
+    with pytest.raises(Refused, match="shorter"):
+        copy_raw(source, tmp_path / "copy.raw", on_bytes=cut, stop=lambda: False)
+    assert told
 
 
 async def test_a_name_that_cannot_be_is_refused_before_any_work(bench: Bench) -> None:

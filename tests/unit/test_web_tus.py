@@ -122,6 +122,39 @@ async def test_two_uploads_of_one_name_get_a_clear_answer_and_the_same_file_goes
     assert (await send(site, "HEAD", where)).headers["Upload-Offset"] == "1000"
 
 
+async def test_one_name_at_two_servers_at_once_is_two_versions_and_the_same_file_only_one(
+    lab: WebLab, site: Site
+) -> None:
+    there = await lab.site(SERVERS[1])
+    other = DISK.replace(b"installed", b"different")
+    places = [(site, await begin(site), DISK), (there, await begin(there), other)]
+    sent = await asyncio.gather(*[patch(at, where, 0, data) for at, where, data in places])
+    assert [one.status for one in sent] == [204, 204]
+    await imported(site)
+    versions = (await imported(there))["versions"]
+    assert sorted(one["number"] for one in versions) == [1, 2]
+    # Once more, with the same bytes at both.
+    new = DISK.replace(b"installed", b"the third")
+    places = [(at, await begin(at), new) for at in (site, there)]
+    await asyncio.gather(*[patch(at, where, 0, data) for at, where, data in places])
+    errors = [job["error"] for at in (site, there) for job in await ended(at)]
+    assert len(errors) == 1, errors
+    assert "exactly the same contents" in errors[0]
+    _, images = await there.ask("GET", "/images", who=ADMIN)
+    assert [len(one["versions"]) for one in images["items"] if one["name"] == "win"] == [3]
+    await there.close()
+
+
+async def ended(site: Site) -> list[dict[str, Any]]:
+    """Wait until nothing is under way at a server; return what failed there."""
+    async with asyncio.timeout(20):
+        while True:
+            jobs = (await site.ask("GET", "/images/imports", who=ADMIN))[1]["items"]
+            if all(job["error"] for job in jobs):
+                return list(jobs)
+            await asyncio.sleep(0.02)
+
+
 async def test_a_bad_file_is_told_and_not_kept(site: Site) -> None:
     text = b"Dear administrator\n" * 100
     where = await begin(site, length=len(text), filename="letter.txt")
