@@ -13,7 +13,7 @@ temporary name, synced and renamed; nobody but the daemon's user may read them.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -131,19 +131,23 @@ def renew_certificate(data_dir: Path, identity: Identity, ca_key_sealed: str, *,
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """A join that asked a grid to be taken in and may have been: with its key this server can prove who it is."""
+    """A join that asked a grid to be taken in and may have been: with its key this server can prove who it is.
+
+    `others` are addresses of further servers of that grid.
+    """
 
     server: ServerId
     key_pem: bytes = field(repr=False)
     address: str
     ca_cert_pem: bytes
+    others: tuple[str, ...] = ()
 
 
-def note_asking(data_dir: Path, address: str, ca_cert_pem: bytes) -> None:
+def note_asking(data_dir: Path, address: str, ca_cert_pem: bytes, *, others: Sequence[str] = ()) -> None:
     """Note which grid is about to be asked, so that a join that is cut off afterwards can be finished."""
     path = folder(data_dir) / JOINING
     server = json.loads(path.read_bytes())["server"]
-    asked = {"server": server, "address": address, "ca_cert_pem": ca_cert_pem.decode()}
+    asked = {"server": server, "address": address, "ca_cert_pem": ca_cert_pem.decode(), "others": list(others)}
     atomic_write(path, json.dumps(asked).encode())
 
 
@@ -155,7 +159,8 @@ def unfinished(data_dir: Path) -> Unfinished | None:
     try:
         raw = json.loads((place / JOINING).read_bytes())
         key_pem = (place / "server.key").read_bytes()
-        return Unfinished(ServerId(raw["server"]), key_pem, raw["address"], raw["ca_cert_pem"].encode())
+        others = tuple(raw.get("others", ()))
+        return Unfinished(ServerId(raw["server"]), key_pem, raw["address"], raw["ca_cert_pem"].encode(), others)
     except (OSError, ValueError, KeyError):
         return None
 

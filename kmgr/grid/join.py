@@ -47,6 +47,8 @@ TRIES = 5
 SEALED_FOR = "kmgr join phrase"
 RESUME = "kmgr join resumed/1"
 _JOIN_S = 60.0
+# So many members besides the one that is asked are noted: each can finish the join if that one is gone.
+_OTHERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ async def join_grid(
         findings = await _looked(talk, hello, newcomer, me, now_ms=clock.now_ms())
         if preflight.stops(findings):
             raise PreflightStopped(findings)
-        identity.note_asking(data_dir, address, ca_cert_pem)
+        others = [str(at) for at in mapping(hello.get("members")).values()]
+        identity.note_asking(data_dir, address, ca_cert_pem, others=others[:_OTHERS])
         progress(Step.ASK)
         await talk.send({"request_pem": authority.certificate_request(key_pem, server).decode()})
         answer = answer_from(await talk.receive(wait_s=WHOLE_S))
@@ -115,15 +118,26 @@ async def join_grid(
 async def finish_joining(data_dir: Path, address: str = "") -> Identity | None:
     """Finish a join that was cut off after it had asked; None if there is none, or the grid did not take it in.
 
-    No phrase is needed: the grid knows this server's key, and this server the grid's CA.
+    No phrase is needed: the grid knows this server's key, and this server the grid's CA. If the server that was
+    asked is away the next one is: any server of the grid can finish what another one began.
     """
     begun = identity.unfinished(data_dir)
     if begun is None:
         return None
-    async with _connected(address or begun.address) as talk:
-        if authority.issued_to(talk.certificate(), begun.ca_cert_pem) is None:
-            return None  # another grid's address was given this time
-        return await _resumed(data_dir, talk, begun)
+    again = address in ("", begun.address)
+    away: Unavailable | None = None
+    for place in (begun.address, *begun.others) if again else (address,):
+        try:
+            async with _connected(place) as talk:
+                if authority.issued_to(talk.certificate(), begun.ca_cert_pem) is not None:
+                    return await _resumed(data_dir, talk, begun)
+                if address:
+                    return None  # another grid's address was given this time
+        except Unavailable as error:
+            away = away or error
+    if away is not None:
+        raise away
+    return None
 
 
 async def _resumed(data_dir: Path, talk: Talk, begun: Unfinished) -> Identity | None:
@@ -150,18 +164,26 @@ async def _connected(address: str) -> AsyncIterator[Talk]:
         host, port = split_address(address)
     except ValueError as error:
         raise Refused(f"{error}: give the grid address of a server of the grid, like 192.0.2.10:8440") from error
+    talk: Talk | None = None
     try:
         async with asyncio.timeout(_JOIN_S):
-            reader, writer = await asyncio.open_connection(
-                host, port, ssl=authority.stranger_context(alpn=[JOIN]), ssl_handshake_timeout=STEP_S
-            )
+            async with asyncio.timeout(STEP_S):
+                reader, writer = await asyncio.open_connection(
+                    host, port, ssl=authority.stranger_context(alpn=[JOIN]), ssl_handshake_timeout=STEP_S
+                )
             try:
-                yield Talk(Connection(None, address, reader, writer))
+                yield (talk := Talk(Connection(None, address, reader, writer)))
             finally:
                 writer.close()
     except (OSError, EOFError, ValueError) as error:
+        why = str(error) or type(error).__name__
+        if talk is not None and talk.heard and not isinstance(error, ValueError):
+            raise Unavailable(
+                f"the server at {address} stopped or was cut off in the middle of the join ({why}): do the same "
+                "again, with the same four words; the join goes on where it was"
+            ) from error
         raise Unavailable(
-            f"no server of a grid answers at {address} ({str(error) or type(error).__name__}): "
+            f"no server of a grid answers at {address} ({why}): "
             "check the address, that kmgr runs there, and that no firewall is between"
         ) from error
 

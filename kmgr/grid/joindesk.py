@@ -193,6 +193,7 @@ class JoinDesk:
         candidate: Candidate,
         fingerprint: str,
     ) -> None:
+        key = authority.request_key(request_pem)
         newcomer = {
             "server": candidate.server,
             "name": candidate.name,
@@ -200,18 +201,32 @@ class JoinDesk:
             "web_address": candidate.web_address,
             "version": candidate.version,
             "role": candidate.role.value,
-            "key": authority.request_key(request_pem),
+            "key": key,
             "fingerprint": fingerprint,
         }
         body = {"invitation": invitation.id, "server": newcomer}
-        applied(await self._grid.propose("invitation.redeem", body, by=candidate.server))
+        try:
+            applied(await self._grid.propose("invitation.redeem", body, by=candidate.server))
+        except NotAllowed:
+            # An earlier talk was cut off while this was on its way to the log, and it arrived there meanwhile.
+            if not self._has_taken_in(invitation, candidate.server, key):
+                raise
+
+    def _has_taken_in(self, invitation: StoredInvitation, server: ServerId, key: str) -> bool:
+        with self._grid.view() as db:
+            row, known_key = queries.server(db, server), queries.key_hash(db, server)
+            now = next((one for one in queries.invitations(db) if one.id == invitation.id), None)
+        used = now is not None and now.used_by == server
+        return used and row is not None and row.state is ServerState.JOINING and known_key == key
 
     async def _resume(self, talk: Talk, first: Mapping[str, Any]) -> None:
         """Answer a server whose join was cut off after the log took it in: its key proves that it is the one."""
         server, request_pem = ServerId(text(first, "resume")), text(first, "request_pem").encode()
-        with self._grid.view() as db:
-            info = _info(queries.grid_info(db))
-            row, key_hash = queries.server(db, server), queries.key_hash(db, server)
+        info, row, key_hash = self._known(server)
+        if row is None:
+            # This server may have been killed or cut off since, and not know yet what the others agreed on.
+            await self._grid.barrier()
+            info, row, key_hash = self._known(server)
         if row is None or row.state is ServerState.REMOVED:
             await talk.send({"state": "unknown" if row is None else "removed"})
             return
@@ -226,6 +241,10 @@ class JoinDesk:
             raise NotAllowed("this is not the server that asked to join: it does not have its key")
         # This certificate's fingerprint comes with the server's first announcement.
         await talk.send(self._answer(info, server, self._signed(info, server, request_pem)))
+
+    def _known(self, server: ServerId) -> tuple[GridInfo, Server | None, str]:
+        with self._grid.view() as db:
+            return _info(queries.grid_info(db)), queries.server(db, server), queries.key_hash(db, server)
 
     def _signed(self, info: GridInfo, server: ServerId, request_pem: bytes) -> bytes:
         ca_key = authority.unseal(self._own.secret, info.ca_key_sealed)

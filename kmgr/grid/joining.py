@@ -107,6 +107,7 @@ class Talk:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._said = b""
+        self._heard = False
         self._proofs: Proofs | None = None
         self._proves = False
 
@@ -114,6 +115,11 @@ class Talk:
     def said(self) -> bytes:
         """Return everything that was said in the open, in both directions."""
         return self._said
+
+    @property
+    def heard(self) -> bool:
+        """True once the other side has said anything that this protocol knows."""
+        return self._heard
 
     @property
     def local_host(self) -> str:
@@ -162,6 +168,7 @@ class Talk:
                 raise ValueError("it does not speak kmgr's join protocol")
             data = await self._connection.reader.readexactly(size)
         message = mapping(json.loads(data))
+        self._heard = True
         if self._proofs is None:
             self._said += data
         elif "error" not in message:

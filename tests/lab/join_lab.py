@@ -14,12 +14,13 @@ from kmgr.grid.joindesk import JoinDesk
 from kmgr.grid.joining import Joined, Newcomer, Step
 from kmgr.grid.local import LocalGrid
 from kmgr.grid.model import Server
+from kmgr.grid.port import Grid
 from kmgr.grid.queries import invitations, servers
 from kmgr.grid.schema import SCHEMA
 from kmgr.ids import ServerId
 from tests.lab.wires import Wires
 
-A = ServerId("srv-a")
+A, X = ServerId("srv-a"), ServerId("srv-x")
 
 
 class Killed(BaseException):
@@ -48,9 +49,9 @@ class Office:
         path = folder / "state.sqlite"
         self._path = path
         self.grid = LocalGrid(A, path=path, appliers=APPLIERS, schemas=(SCHEMA,), clock=self.clock)
-        JoinDesk(
-            self.port, self.grid, own=own, version=version, clock=self.clock, images_mib=lambda _: self.images_mib
-        )
+        self._version = version
+        self._neighbour: LocalGrid | None = None
+        self.answer_through(self.grid)
 
     async def start(self) -> None:
         """Found the grid and listen."""
@@ -63,10 +64,38 @@ class Office:
         await self.grid.propose("server.add", {**server, "fingerprint": "f"}, by=A)
         await self.grid.propose("server.up", {"server": A}, by=A)
 
+    def answer_through(self, grid: Grid) -> None:
+        """Let newcomers be answered by a desk that reaches the log through `grid`."""
+        JoinDesk(
+            self.port, grid, own=self.own, version=self._version, clock=self.clock,
+            images_mib=lambda _: self.images_mib,
+        )  # fmt: skip
+
+    async def beside(self) -> str:
+        """Start a second server `x` of this grid, which follows the log without a vote; return its address."""
+        log = self.grid._log
+        port = self.wires.port(X)
+        own = identity.load(self.wires.folder / X)
+        assert own is not None
+        path = self._path.with_name("beside.sqlite")
+        grid = LocalGrid(X, path=path, appliers=APPLIERS, schemas=(SCHEMA,), clock=self.clock, log=log)
+        log.voteless.add(X)
+        log.deliver()
+        JoinDesk(port, grid, own=own, version=self._version, clock=self.clock)
+        self._neighbour = grid
+        await self.wires.start(port)
+        address = self.wires.addresses[X]
+        server = {"server": X, "name": "x", "grid_address": address, "web_address": "w:2", "version": "1"}
+        await self.grid.propose("server.add", {**server, "fingerprint": "f"}, by=A)
+        await self.grid.propose("server.up", {"server": X}, by=A)
+        return address
+
     async def stop(self) -> None:
         """Stop listening."""
         await self.wires.stop()
         self.grid.close()
+        if self._neighbour is not None:
+            self._neighbour.close()
 
     @property
     def address(self) -> str:
