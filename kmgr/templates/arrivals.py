@@ -58,6 +58,8 @@ class Arrivals:
         self._sending: dict[str, _Sending] = {}
         self._sums: dict[str, tuple[Any, int]] = {}
         self.moved: Callable[[str, int], None] = lambda _id, _at: None
+        # Who makes an image of one, or fetches it, says so: it does not expire meanwhile.
+        self.at_work: Callable[[str], bool] = lambda _id: False
 
     def load(self) -> None:
         """Read the records that are here; files without one are removed. Blocks."""
@@ -182,7 +184,7 @@ class Arrivals:
         """Drop what expired."""
         now = self._clock.now_ms()
         for one in self.all():
-            if self.expires_at(one) <= now and not self.sent_now(one.id):
+            if self.expires_at(one) <= now and not self.sent_now(one.id) and not self.at_work(one.id):
                 logger.info("an unfinished import expired", extra={"image": one.image_name, "by": one.by})
                 await self._forget(one.id)
 

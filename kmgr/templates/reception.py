@@ -49,6 +49,7 @@ class Reception:
         self._seen: dict[str, tuple[int, int]] = {}
         self._done: dict[str, ImportProgress] = {}
         arrivals.moved = self._moved
+        arrivals.at_work = self._tasks.__contains__
 
     async def run(self) -> None:
         """Go on with what a former run left, then drop what expires, until cancelled."""

@@ -20,11 +20,13 @@ from kmgr.registry import APPLIERS, SCHEMAS
 from kmgr.replica import queries
 from kmgr.replica.images import Images, Room, room
 from kmgr.templates.absorb import copy_raw
+from kmgr.templates.arrivals import Arrivals
 from kmgr.templates.importer import Importer, clean_tmp
 from kmgr.templates.install_queries import kind_of
 from kmgr.templates.jobs import ImportProgress
 from kmgr.templates.model import ImageKind
 from kmgr.templates.publishing import ImportResult
+from kmgr.templates.reception import Reception
 from kmgr.templates.signatures import recognise
 from tests.lab import boot_iso
 
@@ -399,6 +401,24 @@ async def test_an_upload_that_breaks_off_is_told(bench: Bench) -> None:
     with pytest.raises(ConnectionResetError):
         await bench.importer.import_stream(broken(), size_bytes=MIB, image_name="x", by="anna")
     assert "broke off" in bench.importer.failed()[0].error
+
+
+async def test_what_is_worked_on_for_longer_than_it_is_kept_does_not_expire(bench: Bench) -> None:
+    clock, begun = ManualClock(), asyncio.Event()
+    arrivals = Arrivals(bench.images, clock, keep_hours=lambda: 1)
+
+    async def takes_hours(arrivals: Arrivals, id: str) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    reception = Reception(bench.importer, arrivals, clock, download=takes_hours)
+    made = await reception.fetch(by="anna", image_name="Debian", url="http://there.example/debian.raw")
+    await begun.wait()
+    await clock.advance(2 * 3600)
+    await arrivals.sweep()
+    assert arrivals.path(made.id).exists()
+    await reception.cancel(made.id)
+    assert arrivals.all() == ()
 
 
 def test_what_a_kill_left_behind_is_removed_at_the_next_start(bench: Bench) -> None:
