@@ -21,7 +21,7 @@ class Known:
 
     @property
     def alive(self) -> bool:
-        """True while it runs; a zombie does not."""
+        """True while any of its threads runs; a zombie does not."""
         return _look(self.pid) == (self.started, True)
 
     def send(self, number: signal.Signals) -> None:
@@ -93,7 +93,11 @@ def read(path: Path) -> list[Known | None]:
 
 def _look(pid: int) -> tuple[int, bool] | None:
     fields = _fields(Path("/proc") / str(pid))
-    return (int(fields[19]), fields[0] not in {"Z", "X"}) if fields else None
+    if not fields:
+        return None
+    # Killed, its first thread may be gone while another one still waits for a disk, and holds files and ports with it.
+    others = int(fields[17]) > 1
+    return int(fields[19]), fields[0] not in {"Z", "X"} or others
 
 
 def _fields(folder: Path) -> list[str]:
