@@ -95,7 +95,7 @@ def _look(pid: int) -> tuple[int, bool] | None:
     fields = _fields(Path("/proc") / str(pid))
     if not fields:
         return None
-    # Killed, its first thread may be gone while another one still waits for a disk, and holds files and ports with it.
+    # Killed, its first thread may be gone while another still waits for a disk, and holds files and ports with it.
     others = int(fields[17]) > 1
     return int(fields[19]), fields[0] not in {"Z", "X"} or others
 
