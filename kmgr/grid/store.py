@@ -57,6 +57,13 @@ def is_of_the_disk(error: sqlite3.Error) -> bool:
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_DISK
 
 
+def keep_little(most_bytes: int) -> None:
+    """Have SQLite keep about this much in memory at most, all connections of this process together."""
+    connection = sqlite3.connect(":memory:")
+    connection.execute(f"pragma soft_heap_limit={most_bytes}")
+    connection.close()
+
+
 class Store:
     """The state database of one server: `writer` for the applying thread, `view()` for everybody else."""
 

@@ -4,7 +4,7 @@ import errno
 import os
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,9 +108,9 @@ class SimFile(LogFile):
             raise Sick
         self.durable = self.size
 
-    def replace(self, data: bytes) -> None:
+    def replace(self, parts: Iterable[bytes]) -> None:
         SimFile.sim.breath()
-        super().replace(data)
+        super().replace(parts)
         self.durable = self.size
         self.forgotten = []
         SimFile.sim.breath()

@@ -33,4 +33,4 @@ async def test_large_entries_are_compacted_long_before_there_are_many(tmp_path: 
 
 
 def test_a_witness_keeps_little_of_the_log_in_memory() -> None:
-    assert witness.TIMING.compact_bytes <= 8 << 20
+    assert witness.TIMING.compact_bytes <= 4 << 20

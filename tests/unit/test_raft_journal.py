@@ -2,6 +2,8 @@
 
 import errno
 import resource
+import tracemalloc
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -259,7 +261,8 @@ class Mortal(LogFile):
 
     renamed = False
 
-    def replace(self, data: bytes) -> None:
+    def replace(self, parts: Iterable[bytes]) -> None:
+        data = b"".join(parts)
         new = self.path.with_name(self.path.name + ".new")
         new.write_bytes(data if self.renamed else data[: len(data) // 2])
         if self.renamed:
@@ -284,6 +287,25 @@ def test_killed_in_the_middle_of_a_rewrite_the_old_or_the_new_log_is_there(path:
     assert again.first.index == (6 if renamed else 1)
     assert again.voters() == {A}
     assert not path.with_name("journal.new").exists()
+    again.close()
+
+
+def test_a_rewrite_needs_no_second_copy_of_the_log_in_memory(path: Path) -> None:
+    journal = Journal.create(LogFile(path), A)
+    kept = [Entry(bytes([index]) * (256 << 10), index, 1) for index in range(3, 35)]
+    for one in kept:
+        journal.add(one)
+    journal.sync()
+    tracemalloc.start()
+    try:
+        journal.forget_before(4)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 2 << 20 < path.stat().st_size
+    journal.close()
+    again = opened(path)
+    assert again.entries == kept[1:]
     again.close()
 
 
@@ -322,8 +344,9 @@ class Kernel(LogFile):
         self.failing = False
         self._dirty: list[tuple[int, bytes]] = []
 
-    def replace(self, data: bytes) -> None:
-        super().replace(data)
+    def replace(self, parts: Iterable[bytes]) -> None:
+        data = b"".join(parts)
+        super().replace([data])
         self.disk[:] = data
 
     def sync(self) -> None:

@@ -15,7 +15,7 @@ every message that speaks of them. Runs on the raft thread.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kmgr.errors import ConfigError, InvariantBroken
@@ -333,23 +333,31 @@ class Journal:
         self._file.append(data)
 
     def _rewrite(self) -> None:
-        parts = [
-            records.MAGIC,
-            records.pack(Kind.VOTE, json.dumps([self.term, self.vote]).encode()),
-            records.pack_number(Kind.COMMIT, self.commit),
-            records.pack_number(Kind.EPOCH, self.epoch),
-            records.pack(Kind.VOTERS, json.dumps(sorted(self._base)).encode()),
-            self._doubt(),
-            self._least(),
-            self._memory(),
-            *(records.pack_entry(entry) for entry in self.entries),
-        ]
         self._buffer, self._buffered, self._dirty, self._remembers = [], 0, False, False
         self._noted_commit = self.commit
-        data = b"".join(parts)
-        # The file is synced before it gets its name: it is its own witness.
-        self._file.replace(data + records.pack_number(Kind.SYNCED, len(data)))
+        self._file.replace(self._whole())
         self.synced = self.last.index
+
+    def _whole(self) -> Iterator[bytes]:
+        """Return what the file is to hold, piece by piece: a second copy of the log would not fit into a witness."""
+        size = 0
+        for part in self._parts():
+            size += len(part)
+            yield part
+        # The file is synced before it gets its name: it is its own witness.
+        yield records.pack_number(Kind.SYNCED, size)
+
+    def _parts(self) -> Iterator[bytes]:
+        yield records.MAGIC
+        yield records.pack(Kind.VOTE, json.dumps([self.term, self.vote]).encode())
+        yield records.pack_number(Kind.COMMIT, self.commit)
+        yield records.pack_number(Kind.EPOCH, self.epoch)
+        yield records.pack(Kind.VOTERS, json.dumps(sorted(self._base)).encode())
+        yield self._doubt()
+        yield self._least()
+        yield self._memory()
+        for entry in self.entries:
+            yield records.pack_entry(entry)
 
 
 def _damaged(path: Path, why: str) -> ConfigError:

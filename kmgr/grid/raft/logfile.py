@@ -7,6 +7,7 @@ so whoever reads the file takes them for its end.
 """
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -78,14 +79,15 @@ class LogFile:
         os.fsync(self._descriptor)
         self.size = self._reserved = size
 
-    def replace(self, data: bytes) -> None:
-        """Put `data` in place of the whole file, at once."""
-        self._new.write_bytes(data)
+    def replace(self, parts: Iterable[bytes]) -> None:
+        """Put all parts, one behind the other, in place of the whole file, at once."""
+        with self._new.open("wb") as file:
+            size = sum(file.write(part) for part in parts)
         self._new.chmod(0o600)
         put_in_place(self._new, self.path)
         self.close()
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        self.size = self._reserved = len(data)
+        self.size = self._reserved = size
 
     def close(self) -> None:
         """Close the file, without the zeros; safe to call twice."""
