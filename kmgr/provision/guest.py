@@ -14,13 +14,14 @@ from kmgr.clock import Clock
 from kmgr.errors import KmgrError, Refused, Unavailable
 from kmgr.ids import DesktopId
 from kmgr.provision.causes import Trouble, recognise
-from kmgr.provision.hypervisor import Hypervisor
+from kmgr.provision.hypervisor import DomainState, Hypervisor
 
 ASKED_S = 3.0
 # For a guest that answered a moment ago to answer again, and for a small program in it to end.
 PATIENCE_S = 60.0
 POLL_S = 0.1
 _AGENT_S = 10.0
+_AGAIN_S = 0.5
 _WINDOWS = "mswindows"
 _SHOWN_S = "60"
 # Everybody's terminal, and a note on every graphical screen whose bus can be reached.
@@ -100,8 +101,20 @@ async def printed(
 
 
 async def set_clock(hypervisor: Hypervisor, clock: Clock, desktop: DesktopId) -> None:
-    """Tell a guest that stood still what time it is."""
-    await called(hypervisor, clock, desktop, "guest-set-time", lambda: {"time": clock.now_ms() * 1_000_000})
+    """Tell a guest that stood still what time it is; `Unavailable` as soon as it stands still again."""
+    deadline = clock.monotonic() + PATIENCE_S
+    while True:
+        try:
+            await hypervisor.agent(desktop, "guest-set-time", {"time": clock.now_ms() * 1_000_000}, _AGENT_S)
+        except Unavailable as error:
+            found = {one.desktop: one.state for one in await hypervisor.domains()}
+            if found.get(desktop) is not DomainState.RUNNING:
+                raise Unavailable("it was halted again as soon as it went on: is the disk full?") from error
+            if clock.monotonic() > deadline:
+                raise GuestFailed(f"its guest agent does not answer: {error.message[:_MOST_WORDS]}") from error
+        else:
+            return
+        await clock.sleep(_AGAIN_S)
 
 
 async def silence(hypervisor: Hypervisor, desktop: DesktopId) -> str:

@@ -191,6 +191,35 @@ async def test_one_whose_agent_floods_instead_of_answering_is_broken_by_that_nam
     assert "10485760 bytes" in found.cause
 
 
+async def test_one_that_a_full_disk_halts_at_once_goes_on_soon_after_there_is_room(ear: Listening) -> None:
+    await standby(ear)
+    done(await ear.desk.do("desktop.claim", user="bea", template="tpl"))
+    await ear.pass_time(4)
+    hypervisor, tries = ear.desk.hypervisor, 0
+    start = hypervisor.start
+
+    async def halted_again(desktop: DesktopId) -> None:
+        nonlocal tries
+        tries += 1
+        await start(desktop)
+        hypervisor.halt(desktop)
+        ear.events.tell(What.CHANGED, desktop)
+
+    hypervisor.start = halted_again  # type: ignore[method-assign]
+    hypervisor.halt(D1)
+    ear.events.tell(What.CHANGED, D1)
+    await ear.pass_time(20)
+    assert 5 <= tries <= 20 / GAP_S + 2, "again and again, but in no storm"
+    assert "halted again and again" in ear.desk.agent.problems()[0]
+    hypervisor.start = start  # type: ignore[method-assign]
+    await ear.pass_time(4)
+    (status,) = await hypervisor.domains()
+    assert status.state is DomainState.RUNNING
+    assert ear.desk.one(D1).state is S.IN_USE
+    await ear.pass_time(4)
+    assert ear.desk.agent.problems() == ()
+
+
 async def test_reboots_long_ago_are_forgotten(ear: Listening) -> None:
     await standby(ear)
     for _ in range(3 * MOST_REBOOTS):
