@@ -38,7 +38,7 @@ def lend(domain: Any, name: str, descriptor: int) -> None:
 
 
 def soon(done: Callable[[], bool], what: str, *, limit_s: float = _SOON_S) -> None:
-    """Wait for what takes milliseconds; raise `Refused` if it does not happen."""
+    """Wait for what usually takes milliseconds; raise `Refused` if it does not happen within the limit."""
     deadline = time.monotonic() + limit_s
     while not done():
         if time.monotonic() > deadline:

@@ -16,11 +16,9 @@ Called on a thread: all of it blocks. Only `libvirt_driver` may use it.
 """
 
 import contextlib
-import json
 import os
 import struct
 import threading
-import time
 from pathlib import Path
 from typing import IO, Any
 from xml.etree import ElementTree as ET
@@ -28,15 +26,16 @@ from xml.etree import ElementTree as ET
 from kmgr.errors import Refused
 from kmgr.provision import disks, domainxml
 from kmgr.provision.hypervisor import DomainSpec
+from kmgr.provision.libvirt_monitor import ask, lend, soon
 
 try:
     import libvirt
-    import libvirt_qemu
 except ImportError:  # a server without libvirt still belongs to the grid
     libvirt = None
 
 RAM, STATE, MEMORY = "ram", "state", "memory"
-_POLL_S = 0.003
+# The name under which QEMU has the file that the state goes to or comes from.
+_FILE = "kmgr-state"
 _LOAD_S = 120.0
 _SAVE_S = 300.0
 # The head of what virDomainSave writes: magic, version, length of the description, was it running, compression,
@@ -69,11 +68,11 @@ def restore(connection: Any, spec: DomainSpec, folder: str) -> None:
 
 def _save_shared(domain: Any, folder: Path) -> None:
     domain.suspend()
-    _ask(domain, "migrate-set-capabilities", _SHARING)
+    ask(domain, "migrate-set-capabilities", _SHARING)
     with (folder / STATE).open("wb") as file:
-        _lend(domain, "kmgr-state", file)
-        _ask(domain, "migrate", {"uri": "fd:kmgr-state"})
-        _until(lambda: _migrated(domain), _SAVE_S, "saving its memory")
+        lend(domain, _FILE, file.fileno())
+        ask(domain, "migrate", {"uri": f"fd:{_FILE}"})
+        soon(lambda: _migrated(domain), "saving its memory", limit_s=_SAVE_S)
         os.fsync(file.fileno())
     domain.destroy()
     disks.sync(folder / RAM)
@@ -82,11 +81,11 @@ def _save_shared(domain: Any, folder: Path) -> None:
 def _restore_shared(connection: Any, spec: DomainSpec, folder: Path) -> None:
     domain = connection.createXML(domainxml.render_restored(spec, str(folder / RAM)), libvirt.VIR_DOMAIN_START_PAUSED)
     try:
-        _ask(domain, "migrate-set-capabilities", _SHARING)
+        ask(domain, "migrate-set-capabilities", _SHARING)
         with (folder / STATE).open("rb") as file:
-            _lend(domain, "kmgr-state", file)
-            _ask(domain, "migrate-incoming", {"uri": "fd:kmgr-state"})
-            _until(lambda: _loaded(domain), _LOAD_S, "loading the saved memory")
+            lend(domain, _FILE, file.fileno())
+            ask(domain, "migrate-incoming", {"uri": f"fd:{_FILE}"})
+            soon(lambda: _loaded(domain), "loading the saved memory", limit_s=_LOAD_S)
         domain.resume()
     except BaseException:
         with contextlib.suppress(libvirt.libvirtError):
@@ -95,49 +94,19 @@ def _restore_shared(connection: Any, spec: DomainSpec, folder: Path) -> None:
 
 
 def _migrated(domain: Any) -> bool:
-    told = _ask(domain, "query-migrate", {})
+    told = ask(domain, "query-migrate")
     if told.get("status") == "failed":
         raise Refused(f"QEMU could not save its memory: {told.get('error-desc', 'it does not say why')}")
     return bool(told.get("status") == "completed")
 
 
 def _loaded(domain: Any) -> bool:
-    if _ask(domain, "query-status", {})["status"] != "inmigrate":
+    if ask(domain, "query-status")["status"] != "inmigrate":
         return True
-    told = _ask(domain, "query-migrate", {})
+    told = ask(domain, "query-migrate")
     if told.get("status") == "failed":
         raise Refused(f"QEMU could not load the saved memory: {told.get('error-desc', 'it does not say why')}")
     return False
-
-
-def _until(done: Any, limit_s: float, what: str) -> None:
-    deadline = time.monotonic() + limit_s
-    while not done():
-        if time.monotonic() > deadline:
-            raise Refused(f"{what} took longer than {limit_s:.0f} s")
-        time.sleep(_POLL_S)
-
-
-def _ask(domain: Any, command: str, arguments: Any) -> Any:
-    answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, _words(command, arguments), 0))
-    return _told(command, answer)
-
-
-def _lend(domain: Any, name: str, file: IO[bytes]) -> None:
-    answer, _ = libvirt_qemu.qemuMonitorCommandWithFiles(
-        domain, _words("getfd", {"fdname": name}), [file.fileno()], 0
-    )
-    _told("getfd", json.loads(answer))
-
-
-def _words(command: str, arguments: Any) -> str:
-    return json.dumps({"execute": command, **({"arguments": arguments} if arguments else {})})
-
-
-def _told(command: str, answer: Any) -> Any:
-    if "error" in answer:
-        raise Refused(f"QEMU refuses {command}: {answer['error'].get('desc', 'it does not say why')}")
-    return answer["return"]
 
 
 # -- plain -----------------------------------------------------------------------------------------------------------
