@@ -20,7 +20,7 @@ from kmgr.grid.island_rules import limits
 from kmgr.grid.model import Server, ServerState
 from kmgr.ids import DesktopId, TemplateId
 from kmgr.provision.drain_rows import farewell, leaving, notices
-from kmgr.provision.model import Desktop, DesktopState
+from kmgr.provision.model import DesktopState
 from kmgr.provision.outfit import pending
 from kmgr.settings import SETTINGS
 from kmgr.users.access import may_administer
@@ -145,7 +145,7 @@ def desktops(services: Services, session: Session, *, own: bool = False) -> list
         found = provision_queries.desktops(db, user=None if every else person.name)
         template_names = {one.id: one.name for one in template_queries.templates(db)}
         sight = present_copies.look(services, db)
-    return [_desktop(one, template_names, sight) for one in found]
+    return [sight.desktop(one, template_names) for one in found]
 
 
 def desktop_of(services: Services, session: Session, desktop_id: str) -> Item:
@@ -160,7 +160,7 @@ def desktop_of(services: Services, session: Session, desktop_id: str) -> Item:
     vitals = services.board.all().get(found.server)
     told = "" if vitals is None else str(vitals.extra.get("waiting", {}).get(found.id, ""))
     waiting = services.waiting(found.id) if found.server == services.own.server else told
-    shown = _desktop(found, template_names, sight)
+    shown = sight.desktop(found, template_names)
     later = list(pending(found, made_from)) if made_from is not None else []
     return {**shown, "waiting": waiting, "superseded": sight.superseded(found), "pending": later, "lost": lost}
 
@@ -178,20 +178,10 @@ def offers(services: Services, session: Session) -> list[Item]:
         ending = "" if one.desktop is None else endings.get((one.desktop.template, one.desktop.version), "")
         if one.desktop is not None:
             ending = farewells.get(one.desktop.id, ending)
-        own = _desktop(one.desktop, names, sight) if one.desktop else None
+        own = sight.desktop(one.desktop, names) if one.desktop else None
         return {**records.offer(one, desktop=own), "ending": ending, "lost": lost.get(one.template.id)}
 
     return [shown(one) for one in services.broker.offers(session.person)]
-
-
-def _desktop(one: Desktop, names: records.TemplateNames, sight: present_copies.Sight) -> Item:
-    return records.desktop(
-        one,
-        templates=names,
-        servers=sight.names,
-        protection=sight.protection(one),
-        taken_over=sight.taken_over(one),
-    )
 
 
 def sessions(services: Services, asking: Session) -> list[Item]:

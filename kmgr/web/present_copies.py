@@ -22,8 +22,8 @@ from kmgr.provision.outfit import machine_in
 from kmgr.provision.queries import copies, take_overs, tenures
 from kmgr.provision.rhythm import alarming
 from kmgr.templates.policy import USUAL
-from kmgr.web import words
-from kmgr.web.records import Item, ServerNames
+from kmgr.web import records, words
+from kmgr.web.records import Item, ServerNames, TemplateNames
 from kmgr.web.services import Services
 
 _LIVE = (CopyState.WANTED, CopyState.READY)
@@ -56,6 +56,13 @@ class Sight:
     target_s: int
     now_ms: int
     now: float
+
+    def desktop(self, one: Desktop, templates: TemplateNames) -> Item:
+        """Present a desktop with how it is protected, and what its last start from a safe copy left out."""
+        protection, taken_over = self.protection(one), self.taken_over(one)
+        return records.desktop(
+            one, templates=templates, servers=self.names, protection=protection, taken_over=taken_over
+        )
 
     def protection(self, desktop: Desktop) -> Item | None:
         """Say how a personal desktop is protected; None for one that is not personal or nobody's."""

@@ -56,13 +56,4 @@ def life(services: Services, session: Session, desktop: str) -> list[Item]:
 def _shown(services: Services, db: Database, found: tuple[Desktop, ...]) -> tuple[Item, ...]:
     names = {one.id: one.name for one in template_queries.templates(db)}
     sight = present_copies.look(services, db)
-    return tuple(
-        records.desktop(
-            one,
-            templates=names,
-            servers=sight.names,
-            protection=sight.protection(one),
-            taken_over=sight.taken_over(one),
-        )
-        for one in found
-    )
+    return tuple(sight.desktop(one, names) for one in found)
