@@ -147,7 +147,7 @@ class ProvisionAgent:
             "accelerator": self._shape.accelerator,
             "extra": {
                 "waiting": self._told_waiting(),
-                MACHINES: list(self._work.fittings.has),
+                MACHINES: list(self._work.machines),
                 **self._work.vitals(),
                 **(self._storm.vitals() if self._storm is not None else {}),
             },

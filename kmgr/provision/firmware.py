@@ -9,15 +9,18 @@ import base64
 import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kmgr.clock import Clock
 from kmgr.errors import Refused
 from kmgr.ids import DesktopId
 from kmgr.provision import disks
 from kmgr.templates.machine import Firmware, Machine
 
+# What is installed changes when somebody installs something: no need to look in every round of the agent.
+LOOK_S = 60.0
 # What is put into the log of a desktop's variables; a usual set takes a tenth of that.
 MOST_BYTES = 96 * 1024
 _LARGEST_FILE = 16 << 20
@@ -89,6 +92,31 @@ def look(folders: Sequence[Path] = _FOLDERS) -> Fittings:
         if chosen is not None:
             found[firmware] = chosen
     return Fittings(found, all(shutil.which(program) for program in _PROGRAMS))
+
+
+class Installed:
+    """What `look` finds on this server: looked for once a minute, and again before a machine that needs any of it."""
+
+    def __init__(self, look: Callable[[], Fittings], *, clock: Clock) -> None:
+        self._look = look
+        self._clock = clock
+        self._looked_at: float | None = None
+        self.fittings = Fittings()
+
+    def is_due(self) -> bool:
+        """Tell whether what was found last is a minute old."""
+        return self._looked_at is None or self._clock.monotonic() - self._looked_at >= LOOK_S
+
+    def look(self) -> None:
+        """Look at the disk now; blocks."""
+        self.fittings = self._look()
+        self._looked_at = self._clock.monotonic()
+
+    def before(self, machine: Machine) -> Fittings:
+        """Return what such a machine can be made of now: somebody may have just installed what it lacked; blocks."""
+        if machine.needs:
+            self.look()
+        return self.fittings
 
 
 def variables_path(data_dir: Path, desktop: DesktopId) -> Path:

@@ -99,7 +99,7 @@ class Work:
         self._blocking = blocking
         self._personal = personal
         self._storm = storm
-        self.fittings = firmware.Fittings()
+        self._installed = firmware.Installed(shape.fittings, clock=clock)
         self._unnamed: dict[TemplateId, str] = {}
         self.warming = Warming(
             hypervisor,
@@ -112,8 +112,14 @@ class Work:
         )
 
     async def look(self) -> None:
-        """Note what kinds of machines can be made here now."""
-        self.fittings = await self._blocking(self._shape.fittings)
+        """Note what kinds of machines can be made here, if it is time to look again."""
+        if self._installed.is_due():
+            await self._blocking(self._installed.look)
+
+    @property
+    def machines(self) -> tuple[str, ...]:
+        """Return what machines can be made of here besides the usual, as the heartbeat tells it."""
+        return self._installed.fittings.has
 
     def vitals(self) -> Mapping[str, Any]:
         """Return what the heartbeat says of how desktops come up here, and of whose guests keep the image's name."""
@@ -344,7 +350,7 @@ class Work:
         machine, path = self._machine(desktop), firmware.variables_path(self._shape.data_dir, desktop.id)
         with self._grid.view() as db:
             kept = variables(db, desktop.version, machine.firmware)
-        firmware.provide(path, self.fittings, machine, kept)
+        firmware.provide(path, self._installed.before(machine), machine, kept)
 
     def _machine(self, desktop: Desktop) -> Machine:
         with self._grid.view() as db:
@@ -455,7 +461,7 @@ class Work:
             installer=next(iter(isos), ""),
             drivers=next(iter(isos[1:]), ""),
             machine=machine,
-            loader=self.fittings.code(machine),
+            loader=self._installed.fittings.code(machine),
             variables=str(firmware.variables_path(self._shape.data_dir, desktop.id)) if machine.has_uefi else "",
         )
 

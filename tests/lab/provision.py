@@ -1,7 +1,7 @@
 """A server's desktops in memory: the real commands and agent, a fake hypervisor, a clock moved by hand."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,7 @@ class Desk(Office):
         self.max_builds = max_builds
         self.watch: StormWatch | None = None
         self.fittings = Fittings()
+        self.look: Callable[[], Fittings] = lambda: self.fittings
         self.agent = self.restarted()
 
     def restarted(self) -> ProvisionAgent:
@@ -170,7 +171,7 @@ class Desk(Office):
             display=lambda desktop: self.folder / "run" / f"{desktop}.vnc",
             max_builds=self.max_builds,
             instant_clones=self.mode,
-            fittings=lambda: self.fittings,
+            fittings=self.look,
         )
         self.agent = ProvisionAgent(
             self.grid,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kmgr.clock import ManualClock
 from kmgr.errors import Refused
 from kmgr.ids import DesktopId
 from kmgr.provision import disks, firmware
@@ -33,6 +34,21 @@ def test_a_server_finds_what_is_installed_and_says_so(tmp_path: Path) -> None:
     assert found.code(WINDOWS) == str(tmp_path / "OVMF_CODE_4M.ms.fd")
     assert found.code(USUAL_MACHINE) == ""
     assert WINDOWS.needs == {"secure", "tpm"} and UEFI.needs == {"uefi"} and not USUAL_MACHINE.needs
+
+
+async def test_it_looks_once_a_minute_and_again_before_a_machine_that_needs_any_of_it(tmp_path: Path) -> None:
+    clock, found = ManualClock(), [firmware.Fittings()]
+    installed = firmware.Installed(lambda: found[-1], clock=clock)
+    assert installed.is_due(), "nothing is known yet"
+    installed.look()
+    assert not installed.is_due()
+    found.append(fittings(tmp_path))
+    assert not installed.before(USUAL_MACHINE).has, "what is in every server is not looked for"
+    assert installed.before(UEFI).has == found[-1].has
+    await clock.advance(firmware.LOOK_S - 1)
+    assert not installed.is_due()
+    await clock.advance(1)
+    assert installed.is_due()
 
 
 def test_what_is_missing_has_a_name_a_cause_and_a_cure(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from kmgr.provision.warm import why_boots
 from kmgr.templates.machine import MACHINES, Firmware, Machine, System
 from kmgr.templates.queries import template
 from tests.lab.outcomes import rejected
-from tests.lab.provision import done
+from tests.lab.provision import Desk, done
 from tests.unit.test_provision_capture import EDIT, TPL, Bench
 from tests.unit.test_provision_firmware import FRESH, fittings
 
@@ -87,6 +87,25 @@ async def test_where_the_firmware_is_missing_it_is_broken_by_a_name_and_comes_up
     done(await desk.do("desktop.retry", desktop=D1))
     await desk.live(20)
     assert desk.states()[D1] == "ready"
+
+
+async def test_what_is_installed_is_looked_for_once_a_minute_and_told(tmp_path: Path) -> None:
+    desk, looks, whole = Desk(tmp_path), list[float](), fittings(tmp_path)
+
+    def look() -> firmware.Fittings:
+        looks.append(desk.clock.monotonic())
+        return whole if len(looks) > 1 else firmware.Fittings()
+
+    desk.look = look
+    desk.restarted()
+    await desk.found()
+    await desk.live(firmware.LOOK_S - 2)
+    assert desk.agent.vitals()["extra"]["machines"] == []
+    await desk.live(2)
+    assert desk.agent.vitals()["extra"]["machines"] == ["secure", "tpm", "uefi"]
+    assert len(looks) == 2
+    await desk.agent.stop()
+    desk.grid.close()
 
 
 async def test_a_version_takes_along_what_its_disk_is_started_from(desk: Bench) -> None:
