@@ -43,10 +43,11 @@ from kmgr.provision.reconcile import (
     being_made,
     reconcile,
 )
+from kmgr.provision.shape import Shape
 from kmgr.provision.storm_watch import StormWatch
 from kmgr.provision.timely import Blocking, disk_calls
 from kmgr.provision.warm import Choice, Key, is_builder, sleepers
-from kmgr.provision.work import Personal, Shape, Work
+from kmgr.provision.work import Personal, Work
 from kmgr.templates.queries import templates
 
 __all__ = ["ProvisionAgent", "Shape"]

@@ -6,9 +6,8 @@ Every step may be done twice and goes on wherever a former one was cut off.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from kmgr.clock import Clock
@@ -16,28 +15,24 @@ from kmgr.errors import KmgrError, Refused, Unavailable
 from kmgr.grid.envelope import Applied, Rejected
 from kmgr.grid.port import Grid
 from kmgr.grid.queries import settings
-from kmgr.ids import DesktopId, TemplateId, VersionId
+from kmgr.ids import DesktopId, TemplateId
 from kmgr.provision import disks, firmware, identity, seed
 from kmgr.provision.arriving import Making
-from kmgr.provision.capture_queries import variables
 from kmgr.provision.causes import counts, recognise
 from kmgr.provision.guest import printed, set_clock, silence
 from kmgr.provision.hypervisor import DomainSpec, DomainState, Hypervisor
 from kmgr.provision.lease import MARGIN_S, Lease
 from kmgr.provision.model import Desktop, DesktopState, Origin, Purpose
 from kmgr.provision.move_rows import cold_mark
-from kmgr.provision.outfit import machine_in, pending
+from kmgr.provision.outfit import pending
 from kmgr.provision.personal_disks import PersonalDisks
 from kmgr.provision.queries import desktop as find_desktop
+from kmgr.provision.shape import MadeFrom, Shape, made_from
 from kmgr.provision.storm_watch import StormWatch
 from kmgr.provision.timely import Blocking
 from kmgr.provision.warm import Key
 from kmgr.provision.warming import Order, Warming
-from kmgr.replica.images import version_path
-from kmgr.templates.install_queries import installers
-from kmgr.templates.machine import Machine
-from kmgr.templates.policy import USUAL, Seed
-from kmgr.templates.queries import template
+from kmgr.templates.policy import Seed
 
 logger = logging.getLogger(__name__)
 
@@ -48,26 +43,6 @@ POLL_S = 0.5
 _NAMED_S = 10.0
 # A guest that went off while it was booting is looked for less often than its agent.
 _POLLS_A_LOOK = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How this server makes desktops: its own configuration.
-
-    `backing` finds a version's raw file (None: it is not here); it may block,
-    and is called in a thread. `instant_clones`: desktops restored from a saved
-    memory share it (`shared`) or get a copy (`plain`), or all boot (`never`).
-    """
-
-    data_dir: Path
-    grid_id: str
-    backing: Callable[[VersionId], Path | None]
-    display: Callable[[DesktopId], Path]
-    accelerator: str = "tcg"
-    network: str = "user"
-    max_builds: int = 1
-    instant_clones: str = "never"
-    fittings: Callable[[], firmware.Fittings] = firmware.look
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +81,7 @@ class Work:
             clock=clock,
             data_dir=shape.data_dir,
             display=shape.display,
-            spec=self._spec,
+            spec=lambda desktop: self._spec(desktop, self._made_from(desktop)),
             blocking=blocking,
             mode=shape.instant_clones,
         )
@@ -128,7 +103,10 @@ class Work:
 
     def making(self) -> Making:
         """Return how desktops are made here, for one that arrives while it runs."""
-        return Making(self._spec, lambda desktop: self._clone(desktop, self._disk(desktop.id)))
+        return Making(
+            lambda desktop: self._spec(desktop, self._made_from(desktop)),
+            lambda desktop: self._clone(desktop, self._made_from(desktop)),
+        )
 
     async def build(self, desktop: Desktop) -> None:
         """Make the linked clone and the domain, start it, wait for its guest, and report how that ended."""
@@ -136,14 +114,15 @@ class Work:
             return
         started = self._clock.monotonic()
         try:
-            await _step("installer", self._installer_there(desktop))
-            origin = await self._make(desktop)
+            made = self._made_from(desktop)
+            await _step("installer", self._installers_there(made))
+            origin = await self._make(desktop, made)
             # An installer has no guest agent: whoever asked for it looks at its screen.
-            if not self._installers(desktop):
+            if not made.installers:
                 if not await self._guest(desktop, started):
                     return
                 if origin is Origin.COLD:
-                    await self._name(desktop)
+                    await self._name(desktop, made)
         except (Refused, OSError) as error:
             await self.fail(desktop, getattr(error, "step", "building"), _words(error))
             return
@@ -159,7 +138,8 @@ class Work:
             limit_s = settings(db)["build_timeout_s"]
         backing = await self._blocking(lambda: self._shape.backing(desktop.version))
         if backing is not None:
-            await self.warming.make(Order(key, self._spec(desktop), desktop.version, backing, limit_s))
+            spec = self._spec(desktop, self._made_from(desktop))
+            await self.warming.make(Order(key, spec, desktop.version, backing, limit_s))
 
     async def boot_again(self, desktop: Desktop) -> None:
         """Report that a standby boots again; refused if somebody has got it by now, who keeps it."""
@@ -170,13 +150,13 @@ class Work:
         """Power a desktop on again, on the disk that it has; first undo what a person `edited` in its domain."""
         if await self._is_a_part(desktop):
             return
-        if not await self._blocking(self._disk(desktop.id).exists):
+        if not await self._blocking(self._shape.disk(desktop.id).exists):
             await self.fail(desktop, "run", "its disk is gone from this server: somebody removed it by hand")
             return
         try:
-            desktop = await self._outfitted(desktop)
+            desktop, made = await self._outfitted(desktop)
             if edited:
-                await self._hypervisor.redefine(self._spec(desktop))
+                await self._hypervisor.redefine(self._spec(desktop, made))
             await self._start(desktop)
         except Refused as error:
             await self.fail(desktop, "start", error.message)
@@ -220,11 +200,11 @@ class Work:
         self._check_lease(desktop)
         try:
             as_of = await _step("safe copy", self._personal.disks.bring(desktop))
-            if not await self._blocking(self._disk(desktop.id).exists):
+            if not await self._blocking(self._shape.disk(desktop.id).exists):
                 await self.fail(desktop, "run", "its disk is gone from this server: somebody removed it by hand")
                 return
-            desktop = await self._outfitted(desktop, has_domain=False)
-            await _step("domain", self._hypervisor.define(self._spec(desktop)))
+            desktop, made = await self._outfitted(desktop, has_domain=False)
+            await _step("domain", self._hypervisor.define(self._spec(desktop, made)))
             await _step("start", self._start(desktop))
         except (Refused, OSError) as error:
             await self.fail(desktop, getattr(error, "step", "run"), _words(error))
@@ -256,7 +236,7 @@ class Work:
             "desktop.failed", desktop, step=step, cause=cause, trouble=trouble, against=counts(trouble)
         )
 
-    async def _make(self, desktop: Desktop) -> Origin:
+    async def _make(self, desktop: Desktop, made: MadeFrom) -> Origin:
         """Have its domain run, restored or booting."""
         observed = {status.desktop: status for status in await self._hypervisor.domains()}
         known = observed.get(desktop.id)
@@ -264,61 +244,54 @@ class Work:
         kept = known is not None and known.generation == desktop.generation and not known.provisional
         if known is not None and kept and known.state is DomainState.RUNNING:
             return Origin.COLD  # an attempt before this one got so far
-        disk = self._disk(desktop.id)
         if known is not None and known.provisional:
             await self._hypervisor.remove(desktop.id)
-        if not kept and await self.warming.restored(desktop, self._spec(desktop)):
+        if not kept and await self.warming.restored(desktop, self._spec(desktop, made)):
             return Origin.WARM
-        if not kept or not await self._blocking(disk.exists):
-            await _step("linked clone", self._blocking(lambda: self._clone(desktop, disk)))
-        await _step("seed", self._seeded(desktop))
-        await _step("domain", self._hypervisor.define(self._spec(desktop)))
+        if not kept or not await self._blocking(self._shape.disk(desktop.id).exists):
+            await _step("linked clone", self._blocking(lambda: self._clone(desktop, made)))
+        await _step("seed", self._seeded(desktop, made))
+        spec = self._spec(desktop, made)  # not before the clone, which looks again for what its machine needs
+        await _step("domain", self._hypervisor.define(spec))
         if known is not None and kept and known.edited:
-            await _step("domain", self._hypervisor.redefine(self._spec(desktop)))
+            await _step("domain", self._hypervisor.redefine(spec))
         await _step("start", self._start(desktop))
         return Origin.COLD
 
-    async def _outfitted(self, desktop: Desktop, *, has_domain: bool = True) -> Desktop:
-        """Give a desktop that is to be started what its template says by now; return it as it is then."""
-        with self._grid.view() as db:
-            made_from = template(db, desktop.template)
-        await self._seeded(desktop)
-        if made_from is None or not pending(desktop, made_from):
-            return desktop
+    async def _outfitted(self, desktop: Desktop, *, has_domain: bool = True) -> tuple[Desktop, MadeFrom]:
+        """Give a desktop that is to be started what its template says by now; return both as they are then."""
+        made = self._made_from(desktop)
+        await self._seeded(desktop, made)
+        if made.template is None or not pending(desktop, made.template):
+            return desktop, made
         try:
             if not await self._report("desktop.outfitted", desktop):
-                return desktop
+                return desktop, made
         except KmgrError as error:  # it starts with what it had rather than not at all
             logger.info("a desktop starts as it was", extra={"desktop": desktop.name, "cause": error.message})
-            return desktop
+            return desktop, made
         with self._grid.view() as db:
             desktop = find_desktop(db, desktop.id) or desktop
+            made = made_from(db, desktop)
         if has_domain:
-            await self._hypervisor.redefine(self._spec(desktop))
+            await self._hypervisor.redefine(self._spec(desktop, made))
         logger.info("a desktop has what its template says now", extra={"desktop": desktop.name})
-        return desktop
+        return desktop, made
 
-    async def _seeded(self, desktop: Desktop) -> None:
+    async def _seeded(self, desktop: Desktop, made: MadeFrom) -> None:
         """Write the disk for the guest's first boot and its firmware's variables, where its template wants them."""
-        with self._grid.view() as db:
-            made_from = template(db, desktop.template)
-        made = seed.disk(desktop, made_from.policy, template=made_from.name) if made_from is not None else b""
-        if made:
-            await self._blocking(lambda: disks.write_whole(self._seed(desktop.id), made))
-        await self._blocking(lambda: self._provide(desktop))
+        of = made.template
+        data = seed.disk(desktop, of.policy, template=of.name) if of is not None else b""
+        if data:
+            await self._blocking(lambda: disks.write_whole(self._shape.seed(desktop.id), data))
+        await self._blocking(lambda: self._provide(desktop, made))
 
     async def _start(self, desktop: Desktop) -> None:
         self._check_lease(desktop)
         await self._hypervisor.start(desktop.id)
 
-    def _installers(self, desktop: Desktop) -> tuple[VersionId, ...]:
-        """Return the versions of the ISOs that a desktop is installed from: none, or that and maybe its drivers."""
-        with self._grid.view() as db:
-            return installers(db, desktop.template) if desktop.purpose is Purpose.EDIT else ()
-
-    async def _installer_there(self, desktop: Desktop) -> None:
-        needed = self._installers(desktop)
-        there = await self._blocking(lambda: [self._shape.backing(iso) is not None for iso in needed])
+    async def _installers_there(self, made: MadeFrom) -> None:
+        there = await self._blocking(lambda: [self._shape.backing(iso) is not None for iso in made.installers])
         if not all(there):
             which = "ISO with its drivers" if there[0] else "ISO that it is installed from"
             raise Refused(f"the {which} is not on this server: wait until it is, and try again")
@@ -338,24 +311,21 @@ class Work:
                 f"desktop {desktop.name} has gone on elsewhere, or was made anew: nothing is started here"
             )
 
-    def _clone(self, desktop: Desktop, disk: Path) -> None:
+    def _clone(self, desktop: Desktop, made: MadeFrom) -> None:
         backing = self._shape.backing(desktop.version)
         if backing is None:
             raise Refused("its golden image is not on this server any more")
-        disks.make_overlay(disk, backing)
-        self._provide(desktop)
+        disks.make_overlay(self._shape.disk(desktop.id), backing)
+        self._provide(desktop, made)
 
-    def _provide(self, desktop: Desktop) -> None:
+    def _provide(self, desktop: Desktop, made: MadeFrom) -> None:
         """Have the firmware variables of a desktop that starts by UEFI lie beside its disk; blocks."""
-        machine, path = self._machine(desktop), firmware.variables_path(self._shape.data_dir, desktop.id)
-        with self._grid.view() as db:
-            kept = variables(db, desktop.version, machine.firmware)
-        firmware.provide(path, self._installed.before(machine), machine, kept)
+        fittings = self._installed.before(made.machine)
+        firmware.provide(self._shape.variables(desktop.id), fittings, made.machine, made.variables)
 
-    def _machine(self, desktop: Desktop) -> Machine:
+    def _made_from(self, desktop: Desktop) -> MadeFrom:
         with self._grid.view() as db:
-            made_from = template(db, desktop.template)
-        return machine_in(desktop.outfit, made_from.policy if made_from is not None else USUAL)
+            return made_from(db, desktop)
 
     async def _guest(self, desktop: Desktop, started: float) -> bool:
         """Wait until the guest answers; False if nobody wants this desktop any more."""
@@ -366,7 +336,7 @@ class Work:
             if self._clock.monotonic() - started > limit_s:
                 why = await silence(self._hypervisor, desktop.id) or (
                     "does the golden image boot, and does it run the QEMU guest agent? Its serial console is in "
-                    f"{self._log(desktop.id)}"
+                    f"{self._shape.log(desktop.id)}"
                 )
                 raise _Step("guest", f"the guest did not answer within {limit_s} s of its start: {why}")
             polls += 1
@@ -377,12 +347,10 @@ class Work:
                 return False
         return True
 
-    async def _name(self, desktop: Desktop) -> None:
+    async def _name(self, desktop: Desktop, made: MadeFrom) -> None:
         """Give a guest that booted its name, as a restored one gets it; one that does not take it is no worse."""
-        with self._grid.view() as db:
-            made_from = template(db, desktop.template)
         # A version is made of what is edited: it must not carry a name. A seed says the name itself.
-        if desktop.purpose is Purpose.EDIT or made_from is None or made_from.policy.seed is not Seed.NONE:
+        if desktop.purpose is Purpose.EDIT or made.template is None or made.policy.seed is not Seed.NONE:
             return
         program = identity.naming(desktop.name)
         try:
@@ -402,7 +370,7 @@ class Work:
             raise _Step(
                 "guest",
                 "the guest went off before it answered: does the golden image boot? "
-                f"Its serial console is in {self._log(desktop.id)}",
+                f"Its serial console is in {self._shape.log(desktop.id)}",
             )
 
     def _still_wanted(self, desktop: Desktop, state: DesktopState | None = None) -> bool:
@@ -417,10 +385,10 @@ class Work:
     def _clean(self, desktop: DesktopId, *, retired: bool) -> None:
         if self._personal is not None and (retired or not self._personal.disks.set_aside(desktop)):
             self._personal.disks.forget(desktop)
-        disks.remove_overlay(self._disk(desktop))
-        log = self._log(desktop)
+        disks.remove_overlay(self._shape.disk(desktop))
+        log, seeded = self._shape.log(desktop), self._shape.seed(desktop)
         # virtlogd keeps former parts of a long log beside it: .0, .1 and so on.
-        for leftover in (self._shape.display(desktop), log, *log.parent.glob(f"{log.name}.*"), self._seed(desktop)):
+        for leftover in (self._shape.display(desktop), log, *log.parent.glob(f"{log.name}.*"), seeded):
             leftover.unlink(missing_ok=True)
 
     async def _report(self, command: str, desktop: Desktop, **more: Any) -> bool:
@@ -436,43 +404,8 @@ class Work:
             return False
         return True
 
-    def _spec(self, desktop: Desktop) -> DomainSpec:
-        with self._grid.view() as db:
-            made_from = template(db, desktop.template)
-        isos = [str(version_path(self._shape.data_dir, iso)) for iso in self._installers(desktop)]
-        policy = made_from.policy if made_from is not None else USUAL
-        machine = machine_in(desktop.outfit, policy)
-        return DomainSpec(
-            desktop=desktop.id,
-            generation=desktop.generation,
-            name=desktop.name,
-            grid=self._shape.grid_id,
-            template=made_from.name if made_from else "",
-            vcpus=desktop.vcpus,
-            memory_mib=desktop.memory_mib,
-            disk=str(self._disk(desktop.id)),
-            display=str(self._shape.display(desktop.id)),
-            log=str(self._log(desktop.id)),
-            accelerator=self._shape.accelerator,
-            network=f"network:{policy.network}" if policy.network else self._shape.network,
-            personal=desktop.personal,
-            seed=str(self._seed(desktop.id)) if policy.seed is not Seed.NONE else "",
-            devices=policy.devices,
-            installer=next(iter(isos), ""),
-            drivers=next(iter(isos[1:]), ""),
-            machine=machine,
-            loader=self._installed.fittings.code(machine),
-            variables=str(firmware.variables_path(self._shape.data_dir, desktop.id)) if machine.has_uefi else "",
-        )
-
-    def _disk(self, desktop: DesktopId) -> Path:
-        return disks.overlay_path(self._shape.data_dir, desktop)
-
-    def _seed(self, desktop: DesktopId) -> Path:
-        return self._shape.data_dir / "desktops" / f"{desktop}.seed.iso"
-
-    def _log(self, desktop: DesktopId) -> Path:
-        return self._shape.data_dir / "desktops" / f"{desktop}.log"
+    def _spec(self, desktop: Desktop, made: MadeFrom) -> DomainSpec:
+        return self._shape.spec(desktop, made, self._installed.fittings)
 
 
 class _Step(Refused):

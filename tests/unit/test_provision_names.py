@@ -95,3 +95,12 @@ async def test_what_a_version_is_made_of_keeps_the_name_of_the_image(desk: Desk)
     done(await desk.do("desktop.bench", **body, purpose="edit"))
     await desk.live(14)
     assert named(desk) == []
+
+
+async def test_a_seed_that_its_template_gets_while_it_boots_does_not_cost_it_its_name(desk: Desk) -> None:
+    done(await desk.place(D1))
+    await desk.live(4)
+    done(await desk.do("template.update", template="tpl", policy={"seed": "nocloud"}))
+    await desk.live(10)
+    assert desk.one(D1).state == "ready"
+    assert named(desk) == [desk.one(D1).name], "it was made without that seed, so nothing else says it"
