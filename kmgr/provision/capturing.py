@@ -23,6 +23,7 @@ from kmgr.provision.flatten import flatten
 from kmgr.provision.hypervisor import DomainState, Hypervisor
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.queries import desktop as find_desktop
+from kmgr.provision.steps import StepFailed
 from kmgr.replica import manifest as m
 from kmgr.replica.queries import version as find_version
 from kmgr.templates.importer import Importer
@@ -83,7 +84,7 @@ class Capturing:
             return False  # it was removed meanwhile, and the capture goes with it
         try:
             await self._make(capture, desktop)
-        except _Failed as failure:
+        except StepFailed as failure:
             await self._give_up(capture, desktop, failure.step, failure.message)
             return False
         except (Unavailable, OutcomeUnknown) as error:
@@ -107,13 +108,13 @@ class Capturing:
         await self._report("desktop.captured", capture, **({"variables": kept} if kept else {}))
 
     async def _off(self, desktop: Desktop) -> None:
-        """Shut the guest down, as from inside; raise `_Failed` if it does not go off."""
+        """Shut the guest down, as from inside; raise `StepFailed` if it does not go off."""
         until, asked = self._clock.monotonic() + SHUTDOWN_S, False
         while await self._state(desktop) not in (DomainState.OFF, None):
             if not asked:
                 asked = await self._ask_off(desktop)
             if self._clock.monotonic() >= until:
-                raise _Failed(
+                raise StepFailed(
                     "shutdown",
                     f"the guest did not shut down within {round(SHUTDOWN_S)} s: does its agent answer? Shut it down "
                     "from inside and try again at once",
@@ -136,7 +137,7 @@ class Capturing:
         base = self._backing(desktop.version)
         overlay = disks.overlay_path(self._data_dir, desktop.id)
         if base is None or not overlay.exists():
-            raise _Failed("copy", "its disk or its golden image is not on this server any more")
+            raise StepFailed("copy", "its disk or its golden image is not on this server any more")
 
         def make(raw: Path, on_bytes: Callable[[int], None], stop: Callable[[], bool]) -> m.Manifest:
             return flatten(overlay, base, raw, on_bytes=on_bytes, stop=stop)
@@ -145,13 +146,13 @@ class Capturing:
         try:
             await bring(image_name=capture.image, notes=capture.notes, by=capture.by, source=desktop.name)
         except Refused as error:
-            raise _Failed("copy", error.message) from error
+            raise StepFailed("copy", error.message) from error
         except OSError as error:
-            raise _Failed("copy", f"{error.strerror or error}") from error
+            raise StepFailed("copy", f"{error.strerror or error}") from error
         except Unavailable as error:
             if error.code != "disk_full":
                 raise
-            raise _Failed("copy", error.message) from error
+            raise StepFailed("copy", error.message) from error
 
     async def _go_on(self, desktop: Desktop) -> None:
         """Power it on again; the agent does it where this may not: a personal one needs its server's lease."""
@@ -180,11 +181,3 @@ class Capturing:
         with self._grid.view() as db:
             found = captures(db, server=self._grid.server)
         return tuple(one for one in found if one.state == WANTED)
-
-
-class _Failed(Refused):
-    """A step that failed for good, by name."""
-
-    def __init__(self, step: str, cause: str) -> None:
-        super().__init__(cause)
-        self.step = step

@@ -6,9 +6,9 @@ Every step may be done twice and goes on wherever a former one was cut off.
 """
 
 import logging
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from kmgr.clock import Clock
 from kmgr.errors import KmgrError, Refused, Unavailable
@@ -28,6 +28,7 @@ from kmgr.provision.outfit import pending
 from kmgr.provision.personal_disks import PersonalDisks
 from kmgr.provision.queries import desktop as find_desktop
 from kmgr.provision.shape import MadeFrom, Shape, made_from
+from kmgr.provision.steps import StepFailed, in_step, words
 from kmgr.provision.storm_watch import StormWatch
 from kmgr.provision.timely import Blocking
 from kmgr.provision.warm import Key
@@ -35,8 +36,6 @@ from kmgr.provision.warming import Order, Warming
 from kmgr.templates.policy import Seed
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 POLL_S = 0.5
 # A guest that just answered runs a small program at once; nobody waits longer for a desktop because of its name.
@@ -115,7 +114,7 @@ class Work:
         started = self._clock.monotonic()
         try:
             made = self._made_from(desktop)
-            await _step("installer", self._installers_there(made))
+            await in_step("installer", self._installers_there(made))
             origin = await self._make(desktop, made)
             # An installer has no guest agent: whoever asked for it looks at its screen.
             if not made.installers:
@@ -124,7 +123,7 @@ class Work:
                 if origin is Origin.COLD:
                     await self._name(desktop, made)
         except (Refused, OSError) as error:
-            await self.fail(desktop, getattr(error, "step", "building"), _words(error))
+            await self.fail(desktop, getattr(error, "step", "building"), words(error))
             return
         took = round(self._clock.monotonic() - started, 1)
         if self._storm is not None and desktop.state is DesktopState.PLACED:  # else a part of it was done before
@@ -199,15 +198,15 @@ class Work:
             raise Unavailable("this server cannot run personal desktops")
         self._check_lease(desktop)
         try:
-            as_of = await _step("safe copy", self._personal.disks.bring(desktop))
+            as_of = await in_step("safe copy", self._personal.disks.bring(desktop))
             if not await self._blocking(self._shape.disk(desktop.id).exists):
                 await self.fail(desktop, "run", "its disk is gone from this server: somebody removed it by hand")
                 return
             desktop, made = await self._outfitted(desktop, has_domain=False)
-            await _step("domain", self._hypervisor.define(self._spec(desktop, made)))
-            await _step("start", self._start(desktop))
+            await in_step("domain", self._hypervisor.define(self._spec(desktop, made)))
+            await in_step("start", self._start(desktop))
         except (Refused, OSError) as error:
-            await self.fail(desktop, getattr(error, "step", "run"), _words(error))
+            await self.fail(desktop, getattr(error, "step", "run"), words(error))
             return
         logger.info("a personal desktop goes on here", extra={"desktop": desktop.name, "as_of": as_of})
         if as_of is not None:
@@ -249,13 +248,13 @@ class Work:
         if not kept and await self.warming.restored(desktop, self._spec(desktop, made)):
             return Origin.WARM
         if not kept or not await self._blocking(self._shape.disk(desktop.id).exists):
-            await _step("linked clone", self._blocking(lambda: self._clone(desktop, made)))
-        await _step("seed", self._seeded(desktop, made))
+            await in_step("linked clone", self._blocking(lambda: self._clone(desktop, made)))
+        await in_step("seed", self._seeded(desktop, made))
         spec = self._spec(desktop, made)  # not before the clone, which looks again for what its machine needs
-        await _step("domain", self._hypervisor.define(spec))
+        await in_step("domain", self._hypervisor.define(spec))
         if known is not None and kept and known.edited:
-            await _step("domain", self._hypervisor.redefine(spec))
-        await _step("start", self._start(desktop))
+            await in_step("domain", self._hypervisor.redefine(spec))
+        await in_step("start", self._start(desktop))
         return Origin.COLD
 
     async def _outfitted(self, desktop: Desktop, *, has_domain: bool = True) -> tuple[Desktop, MadeFrom]:
@@ -338,7 +337,7 @@ class Work:
                     "does the golden image boot, and does it run the QEMU guest agent? Its serial console is in "
                     f"{self._shape.log(desktop.id)}"
                 )
-                raise _Step("guest", f"the guest did not answer within {limit_s} s of its start: {why}")
+                raise StepFailed("guest", f"the guest did not answer within {limit_s} s of its start: {why}")
             polls += 1
             if polls % _POLLS_A_LOOK == 0:
                 await self._check_running(desktop)
@@ -367,7 +366,7 @@ class Work:
     async def _check_running(self, desktop: Desktop) -> None:
         states = {status.desktop: status.state for status in await self._hypervisor.domains()}
         if states.get(desktop.id) is not DomainState.RUNNING:
-            raise _Step(
+            raise StepFailed(
                 "guest",
                 "the guest went off before it answered: does the golden image boot? "
                 f"Its serial console is in {self._shape.log(desktop.id)}",
@@ -406,26 +405,3 @@ class Work:
 
     def _spec(self, desktop: Desktop, made: MadeFrom) -> DomainSpec:
         return self._shape.spec(desktop, made, self._installed.fittings)
-
-
-class _Step(Refused):
-    """A failed step of building, by name."""
-
-    def __init__(self, step: str, cause: str) -> None:
-        super().__init__(cause)
-        self.step = step
-
-
-async def _step(name: str, work: Awaitable[T]) -> T:
-    try:
-        return await work
-    except (Refused, OSError) as error:
-        raise _Step(name, _words(error)) from error
-
-
-def _words(error: Exception) -> str:
-    if isinstance(error, KmgrError):
-        return error.message
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
-    return str(error)
