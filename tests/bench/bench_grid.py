@@ -1,5 +1,7 @@
 """`python -m tests.bench.bench_grid [PART …]`: the log alone, on three real processes over TLS on this machine.
 
+Only `daemons` looks at whole ones.
+
 Every figure is beside its floor where there is one: a change costs a synced append and a call to another server and
 back, measured in turn with it. Nothing else should run meanwhile.
 """
@@ -17,9 +19,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from appliance.demo.cluster import Cluster
 from kmgr.ids import ServerId
 from tests.bench.__main__ import machine
 from tests.bench.harness import ROOT, Figure, Limit, figure, report
+from tests.bench.ports import WEB_PORT, quiet
 from tests.lab.raft_children import Process, grow, identities
 
 SERVERS = [ServerId(f"srv-{letter}") for letter in "abc"]
@@ -31,6 +37,10 @@ KILLS = 30
 # About what 10,000 desktops with their events and outcomes take.
 DESKTOPS, ROW_BYTES = 10_000, 2_000
 ENTRIES = 100_000
+# How long daemons at rest are looked at, and how long they are left alone before.
+REST_S, SETTLE_S = 30.0, 10.0
+# Of one core, log or whole daemon.
+AT_REST = Limit(3)
 
 
 @asynccontextmanager
@@ -131,7 +141,7 @@ async def idle() -> list[Figure]:
         after = [await process.ask({"cpu": 1}) for process in processes]
     used = [100 * (b["cpu"] - a["cpu"]) / (b["wall"] - a["wall"]) for a, b in zip(before, after, strict=True)]
     many = [found for count in (5, 16, 64) for found in await _many(count)]
-    return [figure("idle, 3 servers: CPU of each", used, unit="%", limit=Limit(3)), *many]
+    return [figure("idle, 3 servers: CPU of each", used, unit="%", limit=AT_REST), *many]
 
 
 async def _many(count: int) -> list[Figure]:
@@ -182,6 +192,43 @@ async def _crowded(count: int, *, beats: bool) -> dict[str, float]:
         shutil.rmtree(folder, ignore_errors=True)
     used = [100 * (b["cpu"] - a["cpu"]) / (b["wall"] - a["wall"]) for a, b in zip(before, after, strict=True)]
     return dict(zip(looked_at, used, strict=True))
+
+
+async def daemons() -> list[Figure]:
+    """CPU of each of three whole daemons without desktops, in percent of a core."""
+    return await asyncio.to_thread(_daemons)
+
+
+def _daemons() -> list[Figure]:
+    folder = Path(tempfile.mkdtemp(prefix="kmgr-", dir="/var/tmp"))
+    grid = Cluster(folder, desktops=False, web_port=WEB_PORT + 800, grid_port=WEB_PORT + 900, say=quiet)
+    try:
+        grid.start()
+        leading = next(row["name"] for row in grid.admin().items("servers") if row["leader"])
+        processes = {server.name: psutil.Process(server.daemon.pid) for server in grid.servers if server.daemon}
+        time.sleep(SETTLE_S)
+        began, before = time.monotonic(), {name: _spent(process) for name, process in processes.items()}
+        time.sleep(REST_S)
+        lasted = time.monotonic() - began
+        used = {name: 100 * (_spent(process) - before[name]) / lasted for name, process in processes.items()}
+    finally:
+        grid.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+    return [
+        Figure(
+            f"at rest, 3 whole daemons: CPU of {name}{', the leader' if name == leading else ''}",
+            round(share, 2),
+            "%",
+            1,
+            limit=AT_REST,
+        )
+        for name, share in used.items()
+    ]
+
+
+def _spent(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 async def _asked(process: Process, order: dict[str, Any], good: Callable[[dict[str, Any]], bool]) -> None:
@@ -258,6 +305,7 @@ PARTS: Mapping[str, Callable[[], Awaitable[list[Figure]]]] = {
     "commit": commit,
     "kills": kills,
     "idle": idle,
+    "daemons": daemons,
     "snapshot": snapshot,
     "restart": restart,
 }
