@@ -62,7 +62,7 @@ def can_lose_one(view: View, voters: Collection[ServerId]) -> Redundancy:
     problems = tuple(_weaknesses(view, voters).values())
     if problems:
         return Redundancy(False, problems)
-    names = _names(view, [s.id for s in view.servers if s.state in RUNNING])
+    names = " or ".join(_names(view, [s.id for s in view.servers if s.state in RUNNING]).rsplit(", ", 1))
     told = (
         f"Any one of {names} may be lost: a majority stays, every golden image in use is on two servers, "
         "and the others have memory for its desktops."

@@ -39,6 +39,11 @@ def test_a_user_works_at_the_second_server_on_a_desktop_of_another(
     # A desktop goes with its user's last session: those of other tests must not keep it.
     boss.ask("DELETE", f"/sessions/of/{SCENE.user}").ok()
     log_in(page, two.portal, SCENE.user, show.password(SCENE.user))
+    # As after minutes in which nobody was there: opening it wakes it, or the screen below would show nothing.
+    asleep = next(server for server in show.servers if server.id == standby["server"])
+    assert asleep.libvirt is not None
+    waiting = GuestAgent(asleep.libvirt.uri, f"kmgr-{standby['id']}")
+    waiting.run("/usr/bin/env", "DISPLAY=:0", "/usr/bin/xset", "s", "activate")
     offer = page.get_by_role("listitem", name=SCENE.template)
     offer.get_by_role("button", name="Open").click()
     page.locator('body[data-state="connected"]').wait_for(timeout=30_000)

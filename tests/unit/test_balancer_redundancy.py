@@ -37,7 +37,7 @@ def verdict(state: State, *voters: ServerId) -> Redundancy:
 def test_three_servers_with_room_and_copies_can_lose_one(state: State) -> None:
     found = verdict(state)
     assert found.ok
-    assert found.sentences[0].startswith("Any one of a, b, c may be lost")
+    assert found.sentences[0].startswith("Any one of a, b or c may be lost")
 
 
 def test_two_voters_cannot_lose_one(state: State) -> None:

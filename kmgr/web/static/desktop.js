@@ -63,7 +63,18 @@ function connected() {
   tries = 0;
   show("connected", "", "");
   rfb.focus();
+  wake();
   attend();
+}
+
+// A guest that nobody touched for minutes may have switched its screen off. As at a desk, a pointer that moves wakes it.
+function wake() {
+  const canvas = byId("screen").querySelector("canvas");
+  const { left, top } = canvas.getBoundingClientRect();
+  for (const step of [1, 2]) {
+    const place = { clientX: left + step, clientY: top + step, bubbles: true };
+    setTimeout(() => canvas.dispatchEvent(new MouseEvent("mousemove", place)), 100 * step);
+  }
 }
 
 // How the desktop stands with its idle rule, and whether its server drains: asked when there may be news, and every few
