@@ -49,19 +49,23 @@ class Strike:
             return await make()
         if order["step"] != step:
             return await make()
-        self._path.unlink()
         victim = order["victim"] or os.getpid()
         if order["when"] == "before":
-            os.kill(victim, signal.SIGKILL)
+            self._strike(victim)
         making = asyncio.ensure_future(make())
         if order["when"] == "during":
             # The log has it now, and sends it out on a thread of its own.
             await asyncio.sleep(0)
-            os.kill(victim, signal.SIGKILL)
+            self._strike(victim)
+        # A step that could not be taken now is tried again: what is to come after it comes then.
         made = await making
         if order["when"] == "after":
-            os.kill(victim, signal.SIGKILL)
+            self._strike(victim)
         return made
+
+    def _strike(self, victim: int) -> None:
+        self._path.unlink(missing_ok=True)
+        os.kill(victim, signal.SIGKILL)
 
 
 class Struck(Through):

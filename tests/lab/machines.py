@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -17,6 +18,7 @@ KMGR = Path(sys.executable).with_name("kmgr")
 PASSWORD = "a-long-password-1"
 NOBODY = 65534
 PORT = 450
+ALONE_S = 15.0
 _WORDS = re.compile(r"^ {4}([a-z]+(?:[ -][a-z]+){3})$", re.MULTILINE)
 
 
@@ -148,6 +150,11 @@ class Room:
         words += ["--data", str(machine.data)]
         answers = {"init": f"{PASSWORD}\n{PASSWORD}\n", "reset": "reset\n", "grid": "office\n"}
         done = kmgr(*words, stdin=answers.get(words[0], f"{self._words}\n"))
+        # A server that was on its own until it stopped is so for a moment after its start: ask again.
+        until = time.monotonic() + ALONE_S
+        while done.returncode and "goes on by itself" in done.stderr and time.monotonic() < until:
+            time.sleep(0.5)
+            done = kmgr(*words, stdin=answers.get(words[0], f"{self._words}\n"))
         self.said = done.stdout + done.stderr
         assert done.returncode == 0, f"{machine.name}# kmgr {shlex.join(words)}: {self.said}"
         if (found := _WORDS.search(done.stdout)) is not None:
