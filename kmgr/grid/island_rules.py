@@ -120,6 +120,8 @@ def limits(servers: Sequence[Server], own: ServerId) -> str:
     """Say for people what goes on here, what waits and what would help."""
     others = sorted(s.name for s in servers if s.id != own and s.state is not ServerState.REMOVED)
     name = next((s.name for s in servers if s.id == own), own)
+    if not others:
+        return f"{name} was on its own and is about to tell the grid what it did meanwhile: try again in a moment."
     return (
         f"{name} does not reach a majority of the grid (without {', '.join(others)}) and goes on by itself: users "
         "log in and get pooled desktops of this server. Changes of the configuration wait until a majority is back; "

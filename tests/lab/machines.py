@@ -19,6 +19,7 @@ PASSWORD = "a-long-password-1"
 NOBODY = 65534
 PORT = 450
 ALONE_S = 15.0
+_ALONE = ("goes on by itself", "was on its own")
 _WORDS = re.compile(r"^ {4}([a-z]+(?:[ -][a-z]+){3})$", re.MULTILINE)
 
 
@@ -152,7 +153,7 @@ class Room:
         done = kmgr(*words, stdin=answers.get(words[0], f"{self._words}\n"))
         # A server that was on its own until it stopped is so for a moment after its start: ask again.
         until = time.monotonic() + ALONE_S
-        while done.returncode and "goes on by itself" in done.stderr and time.monotonic() < until:
+        while done.returncode and any(one in done.stderr for one in _ALONE) and time.monotonic() < until:
             time.sleep(0.5)
             done = kmgr(*words, stdin=answers.get(words[0], f"{self._words}\n"))
         self.said = done.stdout + done.stderr

@@ -119,3 +119,9 @@ def test_people_are_told_what_goes_on_what_waits_and_what_helps() -> None:
     assert said.startswith("a does not reach a majority of the grid (without b)")
     for words in ("users log in", "Changes of the configuration wait", "witness", "docs/operating.md"):
         assert words in said
+
+
+def test_the_only_server_of_its_grid_misses_nobody_and_is_asked_again() -> None:
+    said = limits([server(A)], A)
+    assert "without" not in said
+    assert "try again in a moment" in said
