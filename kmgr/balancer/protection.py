@@ -32,7 +32,7 @@ def safe_copies(view: View) -> Mapping[DesktopId, tuple[Copy, ...]]:
 
     From a bad one it is started only by a person's word (`good_copies` has the others).
     """
-    bad = {server: bad_on(vitals) for server, vitals in view.vitals.items()}
+    bad = _bad(view)
     servers = {server.id: server for server in view.servers}
     generation = {desktop.id: desktop.generation for desktop in view.desktops}
     found: dict[DesktopId, list[Copy]] = {}
@@ -50,9 +50,13 @@ def safe_copies(view: View) -> Mapping[DesktopId, tuple[Copy, ...]]:
 
 def good_copies(view: View) -> Mapping[DesktopId, tuple[Copy, ...]]:
     """Return the same without those of which their servers say that they are bad; no desktop has none of them."""
-    bad = {server: bad_on(vitals) for server, vitals in view.vitals.items()}
+    bad = _bad(view)
     good = {d: tuple(c for c in held if d not in bad.get(c.server, ())) for d, held in safe_copies(view).items()}
     return {desktop: held for desktop, held in good.items() if held}
+
+
+def _bad(view: View) -> Mapping[ServerId, frozenset[DesktopId]]:
+    return {server: bad_on(vitals) for server, vitals in view.vitals.items()}
 
 
 def bad_on(vitals: Vitals | None) -> frozenset[DesktopId]:

@@ -1,6 +1,5 @@
 """What the contract of hypervisors is tried on."""
 
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,14 +9,13 @@ import pytest
 from appliance.image import tiny
 from appliance.lab.node import PrivateLibvirt
 from tests.lab.hypervisors import Bench, InMemory, WithLibvirt
+from tests.lab.raw_disk import raw_disk
 
 
 @pytest.fixture(scope="session")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test guest's disk as a raw file, as a version's file is."""
-    raw = tmp_path_factory.mktemp("guest") / "tiny.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny.quick()), str(raw)], check=True, timeout=120)
-    return raw
+    return raw_disk(tiny.quick(), tmp_path_factory.mktemp("guest") / "tiny.raw")
 
 
 @pytest.fixture(scope="module")

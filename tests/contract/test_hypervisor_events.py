@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -22,6 +21,7 @@ from kmgr.provision import domainxml
 from kmgr.provision.happening import Happening, What
 from kmgr.provision.libvirt_events import LibvirtEvents, events
 from kmgr.provision.listening import FIRMWARE_S
+from tests.lab.raw_disk import raw_disk
 from tests.lab.real_domains import defined
 
 libvirt = pytest.importorskip("libvirt")
@@ -174,9 +174,7 @@ async def test_a_libvirtd_that_hangs_is_found_out_by_its_silence(ear: Ear, libvi
 async def test_the_agent_of_a_booted_guest_is_told_before_anybody_asks(
     ear: Ear, libvirtd: PrivateLibvirt, tmp_path: Path
 ) -> None:
-    raw = tmp_path / "tiny.raw"
-    command = ["qemu-img", "convert", "-O", "raw", str(await asyncio.to_thread(tiny.quick)), str(raw)]
-    await asyncio.to_thread(subprocess.run, command, check=True, timeout=120)
+    raw = await asyncio.to_thread(lambda: raw_disk(tiny.quick(), tmp_path / "tiny.raw"))
     with defined(libvirtd.uri, tmp_path, D1, raw) as ours:
         await asyncio.to_thread(ours.create)
         await ear.until(What.ANSWERS, D1, limit_s=120)

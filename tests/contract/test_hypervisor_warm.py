@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import shutil
-import subprocess
 import time
 from dataclasses import replace
 from functools import partial
@@ -19,6 +18,7 @@ from kmgr.provision import domainxml, identity
 from kmgr.provision.hypervisor import DomainSpec, DomainState, DomainStatus, Hypervisor, NoHypervisor
 from kmgr.provision.identity import Identity
 from tests.lab.hypervisors import D1, D2, NONE, OFF, RUNNING, Bench, WithLibvirt, domains, until
+from tests.lab.raw_disk import raw_disk
 
 WARM = DesktopId("warm-1")
 BOOT_S = 300
@@ -28,9 +28,7 @@ SHARED = [False, True]
 @pytest.fixture(scope="module")
 def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test guest whose kernel notices that it was restored from another's memory."""
-    raw = tmp_path_factory.mktemp("guest") / "whole.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny.cached()), str(raw)], check=True, timeout=120)
-    return raw
+    return raw_disk(tiny.cached(), tmp_path_factory.mktemp("guest") / "whole.raw")
 
 
 def real(bench: Bench) -> bool:

@@ -1,7 +1,6 @@
 """Whole grids of real daemons, libvirts and guests, for the tests of this folder."""
 
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from appliance.demo.scene import Director, Scene
 from appliance.image import tiny
 from appliance.lab.node import PrivateLibvirt
 from tests.lab.ports import port
+from tests.lab.raw_disk import raw_disk
 
 WEB_PORT = 0
 GRID_PORT = 100
@@ -30,9 +30,7 @@ def tiny_image() -> Path:
 @pytest.fixture(scope="session")
 def raw(tiny_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That guest's disk as a raw file, as a version's file is."""
-    path = tmp_path_factory.mktemp("raw") / "ver-1.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny_image), str(path)], check=True, timeout=120)
-    return path
+    return raw_disk(tiny_image, tmp_path_factory.mktemp("raw") / "ver-1.raw")
 
 
 @pytest.fixture(scope="module")

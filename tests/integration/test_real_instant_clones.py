@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import subprocess
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from kmgr.provision.identity import Identity, answer, problem, program
 from kmgr.provision.model import Origin
 from kmgr.provision.warm import is_builder
 from tests.lab.provision import done
+from tests.lab.raw_disk import raw_disk
 from tests.lab.real_desk import Real
 
 pytestmark = pytest.mark.libvirt
@@ -33,9 +33,7 @@ LOOK = "hostname; cat /sys/class/net/e*/address; date +%s; ip -4 -o addr show | 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The test guest whose kernel notices that it was restored from another's memory."""
-    path = tmp_path_factory.mktemp("raw") / "ver-1.raw"
-    subprocess.run(["qemu-img", "convert", "-O", "raw", str(tiny.cached()), str(path)], check=True, timeout=120)
-    return path
+    return raw_disk(tiny.cached(), tmp_path_factory.mktemp("raw") / "ver-1.raw")
 
 
 @pytest.fixture

@@ -150,12 +150,13 @@ class Room:
             words += sets(machine.web, machine.grid)
         words += ["--data", str(machine.data)]
         answers = {"init": f"{PASSWORD}\n{PASSWORD}\n", "reset": "reset\n", "grid": "office\n"}
-        done = kmgr(*words, stdin=answers.get(words[0], f"{self._words}\n"))
+        typed = answers.get(words[0], f"{self._words}\n")
         # A server that was on its own until it stopped is so for a moment after its start: ask again.
         until = time.monotonic() + ALONE_S
-        while done.returncode and any(one in done.stderr for one in _ALONE) and time.monotonic() < until:
+        while (done := kmgr(*words, stdin=typed)).returncode and time.monotonic() < until:
+            if not any(one in done.stderr for one in _ALONE):
+                break
             time.sleep(0.5)
-            done = kmgr(*words, stdin=answers.get(words[0], f"{self._words}\n"))
         self.said = done.stdout + done.stderr
         assert done.returncode == 0, f"{machine.name}# kmgr {shlex.join(words)}: {self.said}"
         if (found := _WORDS.search(done.stdout)) is not None:
