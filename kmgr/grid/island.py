@@ -28,7 +28,7 @@ from kmgr.entropy import new_id
 from kmgr.errors import InvariantBroken, KmgrError, Unavailable
 from kmgr.grid.envelope import MAX_BYTES, Applied, Command, Outcome, asked_at
 from kmgr.grid.fsm import Applier
-from kmgr.grid.island_rules import Mode, Move, Watched, limits, next_move, sky, unfit, watched
+from kmgr.grid.island_rules import Mode, Move, Sky, Watched, limits, next_move, sky, unfit, watched
 from kmgr.grid.model import GridStatus
 from kmgr.grid.outbox import Outbox
 from kmgr.grid.port import Grid
@@ -130,8 +130,8 @@ class IslandGrid:
             self._problem = ""
             return Move.STAY
         with self._inner.view() as db:
-            known, after_s = servers(db, removed=True), settings(db)["island_after_ms"] / 1000
-        above = sky(self._seen, now=now, after_s=after_s, started_at=self._started_at)
+            known = servers(db, removed=True)
+        above = self._sky()
         mode = Mode.LOG if self._scratch is None else Mode.ISLAND
         scratch = self._scratch
         stale = scratch is not None and (scratch.torn or scratch.base != status.applied)
@@ -140,6 +140,11 @@ class IslandGrid:
             async with self._turn:
                 await (self._hand_over() if move is Move.HAND_OVER else self._begin())
         return move
+
+    def _sky(self) -> Sky:
+        with self._inner.view() as db:
+            after_s = settings(db)["island_after_ms"] / 1000
+        return sky(self._seen, now=self._clock.monotonic(), after_s=after_s, started_at=self._started_at)
 
     @property
     def server(self) -> ServerId:
@@ -223,11 +228,23 @@ class IslandGrid:
         rule = self._rules.get(command.type)
         if rule is None and command.type not in self._appliers:
             raise InvariantBroken(f"nothing here can apply {command.type!r}")
+        if rule is None and not await self._island_lasts(timeout_s):
+            return None
         # In a task of its own: who asked may go, but the turn must last until the change is made.
         task = asyncio.create_task(self._here(command, rule, timeout_s))
         self._doing.add(task)
         task.add_done_callback(self._done)
         return await asyncio.shield(task)
+
+    async def _island_lasts(self, timeout_s: float) -> bool:
+        """Wait while a majority may soon be believed, as after a start; False if the island ended meanwhile."""
+        deadline = self._clock.monotonic() + timeout_s
+        while self._scratch is not None and self._sky() is not Sky.GONE:
+            left_s = deadline - self._clock.monotonic()
+            if left_s <= 0:
+                raise Unavailable(_HANDING_OVER)
+            await first_of(self._moved.wait(), self._clock.sleep(min(left_s, LOOK_S)))
+        return self._scratch is not None
 
     async def _here(self, command: Command, rule: IslandRule | None, timeout_s: float) -> Outcome | None:
         try:

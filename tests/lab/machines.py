@@ -4,7 +4,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -18,8 +17,6 @@ KMGR = Path(sys.executable).with_name("kmgr")
 PASSWORD = "a-long-password-1"
 NOBODY = 65534
 PORT = 450
-ALONE_S = 15.0
-_ALONE = ("goes on by itself", "was on its own")
 _WORDS = re.compile(r"^ {4}([a-z]+(?:[ -][a-z]+){3})$", re.MULTILINE)
 
 
@@ -150,13 +147,7 @@ class Room:
             words += sets(machine.web, machine.grid)
         words += ["--data", str(machine.data)]
         answers = {"init": f"{PASSWORD}\n{PASSWORD}\n", "reset": "reset\n", "grid": "office\n"}
-        typed = answers.get(words[0], f"{self._words}\n")
-        # A server that was on its own until it stopped is so for a moment after its start: ask again.
-        until = time.monotonic() + ALONE_S
-        while (done := kmgr(*words, stdin=typed)).returncode and time.monotonic() < until:
-            if not any(one in done.stderr for one in _ALONE):
-                break
-            time.sleep(0.5)
+        done = kmgr(*words, stdin=answers.get(words[0], f"{self._words}\n"))
         self.said = done.stdout + done.stderr
         assert done.returncode == 0, f"{machine.name}# kmgr {shlex.join(words)}: {self.said}"
         if (found := _WORDS.search(done.stdout)) is not None:

@@ -173,6 +173,34 @@ async def test_a_change_that_comes_while_it_hands_over_waits_and_is_made_by_the_
     del lab.office.grid.propose
 
 
+async def test_a_change_that_comes_right_after_the_start_waits_for_the_majority_that_is_there(lab: Lab) -> None:
+    await lab.alone()
+    await lab.claim()
+    await lab.grid.stop()
+    lab.back()
+    await lab.grid.start()
+    assert lab.grid.status().island
+    change = asyncio.create_task(lab.ask("setting.set", name="login_tries", value=9))
+    await lab.looks(3)
+    assert await asyncio.wait_for(change, 1) == Applied({"before": 8})
+
+
+async def test_a_change_that_comes_right_after_the_start_is_refused_if_no_majority_comes(lab: Lab) -> None:
+    await lab.alone()
+    await lab.grid.stop()
+    await lab.grid.start()
+    change = asyncio.create_task(lab.ask("setting.set", name="login_tries", value=9))
+    hasty = asyncio.create_task(lab.grid.propose("setting.set", {"name": "x"}, by="x", timeout_s=2))
+    await lab.looks(4)
+    assert not change.done()
+    with pytest.raises(Unavailable, match="Try again"):
+        await asyncio.wait_for(hasty, 1)
+    await lab.looks(8)
+    with pytest.raises(Unavailable, match="does not reach a majority") as refused:
+        await asyncio.wait_for(change, 1)
+    assert refused.value.code == "island"
+
+
 async def test_who_waits_for_a_change_is_woken_by_the_island_and_by_each_changeover(lab: Lab) -> None:
     began = lab.grid.status().applied
     entering = asyncio.create_task(lab.grid.changed(began, timeout_s=60))
