@@ -12,7 +12,9 @@ SERVER ?=
 # Tests run side by side, one lane more than processors (tests/conftest.py deals them out). The fast ones have processes
 # of their own: real daemons and browsers leave threads and loops behind that property tests and async tests trip over.
 LANES := $(shell n=$$(($$(nproc) + 1)); echo $$((n < 6 ? n : 6)))
-PYTEST := $(PY) -m pytest -q -n $(LANES) --no-loadscope-reorder
+PYTEST := $(PY) -m pytest -q -n $(LANES) --no-loadscope-reorder --max-worker-restart=0
+# For what may take as long as it is asked to.
+LONG := -m pytest -q -o faulthandler_timeout=0
 
 .PHONY: help setup setup-demo check test demo demo-start demo-clean dev fix bench bench-grid bench-images bench-desktops school-day kills simulate simulate-mutants faults faults-daemon faults-plain failover appliance appliance-test lock clean
 
@@ -68,10 +70,10 @@ school-day: setup ## a day of 100 servers and 10,000 desktops in virtual time, w
 	$(PY) -m tests.lab.school_run
 
 kills: setup ## kill -9 of daemons in the middle of real desktops' transitions: KILLS=20 SEED=3
-	$(SUDO) env KMGR_KILLS=$(or $(KILLS),20) KMGR_SEED=$(or $(SEED),3) $(PY) -m pytest -q tests/integration/test_desktops_killed.py
+	$(SUDO) env KMGR_KILLS=$(or $(KILLS),20) KMGR_SEED=$(or $(SEED),3) $(PY) $(LONG) tests/integration/test_desktops_killed.py
 
 simulate-mutants: setup ## logs with a rule of Raft missing, until the simulation notices
-	KMGR_MUTANT_SEEDS=$(or $(SEEDS),1:60) $(PY) -m pytest -q -s tests/simulation/test_raft_mutants.py
+	KMGR_MUTANT_SEEDS=$(or $(SEEDS),1:60) $(PY) $(LONG) -s tests/simulation/test_raft_mutants.py
 
 faults: setup ## servers in network namespaces under every fault: SECONDS=600 SEED=7 SERVERS=5
 	$(SUDO) $(PY) -m tests.faults --seconds $(or $(SECONDS),600) $(SEED:%=--seed %) $(SERVERS:%=--servers %) $(ONLY:%=--only %)

@@ -6,9 +6,9 @@ images are tiny files that a test hands to servers (`Lab.hand_out`).
 """
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kmgr.balancer.agent import Balancer
 from kmgr.balancer.farewell_agent import FarewellAgent
@@ -49,6 +49,7 @@ from kmgr.users.model import Person, Role
 from kmgr.users.sessions import Sessions
 from tests.lab.people import RIGHT, FakeDirectory
 
+T = TypeVar("T")
 IDS = tuple(ServerId(f"srv-{letter}") for letter in "abc")
 BOOT_S = 3.0
 
@@ -388,6 +389,14 @@ class Lab:
         """Let time pass."""
         for _ in range(round(seconds * 10)):
             await self.clock.advance(0.1)
+
+    async def meanwhile(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what some work returns; time passes until it has ended."""
+        task = asyncio.create_task(work)
+        await asyncio.sleep(0)
+        while not task.done():
+            await self.clock.advance(0.1)
+        return await task
 
     def at(self, server: ServerId) -> Simulated:
         """Return one server."""
