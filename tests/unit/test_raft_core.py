@@ -12,6 +12,7 @@ from kmgr.errors import InvariantBroken, OutcomeUnknown, Unavailable
 from kmgr.grid.commands import APPLIERS
 from kmgr.grid.envelope import Applied, Command, encode
 from kmgr.grid.raft.barriers import Barrier
+from kmgr.grid.raft.batches import GATHER_S
 from kmgr.grid.raft.core import Core
 from kmgr.grid.raft.journal import ENVELOPE, NO_OP, add_voter
 from kmgr.grid.raft.library import Timing
@@ -280,6 +281,41 @@ def test_proposals_wait_for_the_entries_that_are_under_way_but_not_long(speaker:
     assert speaker.journal.last.index == 14
     speaker.wait(0.05)
     assert speaker.journal.last.index == 15
+
+
+def test_who_asks_at_the_leader_has_a_turn_beside_those_who_ask_elsewhere(speaker: Speaker) -> None:
+    elect(speaker)
+    speaker.hear(C, Taken(4, 12, True))
+    speaker.hear(C, Propose(1, setting(50, 1).command[1:]))
+    answered = own_change(speaker, 51)
+    speaker.hear(B, Propose(2, setting(52, 1).command[1:]))
+    # The batch is committed, and the next one takes both on.
+    speaker.hear(C, Taken(4, 13, True))
+    speaker.core.step()
+    assert speaker.journal.last.index == 14
+    speaker.hear(C, Taken(4, 15, True))
+    speaker.core.step()
+    assert len(answered) == 1
+
+
+def test_while_several_ask_at_once_batches_are_gathered_and_one_asker_alone_never_waits(speaker: Speaker) -> None:
+    elect(speaker)
+    speaker.hear(C, Taken(4, 12, True))
+    for index in range(50, 53):
+        own_change(speaker, index)
+    speaker.core.step()
+    assert speaker.journal.last.index == 14
+    own_change(speaker, 53)
+    speaker.hear(C, Taken(4, 15, True))
+    assert speaker.journal.last.index == 14
+    assert speaker.core.step() == pytest.approx(GATHER_S)
+    Speaker.now += 1.01 * GATHER_S
+    speaker.core.step()
+    assert speaker.journal.last.index == 15
+    # That batch had one entry: the next one begins as soon as it is committed.
+    own_change(speaker, 54)
+    speaker.hear(C, Taken(4, 16, True))
+    assert speaker.journal.last.index == 16
 
 
 def test_what_waited_leaves_before_the_entries_that_it_waited_for_are_applied(speaker: Speaker) -> None:

@@ -25,6 +25,7 @@ from kmgr.grid.raft import journal as log
 from kmgr.grid.raft import messages, snapshot
 from kmgr.grid.raft.background import Background, Thread
 from kmgr.grid.raft.barriers import Barriers, Questions
+from kmgr.grid.raft.batches import Batches
 from kmgr.grid.raft.compaction import MOST_WAL_BYTES, Compaction
 from kmgr.grid.raft.complaints import Complaints
 from kmgr.grid.raft.courier import Courier
@@ -39,9 +40,6 @@ from kmgr.grid.store import Store
 from kmgr.ids import ServerId
 
 logger = logging.getLogger(__name__)
-
-# So long proposals wait for the entries that are under way, at most: a slow line is not left empty.
-UNDER_WAY_S = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +110,7 @@ class Core:
         self._foreign = (0, 0)
         self._asked: list[tuple[ServerId, Propose]] = []
         self._held = False
-        self._appended_at = 0.0
+        self._batches = Batches()
         self._spelled: tuple[tuple[int, ...], bytes] = ((), b"")
         self._progress_at = 0.0
         self._leader_seen = monotonic()
@@ -124,7 +122,9 @@ class Core:
 
     def counted(self) -> None:
         """Take on what is proposed, for what was under way may be committed by now; say what is new."""
+        last = self._journal.last.index
         self._propose()
+        self._batches.began(self._journal.last.index - last, monotonic())
         self._read()
         if self._library.leads:
             self._announce()
@@ -235,7 +235,7 @@ class Core:
             return self._timing.tick_s
         if self._announced != (last, library.committed) or (library.committed < last and not library.others()):
             return 0.0
-        until = self._appended_at + UNDER_WAY_S if self._held else float("inf")
+        until = self._next_batch_at() if self._held else float("inf")
         return max(0.0, min(self._timing.tick_s, until - monotonic()))
 
     def close(self) -> None:
@@ -309,8 +309,9 @@ class Core:
         leader = self.server if self._library.leads else self._guard.election.leader()
         if leader is not None:
             self._leader_seen = now
-        self._held = False
-        if self._asked:
+        # Said once for all: who asks here waits no longer than who asks elsewhere.
+        self._held = self._library.leads and bool(self._asked or self.proposals) and now < self._next_batch_at()
+        if self._asked and not self._held:
             self._take_on()
         if not self.proposals:
             return
@@ -319,8 +320,7 @@ class Core:
                 self.proposals.leaderless(now)
             return
         here = leader == self.server
-        if here and self._under_way():
-            self._held = True
+        if here and self._held:
             return
         for proposal, attempt in self.proposals.due(leader, self._library.term, now, here=here):
             if here:
@@ -328,19 +328,11 @@ class Core:
             elif not self._send(leader, Propose(attempt, proposal.data)):
                 self.proposals.not_taken(attempt, now)
 
-    def _under_way(self) -> bool:
-        """Whether proposals should wait, because the entries of the last ones are not committed yet.
-
-        One batch at a time: for every server a message and a sync for many entries cost little more than for one.
-        """
-        library = self._library
-        return library.committed < self._journal.last.index and monotonic() - self._appended_at < UNDER_WAY_S
+    def _next_batch_at(self) -> float:
+        return self._batches.next_at(committed=self._library.committed >= self._journal.last.index)
 
     def _take_on(self) -> None:
         """Put into the log what others asked for."""
-        if self._library.leads and self._under_way():
-            self._held = True
-            return
         asked, self._asked = self._asked, []
         for server, proposal in asked:
             if self._library.leads:
@@ -362,7 +354,7 @@ class Core:
 
     def _append(self, command: bytes) -> int:
         index = self._journal.last.index + 1
-        self._appended_at = monotonic()
+        self._batches.appended(monotonic())
         self._journal.add(Entry(command, index, self._library.term))
         return index
 
