@@ -1,4 +1,4 @@
-"""Everything that must not be guessed or repeated: ids, tokens, passwords.
+"""Everything that must not be guessed or repeated: ids, tokens, words of a phrase.
 
 Only proposers call this; appliers and decisions never may (an import contract
 holds it), because every server must reach the same state from the same log.
@@ -19,11 +19,6 @@ def new_id(prefix: str) -> str:
 def new_token() -> str:
     """Return a secret of 192 bits that is safe in URLs and headers."""
     return secrets.token_urlsafe(24)
-
-
-def new_password() -> str:
-    """Return a password of 80 random bits that a person can read and type, like `4k2m-…`."""
-    return "-".join(_letters(4) for _ in range(4))
 
 
 def pick(words: Sequence[str], count: int) -> tuple[str, ...]:

@@ -32,7 +32,6 @@ class ConfigError(KmgrError):
     """The configuration is wrong: fix the file and start again."""
 
     code = "config"
-    exit_status = 78
 
 
 class Refused(KmgrError):
@@ -88,4 +87,3 @@ class InvariantBroken(KmgrError):
     """A bug: continuing could bend the truth, so this server stops."""
 
     code = "invariant"
-    exit_status = 70

@@ -17,6 +17,7 @@ from typing import Any
 import uvloop
 
 from kmgr import log, registry
+from kmgr.cli.outcome import exit_status
 from kmgr.config import Config
 from kmgr.errors import ConfigError, KmgrError
 from kmgr.grid import authority, identity
@@ -100,7 +101,7 @@ def main() -> None:
         uvloop.run(WholeServer(Path(sys.argv[1]), setup).run())
     except ConfigError as error:
         say({"refused": error.message})
-        sys.exit(error.exit_status)
+        sys.exit(exit_status(error))
     except (KmgrError, OSError, sqlite3.Error) as error:
         # `kmgr run` says so in one line and is started again by systemd.
         say({"fatal": str(error)})

@@ -23,6 +23,7 @@ import uvloop
 from pysyncobj import syncobj
 
 from kmgr import log
+from kmgr.cli.outcome import exit_status
 from kmgr.clock import SystemClock
 from kmgr.errors import ConfigError, KmgrError
 from kmgr.grid import identity
@@ -232,7 +233,7 @@ def main() -> None:
         uvloop.run(LabServer(Path(sys.argv[1]), json.loads(sys.argv[2])).run())
     except ConfigError as error:
         say({"refused": error.message})
-        sys.exit(error.exit_status)
+        sys.exit(exit_status(error))
     except (OSError, sqlite3.Error) as error:
         # `kmgr run` says so in one line and is started again by systemd.
         say({"fatal": f"cannot start: {error}"})

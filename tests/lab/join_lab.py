@@ -1,6 +1,8 @@
 """A grid of one server that takes newcomers in, over real TLS on loopback."""
 
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,17 @@ class Office:
         """Return the whole state as SQL text."""
         with self.grid.view() as db:
             return "\n".join(db.conn.iterdump())
+
+
+@asynccontextmanager
+async def opened(folder: Path, *, name: str = "office", version: str = "1") -> AsyncIterator[Office]:
+    """Run such a grid inside."""
+    office = Office(folder, name=name, version=version)
+    await office.start()
+    try:
+        yield office
+    finally:
+        await office.stop()
 
 
 class Fresh:

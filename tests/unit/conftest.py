@@ -1,4 +1,4 @@
-"""What tests of pages and of the API look at, and a daemon whose threads are all busy."""
+"""What tests of pages and of the API look at, a grid that takes newcomers in, a daemon whose threads are all busy."""
 
 import asyncio
 import threading
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab import join_lab
+from tests.lab.join_lab import Office
 from tests.lab.web_lab import Site, WebLab, opened
 
 
@@ -22,6 +24,13 @@ async def lab(tmp_path: Path) -> AsyncIterator[WebLab]:
 async def site(lab: WebLab) -> Site:
     """The web of one of them, to ask."""
     return await lab.site()
+
+
+@pytest.fixture
+async def office(tmp_path: Path) -> AsyncIterator[Office]:
+    """A grid that newcomers join. (Files about desktops have offices of their own.)"""
+    async with join_lab.opened(tmp_path) as office:
+        yield office
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from kmgr import __version__
 from kmgr.cli.options import answers_in
 from kmgr.errors import ConfigError
 from kmgr.grid import identity
-from tests.lab.join_lab import Office, free_port
+from tests.lab.join_lab import Office, free_port, opened
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,10 +46,8 @@ def sets(port: int) -> list[str]:
 
 @pytest.fixture
 async def office(tmp_path: Path) -> AsyncIterator[Office]:
-    office = Office(tmp_path, version=__version__)
-    await office.start()
-    yield office
-    await office.stop()
+    async with opened(tmp_path, version=__version__) as office:
+        yield office
 
 
 async def test_the_phrase_comes_from_standard_input_and_what_was_noticed_is_printed(

@@ -1,8 +1,8 @@
-"""Ids and passwords: their form, and that every letter is as likely as every other."""
+"""Ids: their form, and that every letter is as likely as every other."""
 
 from collections import Counter
 
-from kmgr.entropy import new_id, new_password
+from kmgr.entropy import new_id
 
 LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -18,9 +18,3 @@ def test_every_letter_is_as_likely_as_every_other() -> None:
     assert set(count) == set(LETTERS)
     # 7,500 are expected of each, and 430 are five standard deviations.
     assert all(abs(seen - 7500) < 430 for seen in count.values())
-
-
-def test_a_password_is_four_groups_of_four_letters() -> None:
-    groups = new_password().split("-")
-    assert [len(group) for group in groups] == [4, 4, 4, 4]
-    assert set("".join(groups)) <= set(LETTERS)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,7 @@ from kmgr.grid.model import InvitationState, ServerRole, ServerState
 from kmgr.grid.preflight import PreflightStopped, Severity
 from kmgr.grid.queries import events, invitations, server, servers
 from kmgr.ids import ServerId
-from tests.lab.join_lab import A, Fresh, Office
-
-
-@pytest.fixture
-async def office(tmp_path: Path) -> AsyncIterator[Office]:
-    office = Office(tmp_path)
-    await office.start()
-    yield office
-    await office.stop()
+from tests.lab.join_lab import A, Fresh, Office, opened
 
 
 async def test_a_new_server_joins_with_four_words_and_is_then_trusted(office: Office, tmp_path: Path) -> None:
@@ -307,14 +298,10 @@ async def test_a_member_that_is_up_does_not_finish_joining_twice(office: Office,
 async def test_another_grid_is_not_asked_to_finish_a_join(office: Office, tmp_path: Path) -> None:
     fresh = Fresh(tmp_path)
     await office.asked_and_cut_off(fresh)
-    other = Office(tmp_path / "other", name="other")
-    await other.start()
-    try:
+    async with opened(tmp_path / "other", name="other") as other:
         assert await finish_joining(fresh.data_dir, other.address) is None
         done = await fresh.join(other, await other.phrase())
         assert done.identity.grid_name == "other"
-    finally:
-        await other.stop()
 
 
 async def test_a_new_phrase_also_finishes_a_join_of_the_same_server(office: Office, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """A join whose server of the grid died or lost touch in the middle: the next asking, anywhere, goes on with it."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,6 @@ from kmgr.grid.port import Grid
 from kmgr.grid.queries import invitations
 from tests.lab.join_lab import Fresh, Office, X
 from tests.lab.through import Make, Through
-
-
-@pytest.fixture
-async def office(tmp_path: Path) -> AsyncIterator[Office]:
-    office = Office(tmp_path)
-    await office.start()
-    yield office
-    await office.stop()
 
 
 class Late(Through):

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import ssl
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,17 +15,9 @@ from kmgr.grid.join import TRIES
 from kmgr.grid.joindesk import AT_ONCE, SILENT_FROM_ONE
 from kmgr.grid.phrase import password_of
 from kmgr.grid.wire import JOIN
-from tests.lab.join_lab import A, Fresh, Office
+from tests.lab.join_lab import A, Fresh, Office, opened
 
 LOOPBACK = ["127.0.0.1"]
-
-
-@pytest.fixture
-async def office(tmp_path: Path) -> AsyncIterator[Office]:
-    office = Office(tmp_path)
-    await office.start()
-    yield office
-    await office.stop()
 
 
 class Stranger:
@@ -168,15 +159,11 @@ async def test_a_rogue_advertiser_is_found_by_mdns_and_refused(office: Office, t
 
 async def test_another_grid_that_calls_itself_the_same_is_refused(office: Office, tmp_path: Path) -> None:
     phrase = await office.phrase()
-    evil = Office(tmp_path / "evil")
-    await evil.start()
-    try:
+    async with opened(tmp_path / "evil") as evil:
         await evil.phrase()
         with pytest.raises(NotAllowed, match="not a server of the grid that showed it"):
             await Fresh(tmp_path).join(office, phrase, at=evil.address)
-    finally:
-        await evil.stop()
-    assert evil.names() == ["a"]
+        assert evil.names() == ["a"]
 
 
 async def test_an_error_of_a_stranger_cannot_paint_the_terminal(office: Office, tmp_path: Path) -> None:
