@@ -106,9 +106,10 @@ def unable(view: View, machine: Machine) -> frozenset[ServerId]:
 def _assigned(view: View) -> Iterator[Assign]:
     desktops = {d.id: d for d in view.desktops if d.owned and d.id not in view.put_backs and _lives(view, d.server)}
     size = _sizes(view)
+    machine = {d.id: machine_of(d, view) for d in desktops.values()}
+    cannot = {one: unable(view, one) for one in set(machine.values())}
     disks = [
-        copies.Disk(d.id, d.server, d.version, size.get(d.id, 0), unable(view, machine_of(d, view)))
-        for d in desktops.values()
+        copies.Disk(d.id, d.server, d.version, size.get(d.id, 0), cannot[machine[d.id]]) for d in desktops.values()
     ]
     held: dict[DesktopId, list[ServerId]] = {}
     for copy in view.copies:

@@ -13,7 +13,7 @@ from kmgr.balancer.drains import Progress, progress
 from kmgr.balancer.model import Shortage, View
 from kmgr.balancer.plan import plan
 from kmgr.balancer.redundancy import Maintenance, Redundancy, can_lose_one, would_break
-from kmgr.grid.model import Vitals
+from kmgr.grid.model import RUNNING, Vitals
 from kmgr.grid.queries import servers, settings
 from kmgr.grid.zone import local_time
 from kmgr.ids import DesktopId, ServerId, VersionId
@@ -37,14 +37,15 @@ def look(db: Database, board: Mapping[ServerId, Vitals], now: float, *, at_ms: i
     rules = settings(db)
     fresh_s = _FRESH_BEATS * rules["heartbeat_ms"] / 1000
     holders: dict[VersionId, set[ServerId]] = {}
-    every = holdings(db)
-    whole = {holding.version for holding in every if not holding.damaged}
+    known, every = servers(db, removed=True), holdings(db)
+    running = {server.id for server in known if server.state in RUNNING}
+    whole = {holding.version for holding in every if not holding.damaged and holding.server in running}
     for holding in every:
         # A damaged one is better than none, and only then: the alarm of it was told.
         if not holding.damaged or holding.version not in whole:
             holders.setdefault(holding.version, set()).add(holding.server)
     return View(
-        servers=servers(db, removed=True),
+        servers=known,
         templates=templates(db) if at_ms is None else tuple(_at_that_time(db, at_ms)),
         desktops=desktops(db),
         holders={version: frozenset(held) for version, held in holders.items()},
@@ -54,6 +55,7 @@ def look(db: Database, board: Mapping[ServerId, Vitals], now: float, *, at_ms: i
         rollouts=rollouts(db),
         moves={move.desktop: move for move in moves(db)},
         put_backs=put_backs(db),
+        damaged=frozenset(holding.version for holding in every if holding.damaged) - whole,
         keep_for_loss=bool(rules["keep_for_loss"]),
     )
 

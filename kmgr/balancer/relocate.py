@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from kmgr.balancer.model import Relocate, View, Why
 from kmgr.balancer.place import GROWTH_MIB, OVERHEAD_MIB, Room, able, by_server, lacking, machine_of
 from kmgr.balancer.protection import good_copies
-from kmgr.balancer.redundancy import homeless
+from kmgr.balancer.weaknesses import homeless
 from kmgr.grid.model import PLACEABLE, Server, ServerState
 from kmgr.ids import ServerId
 from kmgr.provision import processors

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from kmgr.balancer.owed import Owed
 from kmgr.balancer.place import OVERHEAD_MIB, memory_reserve_mib
 from kmgr.balancer.plan import plan
-from kmgr.balancer.redundancy import homeless
+from kmgr.balancer.weaknesses import homeless
 from kmgr.grid.envelope import Applied
 from kmgr.ids import ServerId
 from tests.lab.state import State

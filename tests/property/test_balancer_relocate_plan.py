@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from kmgr.balancer.model import Relocate, Why
 from kmgr.balancer.plan import plan
-from kmgr.balancer.redundancy import homeless
 from kmgr.balancer.relocate import ALL_AT_ONCE, EACH_AT_ONCE
+from kmgr.balancer.weaknesses import homeless
 from kmgr.grid.envelope import Applied
 from kmgr.ids import ServerId
 from tests.lab.state import State

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from kmgr.balancer.model import Place, Relocate
 from kmgr.balancer.place import OVERHEAD_MIB, memory_reserve_mib, rooms
 from kmgr.balancer.plan import KEPT, plan
-from kmgr.balancer.redundancy import homeless
 from kmgr.balancer.reserve import Reserve, without_home
+from kmgr.balancer.weaknesses import homeless
 from kmgr.grid.envelope import Applied
 from kmgr.ids import ServerId
 from kmgr.templates.model import Template

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from kmgr.balancer.collector import Collector
+from kmgr.balancer.model import Place
+from kmgr.balancer.plan import plan
 from kmgr.clock import ManualClock
 from kmgr.grid.envelope import Applied
 from kmgr.grid.local import LocalGrid
@@ -67,3 +69,16 @@ def test_desktops_are_made_where_a_version_is_whole_as_long_as_it_is_anywhere() 
     assert state.view().holders == {"ver-1": {a, b}}
     state.do("version.damaged", server=b, blocks=0, **damage)
     assert state.view().holders == {"ver-1": {b}}
+
+
+def test_where_a_version_is_whole_on_a_lost_server_alone_desktops_are_made_of_what_there_is() -> None:
+    state = State()
+    a, b = state.server("a"), state.server("b")
+    state.do("image.create", image="img-1", name="Debian", notes="")
+    state.version("ver-1", [a, b])
+    state.template("office", standby=1)
+    state.do("version.damaged", server=b, version="ver-1", file="x", offset=0, blocks=1)
+    state.become(a, "lost")
+    assert [action.server for action in plan(state.view()).actions if isinstance(action, Place)] == [b]
+    state.become(a, "up")
+    assert [action.server for action in plan(state.view()).actions if isinstance(action, Place)] == [a]

@@ -2,10 +2,13 @@
 
 from dataclasses import replace
 
+import pytest
+
+from kmgr.balancer import protection
 from kmgr.balancer.evacuate import evacuate
 from kmgr.balancer.model import Assign, Forget, GoOn, PutAside, View
 from kmgr.balancer.place import disk_reserve_mib
-from kmgr.balancer.protection import protect
+from kmgr.balancer.protection import protect, unable
 from kmgr.grid.model import Server, ServerState, Vitals
 from kmgr.ids import AccountName, DesktopId, ServerId, TemplateId, VersionId
 from kmgr.provision.model import Copy, CopyState, Desktop, DesktopState
@@ -136,3 +139,16 @@ def test_a_desktop_goes_on_from_a_bad_copy_only_if_there_is_no_other() -> None:
         assert going.target == target
     alone = away(three(desktop(1), copies=ready[:1]), ServerState.LOST, fenced=True)
     assert [type(one) for one in protect(uefi(alone, B, bad=B))] == [GoOn]
+
+
+def test_what_servers_can_make_is_asked_once_for_each_kind_of_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Machine] = []
+
+    def counted(seen: View, machine: Machine) -> frozenset[ServerId]:
+        asked.append(machine)
+        return unable(seen, machine)
+
+    monkeypatch.setattr(protection, "unable", counted)
+    many = uefi(three(*(desktop(n) for n in range(20))), C)
+    assert {action.server for action in protect(many) if isinstance(action, Assign)} == {C}
+    assert asked == [Machine(Firmware.UEFI)]

@@ -90,6 +90,28 @@ def test_a_golden_image_on_one_server_only_is_named(state: State) -> None:
     )
 
 
+def test_a_golden_image_of_which_every_copy_is_damaged_may_not_be_lost_with_any_server(state: State) -> None:
+    state.do("image.create", image="img-1", name="Debian", notes="")
+    damage = {"version": "ver-1", "file": "x", "offset": 0, "blocks": 1}
+    state.do("version.damaged", server=A, **damage)
+    assert verdict(state).ok
+    state.do("version.damaged", server=B, **damage)
+    assert "The golden image of template win is only on c." in " ".join(verdict(state).sentences)
+    state.do("version.damaged", server=C, **damage)
+    found = verdict(state)
+    assert not found.ok
+    told = (
+        "The golden image of template win is damaged on a, b, c and whole on no server that is up: desktops of it "
+        "may not work. Import it anew and publish that, and look after the disks: smartctl and dmesg tell more."
+    )
+    assert " ".join(found.sentences) == told
+    # One that is whole on a lost server alone helps nobody now.
+    state.do("version.damaged", server=C, **{**damage, "blocks": 0})
+    state.become(C, "lost")
+    assert told.replace("a, b, c", "a, b") in verdict(state).sentences
+    assert "image of template win would" not in against(state, Remove(A))
+
+
 def test_a_copy_on_a_lost_server_does_not_count(state: State) -> None:
     state.version("ver-2", [B, C])
     state.template("kde", "ver-2")
