@@ -108,12 +108,15 @@ class Balancer:
         )
         if self._grid.status().island:
             decided = plan_alone(view, self._grid.server)
+            # Here nobody can repeat a request, nor can one be dropped: the waiting begins anew with a majority.
+            self._patience, over = Patience(), []
         else:
             decided = plan(view, calm=now - leading.since < calm_s)
+            over = self._patience.over(asking, now)
         self._tell_shortages(decided, view)
         self._owed.keep(decided.short)
         done: Counter[str] = Counter()
-        for ask in self._patience.over(asking, now):
+        for ask in over:
             body = {"template": ask.template, "user": ask.user, "at": ask.at}
             await self._grid.propose("desktop.unask", body, by=self._grid.server)
             done["waits no longer"] += 1

@@ -1,17 +1,21 @@
 """The leader's duty: what it proposes, when it keeps calm, and that it never spins."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlite_utils import Database
 
 from kmgr.balancer.agent import MOST_PER_ROUND, NOTHING
+from kmgr.balancer.patience import PATIENCE_S
+from kmgr.errors import Unavailable
 from kmgr.grid.envelope import Command, Outcome, Rejected
 from kmgr.grid.leadership import Leading
 from kmgr.provision.model import DesktopState
-from kmgr.registry import APPLIERS
+from kmgr.registry import APPLIERS, ISLAND
 from kmgr.users.broker import Ready
 from tests.lab.state import State
 from tests.lab.whole_grid import IDS, Lab
@@ -74,6 +78,33 @@ async def test_a_request_that_is_not_repeated_is_dropped(lab: Lab) -> None:
     assert "1 retired because more stand by" in await balancer.run_once(LONG_AGO)
     await beat(lab)
     assert await balancer.run_once(LONG_AGO) == NOTHING
+
+
+async def test_on_an_island_a_request_that_nobody_can_repeat_stops_nothing_and_is_waited_for_anew(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = lab.servers[0]
+    await lab.open("anna")
+    status, propose = server.log.status, server.log.propose
+
+    async def as_island(type: str, body: Mapping[str, Any], **more: Any) -> Outcome:
+        if type not in ISLAND:
+            raise Unavailable("nothing was changed", code="island")
+        return await propose(type, body, **more)
+
+    with monkeypatch.context() as cut_off:
+        cut_off.setattr(server.log, "status", lambda: replace(status(), island=True))
+        cut_off.setattr(server.log, "propose", as_island)
+        assert await server.balancer.run_once(LONG_AGO) == "1 placed on a"
+        await lab.clock.advance(PATIENCE_S + 1)
+        await beat(lab)
+        assert await server.balancer.run_once(LONG_AGO) == NOTHING
+        await lab.do("desktop.retire", desktop=lab.desktops()[0].id, why="test")
+        assert await server.balancer.run_once(LONG_AGO) == "1 placed on a"
+    assert "placed on" in await server.balancer.run_once(LONG_AGO)
+    await lab.clock.advance(PATIENCE_S + 1)
+    await beat(lab)
+    assert "1 waits no longer" in await server.balancer.run_once(LONG_AGO)
 
 
 async def test_a_loss_at_the_maximum_is_made_good_in_the_same_round(lab: Lab) -> None:
