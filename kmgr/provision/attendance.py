@@ -193,6 +193,9 @@ class Attendance:
             "disconnected_at": desktop.disconnected_at,
             "why": why,
         }
+        if self._grid.status().island:  # it would be refused there, perhaps late: others' screens are looked at, too
+            logger.info("an idle desktop is kept", extra={"desktop": desktop.name, "cause": "an island"})
+            return
         try:
             outcome = await self._grid.propose("desktop.over", body, by=self._grid.server)
             kept = outcome.detail if isinstance(outcome, Rejected) else ""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kmgr.clock import Clock
-from kmgr.errors import KmgrError, Refused
+from kmgr.errors import KmgrError
 from kmgr.grid.envelope import Rejected
 from kmgr.grid.model import ServerState
 from kmgr.grid.port import Grid
@@ -135,7 +135,7 @@ class LogOns:
         }
         try:
             outcome = await self._grid.propose("desktop.over", body, by=self._grid.server)
-        except Refused as error:
+        except KmgrError as error:  # it is tried again after the next look; others are looked at meanwhile
             logger.info("a left desktop is kept", extra={"desktop": desktop.name, "cause": error.message})
             return
         if isinstance(outcome, Rejected):

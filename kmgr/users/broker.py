@@ -172,7 +172,12 @@ class Broker:
             return template_called(db, wanted)
 
     async def _ask(self, person: Person, template: Template) -> None:
-        """Have a desktop made for somebody who waits: they ask here every few seconds, the log once a minute."""
+        """Have a desktop made for somebody who waits: they ask here every few seconds, the log once a minute.
+
+        On an island that cannot be noted, and nobody waits to hear so: what was agreed is made all the same.
+        """
+        if self._grid.status().island:
+            return
         now, key = self._clock.monotonic(), (person.name, template.id)
         self._asked = {one: at for one, at in self._asked.items() if now - at < ASK_AGAIN_S}
         with self._grid.view() as db:

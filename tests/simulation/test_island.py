@@ -12,7 +12,7 @@ from kmgr.grid.queries import events
 from kmgr.ids import AccountName, ServerId
 from kmgr.provision.model import Desktop, DesktopState
 from kmgr.provision.queries import desktops
-from kmgr.users.broker import Answer, Ready
+from kmgr.users.broker import Answer, Ready, Wait
 from kmgr.users.model import Person, Role
 from kmgr.users.queries import sessions
 from tests.lab.whole_grid import BOOT_S, IDS, Lab, Simulated
@@ -203,6 +203,17 @@ async def test_the_one_that_is_looked_at_stays(two: Lab) -> None:
     agreed(two)
     assert [d.id for d in used_by(left, "anna")] == [second.id]
     assert first.id not in {d.id for d in seen(left, IN_USE)}
+
+
+async def test_who_finds_none_ready_on_an_island_that_was_just_restarted_hears_so_at_once(two: Lab) -> None:
+    two.cut(A)
+    survivor = await entered(two, B)
+    await given(survivor, "anna")
+    await survivor.stop()
+    await survivor.start()
+    assert survivor.grid.status().island
+    async with asyncio.timeout(5):  # no time of the lab passes
+        assert isinstance(await opened(survivor, "ben"), Wait)
 
 
 async def test_who_had_a_desktop_on_the_dead_server_gets_another_one_and_keeps_it(two: Lab) -> None:

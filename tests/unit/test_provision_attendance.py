@@ -1,6 +1,7 @@
 """Who looks at a server's desktops: what the log hears of it, who is warned, and whose screen is closed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmgr.errors import NotFound, Unavailable
+from kmgr.grid.envelope import Outcome
 from kmgr.grid.local import LocalNetwork
 from kmgr.ids import AccountName, DesktopId
 from kmgr.provision.attendance import ATTENTION, MESSAGE, Attendance
@@ -203,6 +205,23 @@ async def test_without_a_majority_screens_open_and_close_and_the_log_hears_of_it
         office.log.cut_off.clear()
         await office.pass_(1)
         assert office.one(D1).is_open
+
+
+async def test_on_an_island_an_idle_screen_is_closed_without_waiting_for_a_majority(
+    office: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await office.begin(**RULE, idle_then="log_out")
+    status = office.grid.status()
+
+    async def waits(*_: Any, **__: Any) -> Outcome:
+        raise AssertionError("nothing is asked for that an island would refuse, perhaps after some seconds")
+
+    monkeypatch.setattr(office.grid, "status", lambda: replace(status, island=True))
+    monkeypatch.setattr(office.grid, "propose", waits)
+    with office.attendance.open(D1) as viewer:
+        await office.pass_(601)
+        assert viewer.cut.is_set()
+    assert office.one(D1).state is DesktopState.IN_USE
 
 
 async def test_others_are_not_told_about_a_desktop(office: Watched) -> None:

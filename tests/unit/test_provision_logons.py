@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmgr.errors import Refused, Unavailable
+from kmgr.grid.envelope import Outcome
 from kmgr.ids import DesktopId
 from kmgr.provision import guest
 from kmgr.provision.logons import LOOK_S, LogOns, Seen, after_look
@@ -97,6 +98,25 @@ async def test_a_template_that_keeps_its_desktops_is_not_asked(desk: Guest) -> N
     desk.users = []
     await desk.pass_(60)
     assert desk.one(D1).state is DesktopState.IN_USE
+
+
+async def test_one_that_cannot_be_given_back_now_keeps_nobody_else_from_being_looked_at(
+    desk: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await desk.begin()
+    desk.users = ["anna"]
+    await desk.pass_(30)
+    desk.users = []
+
+    async def no_majority(*_: Any, **__: Any) -> Outcome:
+        raise Unavailable("no majority")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.grid, "propose", no_majority)
+        await desk.pass_(30)
+    assert desk.one(D1).state is DesktopState.IN_USE
+    await desk.pass_(15)
+    assert desk.one(D1).state is DesktopState.RETIRED
 
 
 @pytest.mark.parametrize(("system", "path"), [("debian", "/bin/sh"), ("mswindows", "msg.exe")])
