@@ -69,12 +69,20 @@ class Capturing:
         while True:
             try:
                 await self.run_once()
+            except KmgrError as error:
+                logger.info("making versions of desktops was cut short", extra={"cause": error.message})
             except Exception:
                 logger.exception("making a version of a desktop failed by a bug; it is tried again")
             await self._clock.sleep(PERIOD_S)
 
     async def run_once(self) -> int:
-        """Make what is wanted now; return how many versions were made."""
+        """Make what is wanted now; return how many versions were made.
+
+        Without a majority nothing is begun: none could be added, and guests would be shut down for it all the time.
+        """
+        status = self._grid.status()
+        if status.island or not status.majority:
+            return 0
         return sum([await self._attempt(one) for one in self._wanted()])
 
     async def _attempt(self, capture: Capture) -> bool:

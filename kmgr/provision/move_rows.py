@@ -10,6 +10,7 @@ from kmgr.grid.envelope import Command
 from kmgr.grid.history import note
 from kmgr.grid.rows import Row, one, rows, scalar
 from kmgr.ids import DesktopId
+from kmgr.provision.capture_queries import WANTED
 from kmgr.provision.model import CopyState, Move
 
 
@@ -28,7 +29,7 @@ def why_not_move(db: Database, row: Row, target: Row) -> str:
     """Say why a desktop cannot begin to go to another server, whether it runs meanwhile or not; empty if it can."""
     if target["id"] == row["server"]:
         return f"desktop {row['name']} is on {target['name']} already"
-    if one(db, "select * from captures where desktop = ?", [row["id"]]) is not None:
+    if one(db, "select * from captures where desktop = ? and state = ?", [row["id"], WANTED]) is not None:
         return f"a version is being made of desktop {row['name']}: it stays until that is done"
     if one(db, "select * from copies where desktop = ? and state = ?", [row["id"], CopyState.STARTING]) is not None:
         return f"desktop {row['name']} is being started from another disk: it stays until it is"

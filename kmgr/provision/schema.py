@@ -106,6 +106,12 @@ create table if not exists captures (
     image text not null, notes text not null, how text not null, by text not null, at integer not null,
     state text not null, step text not null, cause text not null
 );
+create trigger if not exists capture_over after update on desktops
+when new.generation <> old.generation or new.server <> old.server begin
+    update captures set state = 'failed', step = 'copy',
+        cause = 'its desktop was made anew, or went on elsewhere, before the version was made'
+    where desktop = new.id and state = 'wanted';
+end;
 create table if not exists version_variables (
     version text primary key, firmware text not null, variables text not null
 );

@@ -11,6 +11,7 @@ from kmgr.balancer.queries import look
 from kmgr.grid.envelope import Applied, Outcome
 from kmgr.grid.queries import events
 from kmgr.ids import DesktopId, TemplateId
+from kmgr.provision.capture_queries import captures
 from kmgr.provision.capturing import SHUTDOWN_S, Capturing
 from kmgr.provision.desktop_rows import living
 from kmgr.provision.hypervisor import DomainState
@@ -21,7 +22,7 @@ from kmgr.templates.importer import Importer
 from kmgr.templates.queries import template, template_by_name
 from kmgr.templates.version_queries import canaries, template_versions
 from tests.lab.outcomes import rejected
-from tests.lab.provision import A, Desk, done
+from tests.lab.provision import A, B, Desk, done
 
 EDIT = DesktopId("dsk-edit")
 TPL = TemplateId("tpl")
@@ -128,6 +129,18 @@ async def test_so_many_on_the_bench_and_no_more(desk: Bench) -> None:
     assert "remove one first" in rejected(await desk.bench("dsk-8"), "refused")
 
 
+async def test_without_a_majority_no_guest_is_shut_down_for_a_version_that_could_not_be_added(desk: Bench) -> None:
+    await desk.working()
+    done(await desk.capture(keep=True))
+    desk.log.cut_off.add(A)
+    for _ in range(8):
+        assert await desk.made(5) == 0
+    assert await desk.state() is DomainState.RUNNING
+    desk.log.cut_off.clear()
+    assert await desk.made() == 1
+    assert desk.alarms() == []
+
+
 async def test_a_version_is_made_of_its_disk_and_published(desk: Bench) -> None:
     await desk.working()
     done(await desk.capture(publish={}))
@@ -215,6 +228,31 @@ async def test_a_desktop_that_is_removed_meanwhile_takes_its_capture_along(desk:
     done(await desk.do("desktop.retire", desktop=EDIT, why="anna ordered it"))
     assert await desk.made() == 0
     assert desk.numbers() == [1, 2]
+
+
+async def test_a_desktop_of_which_no_version_could_be_made_may_move_all_the_same(desk: Bench) -> None:
+    await desk.working()
+    done(await desk.capture())
+    where = {"desktop": EDIT, "generation": 1, "server": A, "target": B, "why": "test"}
+    assert "a version is being made" in rejected(await desk.do("desktop.move", **where), "refused")
+    done(await desk.report("capture_failed", EDIT, version="ver-made", step="copy", cause="no room"))
+    assert "does not have the golden image" in rejected(await desk.do("desktop.move", **where), "refused")
+
+
+async def test_of_a_desktop_that_was_made_anew_meanwhile_no_version_is_made(desk: Bench) -> None:
+    await desk.working()
+    done(await desk.capture())
+    done(await desk.report("failed", EDIT, step="run", cause="it went off"))
+    done(await desk.do("desktop.retry", desktop=EDIT))
+    await desk.live(20)
+    assert desk.states()[EDIT] == "in_use"
+    assert desk.capturing.holds() == frozenset()
+    assert await desk.made() == 0
+    assert (desk.numbers(), await desk.state()) == ([1, 2], DomainState.RUNNING)
+    with desk.grid.view() as db:
+        (found,) = captures(db)
+    assert (found.state, found.step) == ("failed", "copy")
+    assert isinstance(await desk.capture(), Applied), "another one can be asked for"
 
 
 @pytest.mark.parametrize(
