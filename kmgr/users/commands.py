@@ -11,6 +11,7 @@ from kmgr.grid.envelope import Applied, Command, Outcome, Rejected
 from kmgr.grid.fsm import Applier
 from kmgr.grid.history import note
 from kmgr.grid.rows import Row, one, rows, scalar
+from kmgr.provision.belongings import forget_person, kept_for
 from kmgr.users.model import BUILT_IN, DirectoryConfig, Role, SubjectKind, normalised, problem_of
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
@@ -85,12 +86,23 @@ def set_password(db: Database, command: Command) -> Outcome:
 
 
 def delete_account(db: Database, command: Command) -> Outcome:
-    """Remove an account with what was given to it by name. body: name. Never the last enabled administrator."""
+    """Remove an account with what was given to it by name. body: name. Never the last enabled administrator.
+
+    Refused while desktops are kept for it: with them whoever gets the name later would get what somebody else saved.
+    """
     row = _account(db, command)
     if isinstance(row, Rejected):
         return row
     if refusal := _last_admin(db, row):
         return refusal
+    if kept := kept_for(db, row["name"]):
+        names = f"desktop{'s' if len(kept) > 1 else ''} {', '.join(kept)}"
+        return Rejected(
+            "conflict",
+            f"{row['name']} has {names}, and whoever gets this name later would get what was saved there: delete "
+            f"{'them' if len(kept) > 1 else 'it'} first, or disable the account instead",
+        )
+    forget_person(db, command, row["name"])
     for table in ("accounts", "sessions", "login_failures"):
         db.execute(f"delete from {table} where name = ?", [row["name"]])  # noqa: S608 - own names
     # Whoever gets this name later is somebody else.

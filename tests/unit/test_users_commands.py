@@ -172,6 +172,40 @@ def test_whoever_gets_a_deleted_name_inherits_nothing(desk: Desk) -> None:
     assert "gone" in rejected(desk.session("h2", source=BUILT_IN), "not_allowed")
 
 
+def claimed(desk: Desk, **row: Any) -> None:
+    """Let anna have a desktop."""
+    place = {"desktop": "dsk-1", "template": TPL, "version": "ver-1", "server": "srv-a"}
+    desk.do("server.up", server="srv-a")
+    desk.do("desktop.place", **place)
+    report = {"desktop": "dsk-1", "generation": 1, "server": "srv-a"}
+    desk.do("desktop.building", **report)
+    desk.do("desktop.ready", **report)
+    assert isinstance(desk.do("desktop.claim", user="anna", template=TPL), Applied)
+    for name, value in row.items():
+        desk.db.execute(f"update desktops set {name} = ? where id = 'dsk-1'", [value])  # noqa: S608 - the test's own
+
+
+def test_with_an_account_goes_what_its_user_had_of_the_pool_and_nobody_inherits_it(desk: Desk) -> None:
+    desk.account("anna")
+    desk.do("quota.set", whom="user", subject="anna", template="", most=3)
+    claimed(desk)
+    assert desk.do("account.delete", name="anna") == Applied()
+    assert [row["state"] for row in desk.db.query("select state from desktops")] == ["retired"]
+    assert [*desk.db.query("select * from quotas")] == []
+    assert "is removed: anna's account was deleted" in " ".join(desk.told())
+
+
+@pytest.mark.parametrize("row", [{"kind": "personal"}, {"kind": "personal", "state": "broken"}, {"purpose": "edit"}])
+def test_an_account_with_a_desktop_that_is_kept_is_not_deleted(desk: Desk, row: dict[str, Any]) -> None:
+    desk.account("anna")
+    claimed(desk, **row)
+    told = rejected(desk.do("account.delete", name="anna"), "conflict")
+    assert told.startswith("anna has desktop office-1, and whoever gets this name later would get what was saved")
+    assert queries.account(desk.db, "anna") is not None
+    desk.db.execute("update desktops set state = 'retired'")
+    assert desk.do("account.delete", name="anna") == Applied()
+
+
 # Assignments
 
 
