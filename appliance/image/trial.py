@@ -23,6 +23,7 @@ from kmgr.errors import KmgrError, Unavailable
 
 BOOT_S = 300.0
 SETTLE_S = 120.0
+ASK_S = 10.0
 ANSWERS = {"grid": {"name": "trial"}, "server": {"name": "trial-one"}, "admin": {"name": "admin"}}
 
 
@@ -61,7 +62,8 @@ class Trial:
         self._boot()
         self._wait("the wizard answers", lambda: self._ask("GET", "/setup")[0] == 200, BOOT_S)
         answers = {**ANSWERS, "admin": {**ANSWERS["admin"], "password": password}}
-        status, body = self._ask("POST", "/api/v1/setup", answers)
+        # Keys are made and the password is hashed, in an emulated machine.
+        status, body = self._ask("POST", "/api/v1/setup", answers, patience_s=SETTLE_S)
         if status >= 300:
             raise Unavailable(f"the wizard refused the answers with {status}: {body}")
         self._say("the two questions are answered")
@@ -120,12 +122,12 @@ class Trial:
             self._token = body["token"]
         return status < 300
 
-    def _ask(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    def _ask(self, method: str, path: str, body: Any = None, *, patience_s: float = ASK_S) -> tuple[int, Any]:
         # The certificate was made a moment ago inside the machine; its console shows the fingerprint to compare.
         tls = ssl.create_default_context()
         tls.check_hostname = False
         tls.verify_mode = ssl.CERT_NONE
-        connection = http.client.HTTPSConnection("127.0.0.1", self._port, timeout=10, context=tls)
+        connection = http.client.HTTPSConnection("127.0.0.1", self._port, timeout=patience_s, context=tls)
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self._token}"}
         if not self._token:
             del headers["Authorization"]
