@@ -1,4 +1,7 @@
-"""Watches the disks that desktops and images grow on, and raises the alarm before they are full (`growth`)."""
+"""Watches the disks that desktops and images grow on, and raises the alarm before they are full (`growth`).
+
+What guests' serial consoles take is bounded at each look (`console_logs`).
+"""
 
 import asyncio
 import logging
@@ -8,6 +11,7 @@ from typing import Any
 
 from kmgr.clock import Clock
 from kmgr.errors import Unavailable
+from kmgr.provision.console_logs import shorten
 from kmgr.provision.growth import Growth, Level, Verdict, judge
 from kmgr.replica.images import Images, Measure, room
 
@@ -43,11 +47,12 @@ class DiskWatch:
 
     async def look(self) -> None:
         """Measure once, and log when it gets worse or better."""
+        consoles = await asyncio.to_thread(shorten, self._desktops)
         self._growth.note(await asyncio.to_thread(_taken, self._desktops), now=self._clock.monotonic())
         found = [await asyncio.to_thread(self._verdict, "desktops", self._desktops, self._growth.rate())]
         if await asyncio.to_thread(self._apart):
             found.append(await asyncio.to_thread(self._verdict, "golden images", self._images.folder, 0.0))
-        self._problems = [one.text for one in found if one.text]
+        self._problems = [text for text in (*(one.text for one in found), consoles) if text]
         worst = max(one.level for one in found)
         if worst != self._worst:
             told = logger.warning if worst > self._worst else logger.info
