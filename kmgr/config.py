@@ -136,7 +136,7 @@ def load(data_dir: Path) -> Config:
     try:
         raw = tomllib.loads(path.read_text())
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist: run kmgr init, kmgr join, or kmgr setup first") from None
+        raise ConfigError(f"{path} does not exist: run kmgr init or kmgr join first") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:

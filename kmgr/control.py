@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from kmgr import errors
-from kmgr.errors import KmgrError, NotFound, Refused, Unavailable
+from kmgr.errors import InvariantBroken, KmgrError, NotFound, Refused, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +33,21 @@ def socket_path(data_dir: Path) -> Path:
 
 
 class ControlServer:
-    """Answers local commands; `operations` maps a word to what it does, `taking` those that bytes follow."""
+    """Answers local commands; `operations` maps a word to what it does, `taking` those that bytes follow.
+
+    `otherwise` says why this daemon does nothing else.
+    """
 
     def __init__(
-        self, data_dir: Path, operations: Mapping[str, Operation], *, taking: Mapping[str, Taking] | None = None
+        self,
+        data_dir: Path,
+        operations: Mapping[str, Operation],
+        *,
+        taking: Mapping[str, Taking] | None = None,
+        otherwise: Callable[[], KmgrError] | None = None,
     ) -> None:
         self._taking = taking or {}
+        self._otherwise = otherwise
         self._path = socket_path(data_dir)
         self._operations = operations
         self._server: asyncio.Server | None = None
@@ -76,13 +85,24 @@ class ControlServer:
             if (taking := self._taking.get(request["op"])) is not None:
                 return {"ok": await _taken(taking, request["body"], reader)}
             operation = self._operations.get(request["op"])
+            if operation is None and self._otherwise is not None:
+                raise self._otherwise()
             if operation is None:
                 raise NotFound(f"this daemon does not know {request['op']!r}: is it an older version?")
             return {"ok": await operation(request.get("body", {}))}
         except KmgrError as error:
-            return {"error": {"class": type(error).__name__, "code": error.code, "message": error.message}}
+            return _told(error)
         except (ValueError, KeyError, TypeError) as error:
-            return {"error": {"class": "Refused", "code": "refused", "message": f"not a request: {error!r}"}}
+            return _told(Refused(f"not a request: {error!r}"))
+        except OSError as error:
+            return _told(Unavailable(f"the daemon cannot do that: {error}. Look after its disk, then try again"))
+        except Exception:
+            logger.exception("a local command failed by a bug: please report it")
+            return _told(InvariantBroken("that failed by a bug: please report it with what the daemon's log says"))
+
+
+def _told(error: KmgrError) -> Mapping[str, Any]:
+    return {"error": {"class": type(error).__name__, "code": error.code, "message": error.message}}
 
 
 async def _taken(taking: Taking, body: Mapping[str, Any], reader: asyncio.StreamReader) -> Mapping[str, Any]:
@@ -113,7 +133,7 @@ async def ask(
     try:
         reader, writer = await asyncio.open_unix_connection(short_address(path), limit=MAX_LINE)
     except (FileNotFoundError, ConnectionRefusedError):
-        raise Unavailable(f"no kmgr daemon runs on {data_dir}: start it with kmgr run --data {data_dir}") from None
+        raise Unavailable(_silent(data_dir)) from None
     except PermissionError:
         raise Refused(f"you may not open {path}: run this command as root or as the user of the daemon") from None
     try:
@@ -132,6 +152,40 @@ async def ask(
         raise _as_error(answer["error"])
     result: dict[str, Any] = answer["ok"]
     return result
+
+
+def lock_path(data_dir: Path) -> Path:
+    """Return the file that a running daemon holds locked, with its process in it."""
+    return data_dir / "run" / "daemon.lock"
+
+
+def _silent(data_dir: Path) -> str:
+    """Say why nobody answers, and what to do."""
+    if _is_held(lock_path(data_dir)):
+        return (
+            f"the kmgr that runs on {data_dir} answers nothing yet: it is starting, or its disk is full and it waits "
+            "for room. journalctl -u kmgr (a witness: kmgr-witness) tells which"
+        )
+    return (
+        f"no kmgr runs on {data_dir}. Start it: {how_to_start(data_dir)}; a witness: systemctl start kmgr-witness. "
+        "Why it ended: journalctl -u kmgr"
+    )
+
+
+def how_to_start(data_dir: Path, *, witness: bool = False) -> str:
+    """Return how the daemon of a data folder is started, as a service and by hand."""
+    service, command = ("kmgr-witness", "kmgr witness run") if witness else ("kmgr", "kmgr run")
+    return f"systemctl start {service} (by hand: {command} --data {data_dir})"
+
+
+def _is_held(path: Path) -> bool:
+    """Tell whether somebody holds a lock, without asking for it: a daemon that starts now must find it free."""
+    try:
+        inode = str(path.stat().st_ino)
+        held = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return False
+    return any(words[1] == "FLOCK" and words[5].rpartition(":")[2] == inode for words in held)
 
 
 def short_address(path: Path) -> str:

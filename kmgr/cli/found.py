@@ -20,6 +20,8 @@ from kmgr.cli.options import (
     read_secret,
 )
 from kmgr.clock import SystemClock
+from kmgr.control import how_to_start
+from kmgr.daemon import folder
 from kmgr.daemon.founding import NewGrid, found, join_at, settle
 from kmgr.errors import Refused
 from kmgr.grid import identity
@@ -47,9 +49,10 @@ def init(
     name = name or given.text("name") or _asked("--name", "Name of this server", default=_own_name())
     admin = admin or given.text("admin") or "admin"
     password = read_secret(password_file or given.path("password_file"), prompt=f"Password for {admin}", twice=True)
+    folder.go_on_as_its_owner(data)
     config = settle(data, name, {**given.settings, **parse_sets(sets)})
     asyncio.run(found(config, NewGrid(grid, name, admin, password), clock=SystemClock()))
-    print(f"Grid {grid!r} is made; its first server is {name}. Start it: kmgr run --data {data}")
+    print(f"Grid {grid!r} is made; its first server is {name}. Start it: {how_to_start(data)}")
 
 
 def join(
@@ -88,6 +91,7 @@ def let_join(
     to = to or given.text("to") or _which_grid()
     name = name or given.text("name") or _asked("--name", f"Name of this {role}", default=_own_name())
     words = phrase or read_secret(phrase_file or given.path("phrase_file"), prompt="The four words", hidden=False)
+    folder.go_on_as_its_owner(data)
     config = settle(data, name, {**given.settings, **parse_sets(sets), "role": str(role)})
     try:
         joined = asyncio.run(
@@ -106,8 +110,8 @@ def let_join(
             f"this {role} cannot join yet, nothing was changed: mend what stops it, then repeat"
         ) from stopped
     _show(joined.warnings)
-    command = "kmgr witness run" if role is ServerRole.WITNESS else "kmgr run"
-    print(f"{name} joined the grid {joined.identity.grid_name!r}. Start it: {command} --data {data}")
+    start = how_to_start(data, witness=role is ServerRole.WITNESS)
+    print(f"{name} joined the grid {joined.identity.grid_name!r}. Start it: {start}")
 
 
 def _show(findings: tuple[Finding, ...]) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from kmgr.cli.options import DEFAULT_DATA, DataOption, NameOption, SetOption, parse_sets
 from kmgr.clock import SystemClock
-from kmgr.control import ask
+from kmgr.control import ask, how_to_start
 from kmgr.daemon import folder, recovery
 from kmgr.daemon.recovery import Answer
 from kmgr.errors import Refused, Unavailable
@@ -24,6 +24,7 @@ YesOption = Annotated[bool, typer.Option("--yes", help="Do not ask: the conseque
 @grid.command("recover")
 def recover(data: DataOption = DEFAULT_DATA, yes: YesOption = False) -> None:
     """Let this server go on alone after the majority of the grid was lost for good (kmgr must not run here)."""
+    folder.go_on_as_its_owner(data)
     folder.prepare(data)
     with folder.locked(data):
         own = recovery.belonging(data)
@@ -39,7 +40,7 @@ def recover(data: DataOption = DEFAULT_DATA, yes: YesOption = False) -> None:
         )
         epoch = recovery.go_on_alone(data, own, clock=SystemClock())
     print(f"{own.name} is now the only server of the grid {own.grid_name!r} (epoch {epoch}).")
-    print(f"Start it: kmgr run --data {data}. Then let new servers join, and reset the others before they return.")
+    print(f"Start it: {how_to_start(data)}. Then let new servers join, and reset the others before they return.")
     print("Personal desktops of a server that is switched off start here from their safe copies: kmgr off NAME.")
 
 
@@ -65,7 +66,7 @@ def restore(
     when = f"{datetime.fromtimestamp(found.at / 1000, UTC):%d %b %Y, %H:%M} UTC"
     print(f"The grid {found.grid_name!r} is restored as it was on {when}; {name} is its only server.")
     print("Its golden images are missing until they are imported again or copied to images/; desktops are made anew.")
-    print(f"Start it: kmgr run --data {data}")
+    print(f"Start it: {how_to_start(data)}")
 
 
 @grid.command("verify")
@@ -86,6 +87,7 @@ def verify(data: DataOption = DEFAULT_DATA) -> None:
 
 def reset(data: DataOption = DEFAULT_DATA, yes: YesOption = False) -> None:
     """Take this server's grid away from it, so that it can join again; its settings and golden images stay."""
+    folder.go_on_as_its_owner(data)
     folder.prepare(data)
     with folder.locked(data):
         _confirm("reset", "This server forgets its grid: identity, log and state are deleted.", yes=yes)

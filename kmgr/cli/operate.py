@@ -2,13 +2,18 @@
 
 import asyncio
 import json
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from kmgr.cli.options import DEFAULT_DATA, DataOption, PasswordFileOption, read_secret
 from kmgr.control import ask
+from kmgr.web.words import span
+
+# Heartbeats come every second; a busy server may miss some.
+_QUIET_S = 5
 
 
 def invite(
@@ -36,17 +41,31 @@ def status(
     if as_json:
         print(json.dumps(answer, indent=2))
         return
-    print(f"grid {answer['grid']}: {'has' if answer['majority'] else 'HAS NO'} majority, leader {answer['leader']}")
+    for line in told(answer):
+        print(line)
+
+
+def told(answer: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines that `kmgr status` prints."""
+    leader = answer["leader"] or "unknown"
+    yield f"grid {answer['grid']}: {'has' if answer['majority'] else 'HAS NO'} majority, leader {leader}"
     if answer["island_since"] is not None:
         since = datetime.fromtimestamp(answer["island_since"] / 1000).astimezone()
-        print(f"this server goes on by itself since {since:%Y-%m-%d %H:%M:%S}")
+        yield f"this server goes on by itself since {since:%Y-%m-%d %H:%M:%S}"
     for server in answer["servers"]:
-        mark = " (this server)" if server["id"] == answer["server"] else ""
         where = "witness" if server["role"] == "witness" else f"https://{server['web_address']}"
         votes = "votes" if server["voter"] else "-"
-        print(f"  {server['name']:<20} {server['state']:<10} {votes:<6} {where}{mark}")
+        mark = " (this server)" if server["id"] == answer["server"] else _silence(server.get("heard_s_ago", 0))
+        yield f"  {server['name']:<20} {server['state']:<10} {votes:<6} {where}{mark}"
     for problem in answer["problems"]:
-        print(f"  ! {problem}")
+        yield f"  ! {problem}"
+
+
+def _silence(heard_s_ago: int | None) -> str:
+    """Say that a server does not answer, whether or not the log could note yet that it is lost."""
+    if heard_s_ago is None:
+        return " SILENT since kmgr was started here"
+    return f" SILENT for {span(heard_s_ago)}" if heard_s_ago > _QUIET_S else ""
 
 
 def change_setting(

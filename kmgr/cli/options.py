@@ -11,7 +11,8 @@ import typer
 
 from kmgr.errors import ConfigError
 
-DataOption = Annotated[Path, typer.Option("--data", help="This server's data folder.")]
+# Not looked into here: who may not read it is told whom to be, by what uses it.
+DataOption = Annotated[Path, typer.Option("--data", help="This server's data folder.", readable=False)]
 NameOption = Annotated[str, typer.Option("--name", help="This server's name, a host name like 'one'.")]
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="KEY=VALUE", help="A line of kmgr.toml; may be given several times.")

@@ -1,10 +1,11 @@
 """How a command ends: one sentence for people, one exit status for scripts.
 
 Exit 0: done. 1: refused, with the reason. 69: nothing answered, try again.
-70: a bug. 78: the configuration is wrong.
+70: a bug. 78: the configuration is wrong. (2: the command line is wrong.)
 """
 
 import sys
+import traceback
 from collections.abc import Callable
 
 from kmgr.errors import ConfigError, InvariantBroken, KmgrError, OutcomeUnknown, Unavailable
@@ -17,6 +18,10 @@ def guarded(entry: Callable[[], object]) -> int:
     except KmgrError as error:
         print(f"kmgr: {error.message}", file=sys.stderr)
         return exit_status(error)
+    except Exception:  # noqa: BLE001 - nobody is behind this; all of it is shown
+        traceback.print_exc()
+        print("kmgr: this is a bug, or a disk that fails: please report it with the lines above", file=sys.stderr)
+        return exit_status(InvariantBroken(""))
     return 0
 
 

@@ -6,22 +6,30 @@ What lies in it:
     identity/       id, key, certificates, grid secret
     raft/           the log and its last snapshot
     state.sqlite    the grid's truth, rebuilt from raft/ if lost
-    images/         golden images, one raw file a version; may be a disk of its own
+    island/         what this server did on its own and the grid does not know yet
+    images/         golden images, one raw file a version; may be a disk of its own (images.disk: which)
     images/tmp/     uploads and conversions in progress
     desktops/       linked clones
+    copies/         safe copies of other servers' personal desktops
+    superseded/     disks that personal desktops left behind; kmgr never deletes one by itself
     run/            sockets
     tmp/            backups in progress
     imports/        where people lay disk images that are to be imported; kmgr only reads there
+
+All of it belongs to the user as whom the daemon runs. Commands that write there
+while no daemon runs are typed by root as well: they go on as that user.
 """
 
 import errno
 import fcntl
 import os
+import pwd
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kmgr.control import lock_path
 from kmgr.errors import ConfigError, KmgrError, Unavailable
 
 LEAST_FREE_MIB = 16
@@ -37,6 +45,27 @@ def prepare(data_dir: Path) -> None:
                 (data_dir / name).mkdir(exist_ok=True, mode=0o711)
     except OSError as error:
         raise _unusable(data_dir, error) from error
+
+
+def go_on_as_its_owner(data_dir: Path) -> None:
+    """Have root become the user whom the folder belongs to, for good: the daemon must be able to use what is written.
+
+    Whatever only root may read (files with passwords, a backup) is opened before.
+    """
+    if os.geteuid() != 0 or not data_dir.exists():
+        return
+    found = data_dir.stat()
+    if found.st_uid == 0:
+        return
+    try:
+        known = pwd.getpwuid(found.st_uid)
+    except KeyError:
+        os.setgroups([])
+        os.setgid(found.st_gid)
+    else:
+        os.initgroups(known.pw_name, known.pw_gid)
+        os.setgid(known.pw_gid)
+    os.setuid(found.st_uid)
 
 
 def refuse_if_full(data_dir: Path) -> None:
@@ -63,6 +92,11 @@ def _unusable(data_dir: Path, error: OSError) -> KmgrError:
                 f"the data folder {data_dir} lies on a read-only file system. Linux does that to a disk with errors: "
                 "look into dmesg, mend or replace the disk, and mount it writable again"
             )
+        case errno.EACCES | errno.EPERM:
+            return ConfigError(
+                f"the data folder {data_dir} may not be used by this user ({error.filename}): type the command as "
+                "root, or as the user whom the folder belongs to. A daemon's folder is all its own: chown -R"
+            )
     return ConfigError(
         f"the data folder {data_dir} cannot be used: {error.strerror}. Give --data a folder on a disk that can be "
         "written to."
@@ -72,7 +106,7 @@ def _unusable(data_dir: Path, error: OSError) -> KmgrError:
 @contextmanager
 def locked(data_dir: Path) -> Iterator[None]:
     """Hold the folder for this process; raise `ConfigError` naming the other daemon if one has it."""
-    path = data_dir / "run" / "daemon.lock"
+    path = lock_path(data_dir)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -8,7 +8,7 @@ the file is removed; a run of some minutes clears it.
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kmgr import __version__
@@ -30,7 +30,8 @@ def counted(data_dir: Path) -> Iterator[None]:
     except InvariantBroken as error:
         _note(data_dir, error, ran_s=time.monotonic() - began)
         raise
-    _path(data_dir).unlink(missing_ok=True)
+    with suppress(OSError):  # a disk that is read-only now: then nothing more can be noted there either
+        _path(data_dir).unlink(missing_ok=True)
 
 
 def _refuse_the_same_again(data_dir: Path) -> None:

@@ -6,14 +6,13 @@ has looked. `kmgr reset` makes it a newcomer again; its golden images stay.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from kmgr.clock import Clock
 from kmgr.config import Config
 from kmgr.control import ControlServer
 from kmgr.daemon import addresses
-from kmgr.errors import Unavailable
+from kmgr.errors import Refused
 from kmgr.grid import identity
 from kmgr.web.app import make_idle_app
 from kmgr.web.server import WebServer
@@ -28,7 +27,7 @@ async def run_left_behind(
     cert, key = identity.ensure_web_certificate(config.data_dir, addresses.web_names(config), now_ms=clock.now_ms())
     web = WebServer(make_idle_app(words), host=config.web_host, port=config.web_port, cert=cert, key=key)
     await web.start()
-    door = ControlServer(config.data_dir, dict.fromkeys(("status", "invite", "reset-password"), _refuse(words)))
+    door = ControlServer(config.data_dir, {}, otherwise=lambda: Refused(words, code="fenced"))
     await door.start()
     try:
         ready(addresses.web_address(config))
@@ -37,10 +36,3 @@ async def run_left_behind(
     finally:
         await door.stop()
         await web.stop()
-
-
-def _refuse(words: str) -> Callable[[Mapping[str, Any]], Any]:
-    async def refuse(_: Mapping[str, Any]) -> Mapping[str, Any]:
-        raise Unavailable(words, code="fenced")
-
-    return refuse

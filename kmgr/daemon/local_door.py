@@ -23,7 +23,7 @@ def operations(grid: Grid, own: Identity, board: VitalsBoard, *, clock: Clock) -
         with grid.view() as db:
             known = servers(db)
         names = {s.id: s.name for s in known}
-        vitals = board.all()
+        vitals, monotonic = board.all(), clock.monotonic()
         problems = [f"{names[s]}: {text}" for s in sorted(vitals) if s in names for text in vitals[s].problems]
         return {
             "grid": own.grid_name,
@@ -42,6 +42,7 @@ def operations(grid: Grid, own: Identity, board: VitalsBoard, *, clock: Clock) -
                     "state": s.state.value,
                     "voter": s.id in now.voters,
                     "web_address": s.web_address,
+                    "heard_s_ago": max(0, round(monotonic - vitals[s.id].heard_at)) if s.id in vitals else None,
                 }
                 for s in known
             ],

@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from kmgr import __version__
 from kmgr.clock import Clock
 from kmgr.config import Config
+from kmgr.control import ControlServer
 from kmgr.daemon import addresses
 from kmgr.daemon.founding import NewGrid, found, join_at, settle
 from kmgr.daemon.supervise import either
-from kmgr.errors import KmgrError
+from kmgr.errors import KmgrError, Refused
 from kmgr.grid import authority, identity
 from kmgr.grid.discovery import Found, browse, interfaces_for
 from kmgr.grid.join import finish_joining
@@ -35,7 +36,9 @@ async def run_newcomer(config: Config, *, clock: Clock, stop: asyncio.Event, rea
     fingerprint = authority.fingerprint(await asyncio.to_thread(cert.read_bytes))
     app = make_setup_app(_services(config, fingerprint, answered, turn, clock=clock))
     web = WebServer(app, host=config.web_host, port=config.web_port, cert=cert, key=key)
+    door = ControlServer(config.data_dir, {}, otherwise=lambda: _no_grid(config))
     await web.start()
+    await door.start()
     finishing = asyncio.create_task(_finish(config, answered, turn, clock=clock))
     try:
         ready(addresses.web_address(config))
@@ -46,16 +49,19 @@ async def run_newcomer(config: Config, *, clock: Clock, stop: asyncio.Event, rea
     finally:
         finishing.cancel()
         await asyncio.gather(finishing, return_exceptions=True)
+        await door.stop()
         await web.stop()
 
 
 async def _finish(config: Config, answered: asyncio.Event, turn: asyncio.Lock, *, clock: Clock) -> None:
-    """Finish a join that was cut off, as soon as the grid that it asked can be reached."""
+    """Notice a grid that was made or joined from a terminal; finish a join that was cut off when its grid answers."""
     told = ""
     while not answered.is_set():
         try:
             async with turn:
-                if await finish_joining(config.data_dir) is not None:
+                if identity.load(config.data_dir) is not None:
+                    answered.set()
+                elif await finish_joining(config.data_dir) is not None:
                     logger.info("the join that was cut off is finished")
                     answered.set()
         except KmgrError as error:
@@ -63,6 +69,13 @@ async def _finish(config: Config, answered: asyncio.Event, turn: asyncio.Lock, *
                 logger.warning("a join that was cut off is not finished yet", extra={"cause": error.message})
             told = error.message
         await clock.sleep(FINISH_S)
+
+
+def _no_grid(config: Config) -> Refused:
+    return Refused(
+        f"this server belongs to no grid yet: open https://{addresses.web_address(config)}/ in a browser, or type "
+        f"kmgr init or kmgr join --data {config.data_dir}"
+    )
 
 
 def _services(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from kmgr import __version__
 from kmgr.clock import Clock
@@ -128,25 +128,31 @@ def back_up(data_dir: Path, file: Path) -> Mapping[str, Any]:
 def restore(file: Path, data_dir: Path, name: str, values: Mapping[str, Any], *, clock: Clock) -> Backup:
     """Make an unused folder the first server of a grid that was backed up; cut off anywhere, it can be repeated."""
     identity.refuse_if_used(data_dir)
-    folder.prepare(data_dir)
-    with folder.locked(data_dir):
-        config = settle(data_dir, name, values)
-        _discard_log(data_dir)
-        state = data_dir / "state.sqlite"
-        found = backup.unpack(file, state)
-        own = _identity_of(found, name, state, clock=clock)
-        newcomer = {
-            "server": own.server,
-            "name": name,
-            "grid_address": addresses.grid_address(config),
-            "web_address": addresses.web_address(config),
-            "version": __version__,
-            "fingerprint": own.fingerprint,
-        }
-        added = Command("server.add", CommandId(new_id("cmd")), clock.now_ms(), own.server, newcomer)
-        with closing(Store(state, SCHEMAS)) as store:
-            recover.begin_from(data_dir, own, store, found.origin, added)
-        identity.write(data_dir, own)
+    with backup.opened(file) as source:
+        folder.go_on_as_its_owner(data_dir)
+        folder.prepare(data_dir)
+        with folder.locked(data_dir):
+            return _restored(source, data_dir, name, values, clock=clock)
+
+
+def _restored(source: BinaryIO, data_dir: Path, name: str, values: Mapping[str, Any], *, clock: Clock) -> Backup:
+    config = settle(data_dir, name, values)
+    _discard_log(data_dir)
+    state = data_dir / "state.sqlite"
+    found = backup.unpack(source, state)
+    own = _identity_of(found, name, state, clock=clock)
+    newcomer = {
+        "server": own.server,
+        "name": name,
+        "grid_address": addresses.grid_address(config),
+        "web_address": addresses.web_address(config),
+        "version": __version__,
+        "fingerprint": own.fingerprint,
+    }
+    added = Command("server.add", CommandId(new_id("cmd")), clock.now_ms(), own.server, newcomer)
+    with closing(Store(state, SCHEMAS)) as store:
+        recover.begin_from(data_dir, own, store, found.origin, added)
+    identity.write(data_dir, own)
     return found
 
 

@@ -13,6 +13,7 @@ import tarfile
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from kmgr.errors import ConfigError, Refused
 from kmgr.grid.recover import Origin
@@ -85,10 +86,19 @@ def pack(file: Path, backup: Backup, state: Path) -> None:
         raise Refused(f"the backup could not be written to {file}: {error.strerror or error}") from error
 
 
-def unpack(file: Path, state: Path) -> Backup:
-    """Read a backup and write its state to `state`; raise `ConfigError` if it is damaged or none."""
+def opened(file: Path) -> BinaryIO:
+    """Return a backup to be read; raise `ConfigError` if it cannot be."""
     try:
-        with tarfile.open(file, mode="r:") as tar:
+        return file.open("rb")
+    except OSError as error:
+        raise ConfigError(f"the backup {file} cannot be read: {error.strerror or error}") from error
+
+
+def unpack(source: BinaryIO, state: Path) -> Backup:
+    """Read a backup and write its state to `state`; raise `ConfigError` if it is damaged or none."""
+    file = source.name
+    try:
+        with tarfile.open(fileobj=source, mode="r:") as tar:
             about = json.loads(_get(tar, _ABOUT))
             if about["format"] != FORMAT:
                 raise ConfigError(f"{file} was written by another version of kmgr: restore it with that version")

@@ -62,6 +62,11 @@ def load(data_dir: Path) -> Identity | None:
         raw = json.loads((place / IDENTITY).read_bytes())
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise ConfigError(
+            f"{place / IDENTITY} may not be read by this user: type the command as root. A daemon's data folder is "
+            "all its own: chown -R"
+        ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(f"{place / IDENTITY} cannot be read: {error}. Restore it from a backup") from error
     if raw.get("format") != FORMAT:

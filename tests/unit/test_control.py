@@ -1,6 +1,8 @@
 """The local door to the running daemon."""
 
 import asyncio
+import errno
+import os
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,8 @@ from typing import Any
 import pytest
 
 from kmgr.control import ControlServer, ask, socket_path
-from kmgr.errors import Conflict, NotFound, Unavailable
+from kmgr.daemon.folder import locked, prepare
+from kmgr.errors import Conflict, InvariantBroken, KmgrError, NotFound, Refused, Unavailable
 
 
 async def greet(body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -41,9 +44,50 @@ async def test_an_unknown_operation_is_named(data: Path) -> None:
         await ask(data, "dance")
 
 
+async def test_a_daemon_that_does_one_thing_only_says_why_it_does_nothing_else(tmp_path: Path) -> None:
+    server = ControlServer(tmp_path, {"greet": greet}, otherwise=lambda: Refused("this machine only votes"))
+    await server.start()
+    try:
+        assert await ask(tmp_path, "greet", {"name": "one"}) == {"hello": "one"}
+        with pytest.raises(Refused, match="only votes"):
+            await ask(tmp_path, "drain")
+    finally:
+        await server.stop()
+
+
 async def test_without_a_daemon_the_message_says_how_to_start_one(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="kmgr run --data"):
+    with pytest.raises(Unavailable, match=r"no kmgr runs.*systemctl start kmgr.*kmgr run --data.*journalctl -u kmgr"):
         await ask(tmp_path, "greet")
+
+
+async def test_one_that_waits_for_room_on_its_disk_is_not_said_to_be_off(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    with locked(tmp_path), pytest.raises(Unavailable, match=r"answers nothing yet.*journalctl -u kmgr"):
+        await ask(tmp_path, "greet")
+    with pytest.raises(Unavailable, match="no kmgr runs"):
+        await ask(tmp_path, "greet")
+
+
+@pytest.mark.parametrize(
+    ("error", "told", "words"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), Unavailable, "No space left on device"),
+        (AttributeError("row"), InvariantBroken, "please report it"),
+    ],
+)
+async def test_who_asks_a_daemon_that_fails_at_it_is_not_told_that_it_stopped(
+    tmp_path: Path, error: Exception, told: type[KmgrError], words: str
+) -> None:
+    async def fail(_: Mapping[str, Any]) -> Mapping[str, Any]:
+        raise error
+
+    server = ControlServer(tmp_path, {"fail": fail})
+    await server.start()
+    try:
+        with pytest.raises(told, match=words):
+            await ask(tmp_path, "fail")
+    finally:
+        await server.stop()
 
 
 async def test_only_the_owner_may_open_the_door(data: Path) -> None:

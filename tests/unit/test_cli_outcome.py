@@ -1,0 +1,34 @@
+"""How a command ends: a sentence and a status for what was foreseen, the lines to report for what was not."""
+
+import pytest
+
+from kmgr.cli.outcome import guarded
+from kmgr.errors import ConfigError, Conflict, InvariantBroken, KmgrError, OutcomeUnknown, Unavailable
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Conflict("it moved on"), 1), (Unavailable("nobody answers"), 69), (OutcomeUnknown("perhaps"), 69),
+        (InvariantBroken("entry 7 came after 5"), 70), (ConfigError("name: required"), 78),
+    ],
+)  # fmt: skip
+def test_what_is_raised_on_purpose_is_one_sentence(
+    error: KmgrError, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    assert guarded(fail) == status
+    assert capsys.readouterr().err == f"kmgr: {error.message}\n"
+
+
+def test_a_bug_is_not_taken_for_a_refusal(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise KeyError("room")
+
+    assert guarded(fail) == 70
+    told = capsys.readouterr().err
+    assert "KeyError: 'room'" in told
+    assert told.endswith("please report it with the lines above\n")
+    assert guarded(lambda: None) == 0
