@@ -23,7 +23,7 @@ _FICLONE = 0x40049409
 _PIECE = 16 * m.BLOCK_BYTES
 _ZEROS = bytes(m.BLOCK_BYTES)
 _LOOK_AGAIN_S = 0.1
-_SHORTER = "the file became shorter while it was read"
+_SHORTER = "the file became shorter while it was read: import it when nothing writes to it any more"
 
 OnBytes = Callable[[int], None]
 Stop = Callable[[], bool]

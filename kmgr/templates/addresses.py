@@ -33,7 +33,10 @@ def check_url(url: str) -> None:
     except ValueError:
         raise Refused(f"{url!r} is not an address: write it like https://example.org/office.qcow2") from None
     if parts.scheme not in ("http", "https"):
-        raise Refused(f"{url!r} cannot be fetched: only http and https can", code="bad_url")
+        raise Refused(
+            f"{url!r} cannot be fetched, only http and https can: get the file by other means and upload it",
+            code="bad_url",
+        )
     if not good or parts.username or parts.password:
         raise Refused(
             f"{parts.hostname or url!r}: an address must have a host, and no name or password", code="bad_url"
@@ -48,7 +51,10 @@ def redirected(url: str, to: str) -> str:
         raise Refused(f"the address leads on to {to[:200]!r}, which is none", code="bad_url") from None
     check_url(target)
     if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
-        raise Refused("the address leads from https to http, where anybody on the way could change the file")
+        raise Refused(
+            "the address leads from https to http, where anybody on the way could change the file: give the address "
+            "that it leads to, with a SHA-256"
+        )
     return target
 
 
@@ -91,7 +97,9 @@ def judge(answer: Answer, *, start: int, etag: str) -> Begin | None:
     """Return what a good answer's body is, None if the file must be fetched from its beginning; raise otherwise."""
     headers, status = answer.headers, answer.status
     if headers.get("content-encoding", "identity") != "identity":
-        raise Refused("that server sends the file packed although it was asked not to")
+        raise Refused(
+            "that server sends the file packed although it was asked not to: get it by other means and upload it"
+        )
     mark = headers.get("etag", "") if not headers.get("etag", "").startswith("W/") else ""
     if status == 206:
         found = _RANGE.fullmatch(headers.get("content-range", ""))
@@ -114,5 +122,9 @@ def sum_in(text: str, file_name: str) -> str:
     named = [one for one in found if (one["named"] or one["name"] or "").rpartition("/")[2] == file_name]
     chosen = named or (found if len(found) == 1 and not (found[0]["named"] or found[0]["name"]) else [])
     if not chosen:
-        raise Refused(f"the file of checksums has no SHA-256 for {file_name}", code="checksum")
+        raise Refused(
+            f"the file of checksums has no SHA-256 for {file_name}: give the SHA-256 itself, or the file of "
+            "checksums that belongs to this address",
+            code="checksum",
+        )
     return str(chosen[0]["sum"]).lower()

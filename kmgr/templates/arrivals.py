@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kmgr.clock import Clock
-from kmgr.errors import Conflict, NotFound, Refused, Unavailable
+from kmgr.errors import Conflict, KmgrError, NotFound, Refused, Unavailable
 from kmgr.replica.background import to_the_end
 from kmgr.replica.images import Images, disk_error, sync_folder, write_synced
 from kmgr.templates import arriving
@@ -117,9 +117,14 @@ class Arrivals:
         checksum: Checksum | None = None,
     ) -> Arrival:
         """Add what comes, from `offset` on; returns the arrival as it is then, also if the sender broke off."""
-        await self.settle(id)
-        arriving.check_append(self.get(id), offset, length)
-        task = asyncio.create_task(self._receive(self.get(id), chunks, checksum))
+        known = await self.settle(id)
+        arriving.check_append(known, offset, length)
+        if known.complete:  # its file is being imported: nothing of it is touched any more
+            async for chunk in chunks:
+                if chunk:
+                    raise arriving.too_long(known)
+            return known
+        task = asyncio.create_task(self._receive(known, chunks, checksum))
         sending = self._sending[id] = _Sending(task)
         try:
             return await task
@@ -169,7 +174,10 @@ class Arrivals:
             return
         running, at = self._sums.pop(id, (None, 0))
         if running is None or at != known.offset:
-            running = await asyncio.to_thread(_hashed, self.path(id))
+            try:
+                running = await asyncio.to_thread(_hashed, self.path(id))
+            except OSError as error:
+                raise await self._unusable(known, error) from error
         if running.hexdigest() != known.sha256:
             raise arriving.wrong_sum(known)
 
@@ -184,12 +192,17 @@ class Arrivals:
         """Drop what expired."""
         now = self._clock.now_ms()
         for one in self.all():
+            if one.touched_at > now:  # a clock that was wrong once must not keep it for years
+                self._known[one.id] = replace(one, touched_at=now)
             if self.expires_at(one) <= now and not self.sent_now(one.id) and not self.at_work(one.id):
                 logger.info("an unfinished import expired", extra={"image": one.image_name, "by": one.by})
                 await self._forget(one.id)
 
     async def _receive(self, known: Arrival, chunks: AsyncIterator[bytes], checksum: Checksum | None) -> Arrival:
-        sink = await to_the_end(asyncio.to_thread(Sink, self.path(known.id), known.offset), undo=Sink.close)
+        try:
+            sink = await to_the_end(asyncio.to_thread(Sink, self.path(known.id), known.offset), undo=Sink.close)
+        except OSError as error:
+            raise await self._unusable(known, error) from error
         piece = hashlib.new(checksum.algorithm) if checksum else None
         whole = self._running_sum(known)
         good = False
@@ -221,6 +234,16 @@ class Arrivals:
                 "the piece does not have the checksum that was sent with it: send it again", code="checksum"
             )
         return known
+
+    async def _unusable(self, known: Arrival, error: OSError) -> KmgrError:
+        """Return what is told of a file that cannot be opened; one that somebody removed is forgotten."""
+        if not isinstance(error, FileNotFoundError):
+            return disk_error(error, doing="the import")
+        await self._forget(known.id)
+        return NotFound(
+            f"what had come of {known.shown} was removed from this server's disk: begin the import again",
+            code="removed",
+        )
 
     def _running_sum(self, known: Arrival) -> Any:
         if not known.sha256:

@@ -147,7 +147,9 @@ def check_append(arrival: Arrival, offset: int, length: int | None) -> None:
 def too_long(arrival: Arrival) -> Refused:
     """Return the refusal of more than was announced."""
     return Refused(
-        f"{arrival.shown} is longer than the {arrival.size_bytes} bytes that were announced", code="too_long"
+        f"{arrival.shown} is longer than the {arrival.size_bytes} bytes that were announced: it is another file by"
+        " now. Cancel this import, and begin it again",
+        code="too_long",
     )
 
 

@@ -32,12 +32,13 @@ from kmgr.templates.absorb import fresh
 from kmgr.templates.jobs import ImportProgress, Imports, Job, OnProgress
 from kmgr.templates.model import ImageKind
 from kmgr.templates.publishing import ImportResult, Publisher
-from kmgr.templates.signatures import DRIVERS, HEAD_BYTES, ISO, recognise
+from kmgr.templates.signatures import AGAIN, DRIVERS, HEAD_BYTES, ISO, recognise
 from kmgr.templates.sink import Sink
 from kmgr.templates.unpack import Make, Unpacker
 
 # Imports that check and copy at the same time; further ones wait. Uploads cost little, they don't count.
 AT_ONCE = 2
+_SMALLER = "Make it smaller inside the machine it comes from, then export it again"
 _KINDS = {ISO: ImageKind.ISO, DRIVERS: ImageKind.DRIVERS}
 
 
@@ -169,7 +170,10 @@ class Importer:
         try:
             async for chunk in chunks:
                 if sink.at + len(chunk) > size_bytes:
-                    raise Refused(f"the upload is longer than the {size_bytes} bytes that were announced")
+                    raise Refused(
+                        f"the upload is longer than the {size_bytes} bytes that were announced: send the file again "
+                        "when nothing writes to it any more"
+                    )
                 await sink.add(chunk)
                 job.tell("uploading", 40 * sink.at // size_bytes, done=sink.at, total=size_bytes)
             if sink.at < size_bytes:
@@ -270,13 +274,17 @@ def clean_tmp(data_dir: Path) -> tuple[str, ...]:
 def _need_sense(virtual_bytes: int, *, whole: int) -> None:
     """Raise `Refused` unless a disk of that size can be, on a server whose own disk has `whole` bytes."""
     if not 0 < virtual_bytes <= m.LARGEST_BYTES:
-        raise Refused(f"the disk in it has {virtual_bytes} bytes; at most {m.LARGEST_BYTES >> 40} TiB can be taken")
+        raise Refused(
+            f"the disk in it has {virtual_bytes} bytes; at most {m.LARGEST_BYTES >> 40} TiB can be taken. {_SMALLER}"
+        )
     if virtual_bytes % m.SECTOR:
-        raise Refused(f"the disk in it has {virtual_bytes} bytes, which is no multiple of {m.SECTOR}")
+        raise Refused(
+            f"the disk in it has {virtual_bytes} bytes, which is no multiple of {m.SECTOR}: no disk is. {AGAIN}"
+        )
     if virtual_bytes > whole:
         raise Refused(
             f"the disk in it is {virtual_bytes >> 20} MiB large, this server's own disk only {whole >> 20} MiB:"
-            " desktops would fill it. Make it smaller inside the machine it comes from, then export it again",
+            f" desktops would fill it. {_SMALLER}",
             code="too_large",
         )
 
@@ -295,10 +303,15 @@ def _head(path: Path) -> tuple[bytes, int, int]:
     try:
         if not path.is_file():
             raise NotFound(
-                f"there is no file {path} on this server" if not path.exists() else f"{path} is not a file"
+                f"{path} is not a file: choose a disk image in it"
+                if path.exists()
+                else f"there is no file {path} on this server: copy it there, or upload it"
             )
         with path.open("rb") as file:
             told = path.stat()
             return file.read(HEAD_BYTES), told.st_size, told.st_blocks * 512
     except OSError as error:
-        raise Refused(f"it cannot be read: {error.strerror or error}") from error
+        raise Refused(
+            f"it cannot be read: {error.strerror or error}. Let the daemon's user read it, or copy it to the folder"
+            " of imports"
+        ) from error

@@ -19,6 +19,7 @@ from typing import Any
 from kmgr.errors import Refused, Unavailable
 from kmgr.templates import sandbox
 from kmgr.templates.sandbox import INPUT, OUTPUT, Ended, Job
+from kmgr.templates.signatures import AGAIN
 
 _LOOK_S = 30
 _CHECK_S = 3600
@@ -52,7 +53,10 @@ async def inspect(path: Path, *, format: str, size: int, judge: Callable[[int], 
     raw = _json(told.out)
     specific = raw.get("format-specific", {}).get("data", {})
     if "backing-filename" in raw or "data-file" in specific or raw.get("encrypted"):
-        raise Refused("it needs another file, or is encrypted")
+        raise Refused(
+            "it needs another file, or is encrypted. Make a whole copy of it first, without encryption: qemu-img "
+            f"convert -f {format} -O qcow2 OLD NEW"
+        )
     judge(int(raw["virtual-size"]))
     await _check(path, format, size=size, cluster_bytes=int(raw.get("cluster-size", 0)))
     data = await _data_bytes(path, format)
@@ -88,7 +92,7 @@ async def _check(path: Path, format: str, *, size: int, cluster_bytes: int) -> N
     if told.code not in (0, _LEAKS):  # clusters that nobody uses are harmless
         raise Refused(_damage(told, format))
     if format == "qcow2" and int(_json(told.out).get("image-end-offset", 0)) - cluster_bytes >= size:
-        raise Refused(f"it is a truncated {format} image: some of its data lies beyond its end")
+        raise Refused(_truncated(format))
 
 
 async def _data_bytes(path: Path, format: str) -> int:
@@ -112,18 +116,23 @@ def _json(text: bytes) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise Refused("qemu-img cannot describe it") from error
+        raise Refused(f"qemu-img cannot describe it. {AGAIN}") from error
     if not isinstance(found, dict):
-        raise Refused("qemu-img cannot describe it")
+        raise Refused(f"qemu-img cannot describe it. {AGAIN}")
     return found
+
+
+def _truncated(format: str) -> str:
+    return f"it is a truncated {format} image: some of its data lies beyond its end. {AGAIN}"
 
 
 def _damage(told: Ended, format: str) -> str:
     if "beyond" in told.errors or "exceeding the end of the file" in told.errors:
-        return f"it is a truncated {format} image: some of its data lies beyond its end"
+        return _truncated(format)
     if "lock" in told.errors:
         return _IN_USE
-    return f"it is damaged: {_first_line(told.errors) or 'qemu-img check found errors'} (code {told.code})"
+    found = _first_line(told.errors) or "qemu-img check found errors"
+    return f"it is damaged: {found} (code {told.code}). {AGAIN}, or try: qemu-img check -r all FILE"
 
 
 _IN_USE = "it is in use by a running machine: shut that down first"
@@ -137,13 +146,16 @@ def _failure(told: Ended, format: str) -> Refused | Unavailable:
         )
     if code < 0 or code > 128:
         return Refused(
-            f"reading it took more memory or time than an image should (signal {-code if code < 0 else code - 128})"
+            f"reading it took more memory or time than an image should (signal {-code if code < 0 else code - 128}). "
+            f"Make a fresh image of it first: qemu-img convert -f {format} -O qcow2 OLD NEW"
         )
     if "lock" in errors:
         return Refused(_IN_USE)
     if "Input/output error" in errors or "End of file" in errors or "beyond" in errors:
-        return Refused(f"it is a truncated or damaged {format} image: {_first_line(errors)}")
-    return Refused(f"qemu-img cannot read it: {_first_line(errors)}")
+        return Refused(f"it is a truncated or damaged {format} image: {_first_line(errors)}. {AGAIN}")
+    return Refused(
+        f"qemu-img cannot read it: {_first_line(errors)}. Make a qcow2 or raw image of it with the program it is from"
+    )
 
 
 def _first_line(errors: str) -> str:

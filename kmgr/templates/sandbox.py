@@ -97,7 +97,10 @@ async def run(program: Sequence[str], job: Job, *, on_output: OnOutput | None = 
                 process.wait(),
             )
     except TimeoutError:
-        raise Refused(f"looking at it took longer than {job.limit_s} s") from None
+        raise Refused(
+            f"looking at it took longer than {job.limit_s} s: this server is very busy, or the image is damaged. Try "
+            "again when there is less to do"
+        ) from None
     finally:
         if process.returncode is None:
             process.kill()

@@ -4,7 +4,7 @@ A qcow2 may name other files (a backing file, an external data file) that whoeve
 opens it would read too, a VMDK may be spread over several, a VDI may be the
 difference to another: those are found here, in the header itself. A raw
 disk has no mark of its own: it must at least begin like a disk, with a boot
-sector, a partition table or a file system. Whatever is something else is named.
+sector, a partition table or a file system. Whatever is something else is named, and what to do with it.
 
 Pure: bytes in, findings out.
 """
@@ -42,21 +42,31 @@ _EL_TORITO = b"EL TORITO SPECIFICATION"
 _MAKERS = slice(318, 702)
 _UEFI = 0xEF
 
-# offset, bytes there, what it is: things that people try and that must be something else first.
+# What is to be done with what cannot be taken.
+AGAIN = "Copy or download it again, and compare its size (better: its SHA-256) with the original's"
+_WHOLE = "Make it whole with: qemu-img convert -f {} -O qcow2 OLD NEW"
+_ANEW = "Make a qcow2 of it first: qemu-img convert -f {} -O qcow2 OLD NEW"
+_UNPACK = "Unpack it first, and import the disk image that is in it"
+_ITSELF = "Choose the disk image itself (qcow2, VMDK, VDI, VHDX, raw or ISO)"
+
+# offset, bytes there, what it is, what to do: things that people try and that must be something else first.
 _OTHERS = (
-    (0, b"COWD", "an old VMware disk (VMDK version 3)"),
-    (0, b"# Disk DescriptorFile", "the description of a VMware disk (VMDK) whose data lie in other files"),
-    (0, b"conectix", "an old Hyper-V disk (VHD)"),
-    (0, b"\x1f\x8b", "compressed with gzip"),
-    (0, b"\xfd7zXZ\0", "compressed with xz"),
-    (0, b"\x28\xb5\x2f\xfd", "compressed with zstd"),
-    (0, b"BZh", "compressed with bzip2"),
-    (0, b"PK\x03\x04", "a ZIP archive"),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive"),
-    (257, b"ustar", "a tar archive (an OVA?)"),
-    (0, b"\x7fELF", "a program"),
-    (0, b"%PDF", "a PDF document"),
-    (0, b"LUKS\xba\xbe", "encrypted (LUKS)"),
+    (0, b"COWD", "an old VMware disk (VMDK version 3)", _ANEW.format("vmdk")),
+    (
+        *(0, b"# Disk DescriptorFile", "the description of a VMware disk (VMDK) whose data lie in other files"),
+        _WHOLE.format("vmdk"),
+    ),
+    (0, b"conectix", "an old Hyper-V disk (VHD)", _ANEW.format("vpc")),
+    (0, b"\x1f\x8b", "compressed with gzip", _UNPACK),
+    (0, b"\xfd7zXZ\0", "compressed with xz", _UNPACK),
+    (0, b"\x28\xb5\x2f\xfd", "compressed with zstd", _UNPACK),
+    (0, b"BZh", "compressed with bzip2", _UNPACK),
+    (0, b"PK\x03\x04", "a ZIP archive", _UNPACK),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", _UNPACK),
+    (257, b"ustar", "a tar archive (an OVA?)", _UNPACK),
+    (0, b"\x7fELF", "a program", _ITSELF),
+    (0, b"%PDF", "a PDF document", _ITSELF),
+    (0, b"LUKS\xba\xbe", "encrypted (LUKS)", "Make an image of the disk in it first, without encryption"),
 )
 # How a raw disk may begin.
 _DISKS = (
@@ -71,7 +81,6 @@ _DISKS = (
 
 
 _SECTORS_OF_DESCRIPTOR = 21
-_WHOLE = "Make it whole with: qemu-img convert -f {} -O qcow2 OLD NEW"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,30 +91,34 @@ class Finding:
     text: str
 
 
+def _refused(what: str, advice: str) -> Finding:
+    return Finding("", f"{what}. {advice}")
+
+
 def recognise(head: bytes, size: int) -> Finding:
     """Say what a file of `size` bytes that begins with `head` is."""
     if not size:
-        return Finding("", "it is empty")
+        return _refused("it is empty", AGAIN)
     if head.startswith(_QCOW2_MAGIC):
-        problem = _qcow2_problem(head, size)
-        return Finding("", problem) if problem else Finding("qcow2", "a qcow2 image")
+        return _qcow2(head, size)
     for mine in (_vmdk, _vdi, _vhdx, _iso):
         if (found := mine(head, size)) is not None:
             return found
-    for offset, mark, text in _OTHERS:
+    for offset, mark, text, advice in _OTHERS:
         if head[offset : offset + len(mark)] == mark:
-            advice = "" if "PDF" in text else ". Make a qcow2 or raw image of it first"
-            return Finding("", f"it is {text}{advice}")
+            return _refused(f"it is {text}", advice)
     for offset, mark, text in _DISKS:
         if head[offset : offset + len(mark)] == mark:
-            problem = _raw_problem(size)
-            return Finding("", problem) if problem else Finding("raw", f"a raw disk with {text}")
+            return _raw(text, size)
     if _is_text(head):
-        return Finding("", "it is a text file")
-    return Finding(
-        "",
+        return _refused(
+            "it is a text file",
+            f"{_ITSELF}. If it was downloaded, look into it: it may be an error or a log-in page instead of the file",
+        )
+    return _refused(
         "it is neither qcow2, VMDK, VDI or VHDX nor an installer (ISO) nor a raw disk: it begins with no boot sector"
         " and no file system",
+        f"{_ITSELF}. What another program made can be exported from there, or converted to qcow2 with qemu-img",
     )
 
 
@@ -113,7 +126,7 @@ def _vmdk(head: bytes, _: int) -> Finding | None:
     if not head.startswith(_VMDK_MAGIC):
         return None
     if len(head) < _SECTORS_OF_DESCRIPTOR * SECTOR:
-        return Finding("", "it is a truncated VMware disk (VMDK)")
+        return _refused("it is a truncated VMware disk (VMDK)", AGAIN)
     _, _, _, capacity, _, descriptor_at, descriptor_sectors = _VMDK.unpack_from(head)
     # Whoever opens it looks for a parent in the twenty sectors behind the header, whatever the header says.
     begin, end = descriptor_at * SECTOR, (descriptor_at + min(max(descriptor_sectors, 20), 64)) * SECTOR
@@ -121,11 +134,11 @@ def _vmdk(head: bytes, _: int) -> Finding | None:
     either = text + head[SECTOR : _SECTORS_OF_DESCRIPTOR * SECTOR]
     extents = _VMDK_EXTENT.findall(text)
     if not capacity or len(extents) > 1 or any(kind != b"SPARSE" for kind in extents):
-        return Finding("", f"it is a VMware disk (VMDK) whose data lie in other files. {_WHOLE.format('vmdk')}")
+        return _refused("it is a VMware disk (VMDK) whose data lie in other files", _WHOLE.format("vmdk"))
     if not any(b'"' + kind + b'"' in text for kind in _VMDK_KINDS):
-        return Finding("", f"it is one part of a VMware disk (VMDK). {_WHOLE.format('vmdk')}")
+        return _refused("it is one part of a VMware disk (VMDK)", _WHOLE.format("vmdk"))
     if b"parentFileNameHint" in either or re.search(rb"parentCID=(?!ffffffff)", either, re.IGNORECASE):
-        return Finding("", f"it is a snapshot of a VMware disk (VMDK) and needs its parent. {_WHOLE.format('vmdk')}")
+        return _refused("it is a snapshot of a VMware disk (VMDK) and needs its parent", _WHOLE.format("vmdk"))
     return Finding("vmdk", "a VMware disk (VMDK)")
 
 
@@ -133,17 +146,15 @@ def _vdi(head: bytes, size: int) -> Finding | None:
     if head[0x40:0x44] != _VDI_MAGIC:
         return None
     if len(head) < SECTOR:
-        return Finding("", "it is a truncated VirtualBox disk (VDI)")
+        return _refused("it is a truncated VirtualBox disk (VDI)", AGAIN)
     (kind,) = struct.unpack_from("<I", head, 0x4C)
     if kind not in _VDI_KINDS or any(head[0x1A8:0x1B8]):
-        return Finding(
-            "", f"it is a snapshot of a VirtualBox disk (VDI) and needs its parent. {_WHOLE.format('vdi')}"
-        )
+        return _refused("it is a snapshot of a VirtualBox disk (VDI) and needs its parent", _WHOLE.format("vdi"))
     _, data_at = struct.unpack_from("<II", head, 0x154)
     block_bytes, extra_bytes, _, allocated = struct.unpack_from("<IIII", head, 0x178)
     # Where such a file ends too early qemu-img would read zeros.
     if data_at + allocated * (block_bytes + extra_bytes) > size:
-        return Finding("", "it is a truncated VirtualBox disk (VDI): some of its data lies beyond its end")
+        return _refused("it is a truncated VirtualBox disk (VDI): some of its data lies beyond its end", AGAIN)
     return Finding("vdi", "a VirtualBox disk (VDI)")
 
 
@@ -156,12 +167,11 @@ def _iso(head: bytes, size: int) -> Finding | None:
     if head[_DESCRIPTORS : _DESCRIPTORS + 6] != b"\x01CD001":
         return None
     if len(head) < _DESCRIPTORS + _ISO_SECTOR:
-        return Finding("", f"it is a CD or DVD (ISO) that is cut off after {size} bytes")
+        return _refused(f"it is a CD or DVD (ISO) that is cut off after {size} bytes", AGAIN)
     (sectors,) = struct.unpack_from("<I", head, _DESCRIPTORS + 80)
     if size % SECTOR or sectors * _ISO_SECTOR > size:
-        return Finding(
-            "", f"it is a CD or DVD (ISO) that is cut off: {size} of {sectors * _ISO_SECTOR} bytes are here"
-        )
+        whole = sectors * _ISO_SECTOR
+        return _refused(f"it is a CD or DVD (ISO) that is cut off: {size} of {whole} bytes are here", AGAIN)
     for at in range(_DESCRIPTORS, len(head) - _ISO_SECTOR + 1, _ISO_SECTOR):
         if head[at + 1 : at + 6] != b"CD001" or head[at] == _LAST_DESCRIPTOR:
             break
@@ -170,42 +180,42 @@ def _iso(head: bytes, size: int) -> Finding | None:
     return Finding(DRIVERS, "a CD or DVD (ISO) from which no computer boots")
 
 
-def _raw_problem(size: int) -> str:
+def _raw(text: str, size: int) -> Finding:
     if size < SMALLEST_BYTES:
-        return f"it is too small for a disk: {size} bytes, at least {SMALLEST_BYTES} are needed"
+        return _refused(f"it is too small for a disk: {size} bytes, at least {SMALLEST_BYTES} are needed", _ITSELF)
     if size % SECTOR:
-        return f"it is cut off: a raw disk is a multiple of {SECTOR} bytes long, this one has {size}"
-    return ""
+        return _refused(f"it is cut off: a raw disk is a multiple of {SECTOR} bytes long, this one has {size}", AGAIN)
+    return Finding("raw", f"a raw disk with {text}")
 
 
-def _qcow2_problem(head: bytes, size: int) -> str:
+def _qcow2(head: bytes, size: int) -> Finding:
     if len(head) < 72:
-        return "it is a truncated qcow2 image: not even the header is whole"
+        return _refused("it is a truncated qcow2 image: not even the header is whole", AGAIN)
     _, version, backing, _, cluster_bits, _, crypt, l1_size, l1_at, refcounts_at, _ = _QCOW2.unpack_from(head)
     features = struct.unpack_from(">Q", head, 72)[0] if version >= 3 and len(head) >= 80 else 0
     if version not in (2, 3):
-        return f"it is a qcow2 image of version {version}; versions 2 and 3 are known"
+        known = f"it is a qcow2 image of version {version}; versions 2 and 3 are known"
+        return _refused(known, _ANEW.format("qcow2"))
     if backing:
-        return (
-            "it is a qcow2 image that needs another file (its backing file)."
-            " Make it whole with: qemu-img convert -O qcow2 OLD NEW"
-        )
+        needs = "it is a qcow2 image that needs another file (its backing file)"
+        return _refused(needs, _WHOLE.format("qcow2"))
     if features & _DATA_FILE:
-        return (
-            "it is a qcow2 image whose data lies in another file."
-            " Make it whole with: qemu-img convert -O qcow2 OLD NEW"
-        )
+        return _refused("it is a qcow2 image whose data lies in another file", _WHOLE.format("qcow2"))
     if crypt:
-        return "it is an encrypted qcow2 image; kmgr cannot ask desktops for its passphrase"
+        return _refused(
+            "it is an encrypted qcow2 image; kmgr cannot ask desktops for its passphrase",
+            "Make a copy of it first, without encryption",
+        )
     if features & _CORRUPT:
-        return "it is a qcow2 image that is marked as corrupt. Try: qemu-img check -r all FILE"
+        return _refused("it is a qcow2 image that is marked as corrupt", "Try: qemu-img check -r all FILE")
     if features & _DIRTY:
-        return "it is a qcow2 image that was not closed properly. Mend it with: qemu-img check -r all FILE"
+        mend = "Mend it with: qemu-img check -r all FILE"
+        return _refused("it is a qcow2 image that was not closed properly", mend)
     if not 9 <= cluster_bits <= 21:
-        return "it is not a valid qcow2 image: its header is damaged"
+        return _refused("it is not a valid qcow2 image: its header is damaged", AGAIN)
     if l1_at + 8 * l1_size > size or refcounts_at >= size:
-        return "it is a truncated qcow2 image: its tables lie beyond its end"
-    return ""
+        return _refused("it is a truncated qcow2 image: its tables lie beyond its end", AGAIN)
+    return Finding("qcow2", "a qcow2 image")
 
 
 def _is_text(head: bytes) -> bool:

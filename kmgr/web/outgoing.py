@@ -19,6 +19,8 @@ from kmgr.templates.download import Open
 _CONNECT_S = 15
 # A server of which nothing comes for so long is asked again.
 _SILENT_S = 60.0
+# What comes before the file must be here by then, however it trickles.
+_ANSWER_S = 120.0
 _CHUNK = 1 << 18
 _AddrInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]
 
@@ -26,7 +28,8 @@ _AddrInfo = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int
 class WebOutgoing:
     """Talks HTTP for `templates.download`."""
 
-    def __init__(self, *, silent_s: float = _SILENT_S) -> None:
+    def __init__(self, *, silent_s: float = _SILENT_S, answer_s: float = _ANSWER_S) -> None:
+        self._answer_s = answer_s
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=silent_s)
 
     @asynccontextmanager
@@ -38,14 +41,14 @@ class WebOutgoing:
             headers |= {"If-Range": etag} if etag else {}
         try:
             connector = aiohttp.TCPConnector(socket_factory=_allowed if own else _foreign, force_close=True)
-            async with (
-                aiohttp.ClientSession(
-                    connector=connector, timeout=self._timeout, auto_decompress=False, trust_env=False
-                ) as session,
-                session.get(url, headers=headers, allow_redirects=False) as answer,
-            ):
-                told = {name.lower(): value for name, value in answer.headers.items()}
-                yield Open(Answer(answer.status, told), _chunks(answer))
+            async with aiohttp.ClientSession(
+                connector=connector, timeout=self._timeout, auto_decompress=False, trust_env=False
+            ) as session:
+                async with asyncio.timeout(self._answer_s):
+                    answer = await session.get(url, headers=headers, allow_redirects=False)
+                async with answer:
+                    told = {name.lower(): value for name, value in answer.headers.items()}
+                    yield Open(Answer(answer.status, told), _chunks(answer))
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise Unavailable(f"{url} cannot be fetched: {_told(error)}", code="remote") from error
 
@@ -59,7 +62,7 @@ async def _chunks(answer: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 
 def _told(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return str(error) or ("no answer came in time" if isinstance(error, TimeoutError) else type(error).__name__)
 
 
 def _allowed(info: _AddrInfo) -> socket.socket:

@@ -105,6 +105,49 @@ async def test_a_piece_with_a_wrong_checksum_leaves_no_trace(bench: Bench) -> No
     assert bench.all.get("arr-1").offset == half
 
 
+async def test_what_was_begun_while_the_clock_was_ahead_expires_all_the_same(bench: Bench) -> None:
+    await bench.all.create(bench.new())
+    bench.clock.set_back(400 * 24 * 3600)
+    await bench.all.sweep()
+    await bench.clock.advance(23 * 3600)
+    await bench.all.sweep()
+    assert len(bench.all.all()) == 1
+    await bench.clock.advance(2 * 3600)
+    await bench.all.sweep()
+    assert (bench.all.all(), bench.left()) == ((), [])
+
+
+async def test_a_whole_file_is_not_touched_any_more_for_it_may_have_become_an_image(bench: Bench) -> None:
+    await bench.all.create(bench.new())
+    await bench.all.append("arr-1", 0, pieces(DATA))
+    path = bench.all.path("arr-1")
+    path.chmod(0o444)
+    os.utime(path, ns=(1, 1))
+    assert (await bench.all.append("arr-1", len(DATA), pieces(b""), length=0)).complete
+    with pytest.raises(Refused, match="longer than the") as caught:
+        await bench.all.append("arr-1", len(DATA), pieces(b"more"))
+    assert caught.value.code == "too_long"
+    told = path.stat()
+    assert (told.st_mtime_ns, told.st_mode & 0o777, path.read_bytes()) == (1, 0o444, DATA)
+
+
+@pytest.mark.parametrize("when", ["while it comes", "before it is hashed"])
+async def test_a_file_that_was_removed_is_named_and_its_import_can_begin_again(bench: Bench, when: str) -> None:
+    await bench.all.create(bench.new(sha256=hashlib.sha256(DATA).hexdigest()))
+    await bench.all.append("arr-1", 0, pieces(DATA[:100_000]))
+    if when == "before it is hashed":
+        await bench.all.append("arr-1", 100_000, pieces(DATA[100_000:]))
+        bench.start()
+    bench.all.path("arr-1").unlink()
+    with pytest.raises(NotFound, match="was removed from this server's disk: begin the import again"):
+        if when == "before it is hashed":
+            await bench.all.check_whole("arr-1")
+        else:
+            await bench.all.append("arr-1", 100_000, pieces(DATA[100_000:]))
+    assert (bench.all.all(), bench.left()) == ((), [])
+    await bench.all.create(bench.new())
+
+
 @pytest.mark.parametrize("killed", [False, True])
 async def test_a_whole_file_that_is_not_the_promised_one_is_refused(bench: Bench, killed: bool) -> None:
     for one, sha256 in (("arr-1", hashlib.sha256(DATA).hexdigest()), ("arr-2", hashlib.sha256(b"").hexdigest())):

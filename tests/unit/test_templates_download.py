@@ -14,7 +14,7 @@ from kmgr.replica.images import Images, Room
 from kmgr.templates.addresses import Answer
 from kmgr.templates.arrivals import Arrivals
 from kmgr.templates.arriving import Arrival, Way
-from kmgr.templates.download import TRIES, Downloader, Open
+from kmgr.templates.download import TRIES, WINDOW_S, Downloader, Open
 from kmgr.web.outgoing import WebOutgoing
 
 MIB = 1 << 20
@@ -163,6 +163,79 @@ async def test_where_an_answer_leads_nowhere_it_is_not_followed(bench: Bench, to
     there = There(Said(302, headers={"location": to}))
     assert words in await bench.refusal(there)
     assert {url.partition(":")[0] for url, _ in there.asked} == {"http"}
+
+
+class Dribbling(There):
+    """Sends a little every minute, for ever."""
+
+    def __init__(self, clock: ManualClock, *, count: int = 1) -> None:
+        super().__init__(Said(200, headers={"content-length": str(64 * MIB)}))
+        self._clock, self._count = clock, count
+
+    async def _chunks(self, said: Said) -> AsyncIterator[bytes]:
+        while True:
+            self._clock.skip(59)
+            yield b"x" * self._count
+
+
+async def test_one_from_which_hardly_anything_comes_is_given_up_and_what_came_is_kept(bench: Bench) -> None:
+    there = Dribbling(bench.clock)
+    said = await bench.refusal(there, Unavailable)
+    assert "that server sends too slowly: 0 KiB came in 16 minutes, at least 4 KiB a second must come" in said
+    assert "upload it" in said
+    assert len(there.asked) == 1
+    assert 10 < bench.arrivals.get("arr-1").offset < 20
+
+
+async def test_one_that_breaks_off_after_every_byte_is_given_up_as_well(bench: Bench) -> None:
+    class Crumbs(There):
+        @asynccontextmanager
+        async def get(self, url: str, *, start: int, etag: str, own: bool) -> AsyncIterator[Open]:
+            self.asked.append((url, start))
+            bench.clock.skip(WINDOW_S / 3)  # it takes its time with the answer
+            said = rest(start, cut=start + 1) if start else whole(cut=1)
+            yield Open(Answer(said.status, said.headers), self._chunks(said))
+
+    there = Crumbs(Said())
+    assert "too slowly" in await bench.refusal(there, Unavailable)
+    assert len(there.asked) <= 4
+
+
+async def test_a_slow_line_is_waited_for(bench: Bench) -> None:
+    data = bytes(range(256)) * 1024 * 24
+
+    class Slow(There):
+        async def _chunks(self, said: Said) -> AsyncIterator[bytes]:
+            for at in range(0, len(said.body), 1 << 18):
+                bench.clock.skip(59)
+                yield said.body[at : at + (1 << 18)]
+
+    assert await bench.fetch(Slow(whole(data))) == data
+
+
+async def test_a_file_of_checksums_that_does_not_come_keeps_nobody_waiting(bench: Bench) -> None:
+    there = Dribbling(bench.clock)
+    with pytest.raises(Unavailable, match="did not come within 60 s: try again later, or give the SHA-256 itself"):
+        await Downloader(there, bench.clock, own_allowed=lambda: False).checksum(URL, "office.raw")
+
+
+async def test_an_answer_that_trickles_is_not_waited_for_for_ever() -> None:
+    async def trickles(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            writer.write(b"HTTP/1.1 200 OK\r\nX-Long: ")
+            while not writer.is_closing():
+                writer.write(b"x")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+    server = await asyncio.start_server(trickles, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    with pytest.raises(Unavailable, match="no answer came in time") as caught:
+        async with WebOutgoing(silent_s=5, answer_s=0.1).get(url, start=0, etag="", own=True):
+            pass
+    assert caught.value.code == "remote"
+    server.close()
+    await server.wait_closed()
 
 
 class Leading(There):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmgr.templates.machine import System
-from kmgr.templates.signatures import HEAD_BYTES, recognise, suggested
+from kmgr.templates.signatures import _OTHERS, HEAD_BYTES, recognise, suggested
 from tests.lab import boot_iso, efi_iso
 
 GPT = bytes(510) + b"\x55\xaa" + b"EFI PART"
@@ -45,6 +45,25 @@ MARKS = {
 }  # fmt: skip
 
 
+def assert_says_what_to_do(text: str) -> None:
+    what, _, advice = text.partition(". ")
+    assert what.startswith("it is ")
+    assert advice[:1].isupper(), text
+
+
+@pytest.mark.parametrize("head", [mark.ljust(4096, b"\1") for at, mark, *_ in _OTHERS if not at])
+def test_what_is_something_else_is_told_what_it_is_and_what_to_do_with_it(head: bytes) -> None:
+    found = recognise(head, 1 << 30)
+    assert not found.format
+    assert_says_what_to_do(found.text)
+
+
+def test_a_text_is_told_to_be_looked_into() -> None:
+    found = recognise(b"<html>You are not logged in</html>" * 200, 6800)
+    assert "it is a text file. Choose the disk image itself" in found.text
+    assert "look into it" in found.text
+
+
 @given(
     marks=st.sets(st.sampled_from(sorted(MARKS)), max_size=3),
     fill=st.binary(max_size=600),
@@ -64,6 +83,8 @@ def test_whatever_it_begins_with_there_is_an_answer(
     head = head[:length]
     found = recognise(bytes(head), len(head) + (more if length == HEAD_BYTES else 0))
     assert found.text
+    if not found.format:
+        assert_says_what_to_do(found.text)
     suggested(bytes(head))
 
 
