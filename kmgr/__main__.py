@@ -6,8 +6,14 @@ from importlib import import_module
 
 def main() -> None:
     """Run the command line."""
-    alone = sys.argv[1:2] == ["witness"] and "--help" not in sys.argv[2:3]
-    import_module("kmgr.cli.witness" if alone else "kmgr.cli.app").main()
+    match sys.argv[1:]:
+        case ["witness", "run", *words] if "--help" not in words:
+            part = "kmgr.cli.witness_run"
+        case ["witness", word, *_] if word != "--help":
+            part = "kmgr.cli.witness"
+        case _:
+            part = "kmgr.cli.app"
+    import_module(part).main()
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """`kmgr witness …`: a member that keeps the grid's log and votes, for grids of two (or four) servers.
 
-Loads little: the daemon's other parts (pages, desktops, images) are never imported by `run`.
+`run` comes here only to be explained: `witness_run` does it, without all the rest.
 """
 
-import argparse
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -11,24 +10,17 @@ from typing import Annotated
 
 import typer
 
-from kmgr import log
 from kmgr.cli.options import DataOption, NameOption, SetOption
 from kmgr.cli.outcome import guarded
+from kmgr.cli.witness_run import DEFAULT_DATA, run_witness
 from kmgr.grid.model import ServerRole
-
-DEFAULT_DATA = Path("/var/lib/kmgr-witness")
 
 witness = typer.Typer(no_args_is_help=True, help="A small third member that votes: join and run it.")
 
 
 def main() -> None:
     """Run `kmgr witness` by itself."""
-    words = sys.argv[2:]
-    if words[:1] == ["run"] and "--help" not in words:
-        # Typer loads all of pydantic where that is installed, which is a tenth of what a witness may use.
-        given = _daemon_options().parse_args(words[1:])
-        sys.exit(guarded(lambda: run(given.data, given.log_level)))
-    sys.exit(guarded(lambda: witness(words, prog_name="kmgr witness")))
+    sys.exit(guarded(lambda: witness(sys.argv[2:], prog_name="kmgr witness")))
 
 
 @witness.command("join")
@@ -54,12 +46,4 @@ def run(
     log_level: Annotated[str, typer.Option("--log-level", help="Overrides log_level of kmgr.toml.")] = "",
 ) -> None:
     """Run this witness until it is told to stop."""
-    log.set_up(log_level or "info")
-    import_module("kmgr.daemon.witness").serve(data, log_level=log_level)
-
-
-def _daemon_options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="kmgr witness run", add_help=False)
-    parser.add_argument("--data", type=Path, default=DEFAULT_DATA)
-    parser.add_argument("--log-level", default="")
-    return parser
+    run_witness(data, log_level)

@@ -22,6 +22,7 @@ from kmgr.daemon import addresses, last_words
 from kmgr.daemon.life import lived
 from kmgr.daemon.local_door import operations
 from kmgr.daemon.supervise import Loops
+from kmgr.daemon.thrift import give_back_memory
 from kmgr.daemon.trunk import Trunk
 from kmgr.errors import ConfigError, Refused
 from kmgr.grid import identity
@@ -57,6 +58,7 @@ async def _serve(data_dir: Path, log_level: str) -> None:
     clock = SystemClock()
     loops = Loops(clock)
     keep_little(SQLITE_BYTES)
+    give_back_memory()
     async with AsyncExitStack() as stack:
         await Witness(config, own, clock=clock, loops=loops).start(stack)
         last_words.forget()
