@@ -30,6 +30,9 @@ PATIENCE_S = 5.0
 WAIT_S = 2.0
 
 _LEVELS = 4
+# So many members are put into a set, or taken out, byte by byte: one at a time each costs as much as the set is long.
+_FEW = 64
+_BITS = tuple(tuple(bit for bit in range(8) if byte >> bit & 1) for byte in range(256))
 # The golden section: leaps of it fall into the largest gaps left by the leaps before.
 _LEAP = 0.6180339887498949
 
@@ -41,14 +44,23 @@ def all_pieces(count: int) -> int:
 
 def pieces_of(pieces: Iterable[int]) -> int:
     """Return some pieces as a set."""
-    found = 0
-    for piece in pieces:
-        found |= 1 << piece
-    return found
+    members = list(pieces)
+    if len(members) < _FEW:
+        found = 0
+        for piece in members:
+            found |= 1 << piece
+        return found
+    bits = bytearray(max(members) // 8 + 1)
+    for piece in members:
+        bits[piece >> 3] |= 1 << (piece & 7)
+    return int.from_bytes(bits, "little")
 
 
 def listed(pieces: int) -> list[int]:
     """Return the members of a set of pieces, ascending."""
+    if pieces.bit_count() >= _FEW:
+        spelled = pieces.to_bytes(-(-pieces.bit_length() // 8), "little")
+        return [8 * at + bit for at, byte in enumerate(spelled) if byte for bit in _BITS[byte]]
     found = []
     while pieces:
         lowest = pieces & -pieces
@@ -155,6 +167,7 @@ class Fetch:
         if source is not None:
             source.given |= pieces & self._all
             source.news.append((now, pieces & self._all))
+            self._late(source, now)  # or all that was ever told would be kept, each time a set as long as the version
 
     def drop(self, server: ServerId) -> None:
         """Ask this server for nothing more; what it owed is missing again."""

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from kmgr.ids import ServerId
 from kmgr.replica.deal import Deal
-from kmgr.replica.fetch import Ask, Fetch, all_pieces, listed, pieces_of
+from kmgr.replica.fetch import WAIT_S, Ask, Fetch, all_pieces, listed, pieces_of
 from kmgr.replica.manifest import PIECE_BYTES
 
 SERVERS = [ServerId(f"srv-{letter}") for letter in "abcd"]
@@ -38,6 +38,21 @@ def piece_of(ask: Ask | None) -> int | None:
 @given(st.sets(st.integers(0, 300)))
 def test_a_set_is_listed_as_it_was_made(pieces: set[int]) -> None:
     assert listed(pieces_of(pieces)) == sorted(pieces)
+
+
+def test_a_large_set_is_listed_as_it_was_made() -> None:
+    for pieces in (range(0, 9000, 7), range(63), range(64), [*range(100, 200), 99_999]):
+        assert listed(pieces_of(pieces)) == list(pieces)
+
+
+def test_what_a_source_gave_to_others_is_not_remembered_one_by_one_for_ever() -> None:
+    # It tells so several times a second, for hours, and each set is as long as the version is large.
+    fetch = fetch_from({SEED: all_pieces(1000)}, count=1000)
+    for number in range(3000):
+        fetch.given(SEED, 1 << number % 900, now=number / 50)
+    source = fetch._sources[SEED]
+    assert len(source.news) <= 50 * WAIT_S + 1
+    assert source.late | pieces_of(number % 900 for number in range(3000 - len(source.news), 3000)) == source.given
 
 
 @given(grids(), piece_sets, st.integers(0, 40), chances)
