@@ -32,6 +32,8 @@ _KEPT_MANIFESTS = 8
 # Left free by imports and copies: 5 % of the disk, or 1 GiB where that is less. Desktops grow into the rest.
 _RESERVE_BYTES = 1 << 30
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+# What a disk, or a file system that checks, says of bytes that it has lost.
+UNREADABLE = {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EILSEQ}
 _ZEROS = bytes(m.BLOCK_BYTES)
 
 
@@ -113,7 +115,9 @@ class Images:
 
     def known(self) -> tuple[VersionId, ...]:
         """Return every version of which there is any file here."""
-        found = {VersionId(file.name.partition(".")[0]) for file in self.folder.iterdir() if file.is_file()}
+        # By what stands in the folder: one file of which nothing can be said any more hides no other.
+        with os.scandir(self.folder) as files:
+            found = {VersionId(file.name.partition(".")[0]) for file in files if file.is_file()}
         return tuple(sorted(name for name in found if _GOOD_ID.fullmatch(name)))
 
     def present(self, version: Version) -> bool:
@@ -148,19 +152,19 @@ class Images:
         with suppress(FileNotFoundError):
             self.path(version).replace(self.side(version, "damaged"))
 
-    def manifest_bytes(self, version: VersionId) -> bytes:
-        """Return the encoded manifest of a version; raise `NotFound` if it is not here."""
+    def manifest_name(self, version: VersionId) -> str:
+        """Return the hash of the manifest of a version as it lies here; raise `NotFound` if it is not here."""
         try:
-            return self.side(version, "manifest").read_bytes()
-        except FileNotFoundError:
-            raise NotFound(f"version {version} is not on this server") from None
+            return manifest_file.name_of(self.side(version, "manifest"))
+        except OSError as error:
+            raise _unread(version, error) from error
 
     def manifest_stretch(self, version: VersionId, offset: int, length: int) -> tuple[bytes, int]:
         """Return some bytes of the encoded manifest, and how many there are in all; `NotFound` if it is not here."""
         try:
             return manifest_file.stretch(self.side(version, "manifest"), offset, length)
-        except FileNotFoundError:
-            raise NotFound(f"version {version} is not on this server") from None
+        except OSError as error:
+            raise _unread(version, error) from error
 
     def manifest(self, version: VersionId) -> m.Manifest:
         """Return the manifest of a version that is here; the last few are kept open."""
@@ -215,8 +219,8 @@ class Images:
     def _opened(self, version: VersionId) -> m.Manifest:
         try:
             return manifest_file.opened(self.side(version, "manifest"))
-        except FileNotFoundError:
-            raise NotFound(f"version {version} is not on this server") from None
+        except OSError as error:
+            raise _unread(version, error) from error
 
     def save_manifest(self, version: VersionId, data: bytes) -> None:
         """Write a manifest so that it is either all there or not there, power cut or not."""
@@ -289,6 +293,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def _unread(version: VersionId, error: OSError) -> NotFound | Unavailable:
+    if isinstance(error, FileNotFoundError):
+        return NotFound(f"version {version} is not on this server")
+    return disk_error(error, doing=f"reading the manifest of version {version}")
 
 
 def _named(data_dir: Path, version: VersionId, kind: str) -> Path:

@@ -22,14 +22,14 @@ import hashlib
 import os
 import sys
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from kmgr.errors import NotFound
 from kmgr.replica import mirror_index, qcow2
 from kmgr.replica.grains import ABSENT, GRAIN, ZERO, GrainMap, GrainSet, Slots
-from kmgr.replica.images import sync_folder, write_synced
+from kmgr.replica.images import UNREADABLE, sync_folder, write_synced
 from kmgr.replica.mirror_state import (
     FINISHED_BYTES,
     Identity,
@@ -77,8 +77,12 @@ class Copy:
         # Where the last point ends in the files.
         self._last = (0, 0)
         self._disk = os.open(folder / "disk", os.O_RDWR | os.O_CLOEXEC)
-        # Without it nothing is known of what the disk should say, and that is told (`lacks`).
-        self._sums = os.open(folder / "sums", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            # Without it nothing is known of what the disk should say, and that is told (`lacks`).
+            self._sums = os.open(folder / "sums", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError:
+            os.close(self._disk)
+            raise
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -102,6 +106,10 @@ class Copy:
             data = (folder / "index").read_bytes()
         except FileNotFoundError:
             raise NotFound(f"there is no copy in {folder}") from None
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            raise damaged(folder, f"its index cannot be read: {error.strerror}") from error
         known = mirror_index.frames(data)
         first = next(known, None)
         if first is None:
@@ -110,23 +118,29 @@ class Copy:
             copy = Copy(folder, Identity(**first.head))
         except FileNotFoundError:
             raise damaged(folder, "its file disk was removed") from None
+        try:
+            copy._read(first, known, length=len(data))
+        except BaseException:
+            copy.close()
+            raise
+        return copy
+
+    def _read(self, first: mirror_index.Frame, known: Iterator[mirror_index.Frame], *, length: int) -> None:
         end = first.end
         for frame in known:
-            copy._learn(frame)
+            self._learn(frame)
             end = frame.end
-        if end < copy._finished():
-            copy.close()
+        if end < self._finished():
             # The slots of an older point may say something else by now, with the right sums for that.
-            raise damaged(folder, "its index ends before what was finished")
-        if end < len(data):
-            os.truncate(folder / "index", end)
-        for grain, place in copy._map.places():
+            raise damaged(self.folder, "its index ends before what was finished")
+        if end < length:
+            os.truncate(self.folder / "index", end)
+        for grain, place in self._map.places():
             if place != ZERO:
-                copy._slots.hold(place)
-                if place > copy._last[0]:
-                    copy._last = (place, grain)
-        copy._recall()
-        return copy
+                self._slots.hold(place)
+                if place > self._last[0]:
+                    self._last = (place, grain)
+        self._recall()
 
     def _learn(self, frame: mirror_index.Frame) -> None:
         self._map.learn(frame.pairs)
@@ -140,6 +154,10 @@ class Copy:
             data = (self.folder / "pending").read_bytes()
         except FileNotFoundError:
             return
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            return  # it comes again
         for frame in mirror_index.frames(data):
             self._pending.learn(frame.pairs)
         for grain, place in self._pending.places():
@@ -166,13 +184,19 @@ class Copy:
         """Return the SHA-256 of a grain that is in a slot: as noted, or (`read`) of what the disk says now.
 
         What is pending is always read: after a power cut its note may be younger than its bytes.
+        None if the disk cannot say it any more: that grain comes again, into another slot.
         """
         place = self.place(grain)
         if place in (ABSENT, ZERO):
             return None
-        if not read and self._pending.get(grain) == _UNTOUCHED:
-            return os.pread(self._sums, _SUM, place * _SUM)
-        return hashlib.sha256(os.pread(self._disk, self.length(grain), place * GRAIN)).digest()
+        try:
+            if not read and self._pending.get(grain) == _UNTOUCHED:
+                return os.pread(self._sums, _SUM, place * _SUM)
+            return hashlib.sha256(os.pread(self._disk, self.length(grain), place * GRAIN)).digest()
+        except OSError as error:
+            if error.errno not in UNREADABLE:
+                raise
+            return None
 
     def length(self, grain: int) -> int:
         """Return how many bytes of the disk a grain is: the last may be shorter."""
@@ -242,14 +266,15 @@ class Copy:
         os.fdatasync(self._disk)
         os.fdatasync(self._sums)
         _append(self.folder / "index", mirror_index.spell(head_of(state), changes))
-        self._finish((self.folder / "index").stat().st_size)
+        # From here on it is the point, whatever the disk says to the rest: what came is nothing to be forgotten.
         self._map.learn(changes)
-        for place in freed:
-            if place not in (ABSENT, ZERO):
-                self._slots.free(place)
         self.state = state
         self._pending = GrainMap(_UNTOUCHED)
         self._unsaved, self._unsaved_bytes = array("I"), 0
+        self._finish((self.folder / "index").stat().st_size)
+        for place in freed:
+            if place not in (ABSENT, ZERO):
+                self._slots.free(place)
         self._tidy()
 
     def _tidy(self) -> None:

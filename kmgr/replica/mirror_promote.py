@@ -13,6 +13,7 @@ All of it blocks and needs the copy for itself.
 """
 
 import errno
+import filecmp
 import json
 import logging
 import os
@@ -65,7 +66,10 @@ def promote(wanted: Promotion, *, program: str = "qemu-img") -> CopyPoint:
     if mark.exists() and target.exists() and not (folder / "disk").exists():
         return CopyPoint(**json.loads(mark.read_bytes()))
     if target.exists():
-        raise Conflict(f"{target} is there already: it is not replaced by a copy")
+        if not mark.exists() or not _moved_already(folder / "disk", target):
+            raise Conflict(f"{target} is there already: it is not replaced by a copy")
+        (folder / "disk").unlink()
+        return CopyPoint(**json.loads(mark.read_bytes()))
     copy = Copy.opened(folder)
     try:
         if copy.state is None:
@@ -145,9 +149,20 @@ def _move(disk: Path, target: Path) -> None:
         if error.errno != errno.EXDEV:
             raise
         fresh = target.with_suffix(".new")
-        shutil.copyfile(disk, fresh)
-        with fresh.open("rb") as file:
-            os.fsync(file.fileno())
+        try:
+            shutil.copyfile(disk, fresh)
+            with fresh.open("rb") as file:
+                os.fsync(file.fileno())
+        except OSError:  # the room is needed by others until it is tried again
+            fresh.unlink(missing_ok=True)
+            raise
         fresh.replace(target)
+        sync_folder(target.parent)
         disk.unlink()
+        return
     sync_folder(target.parent)
+
+
+def _moved_already(disk: Path, target: Path) -> bool:
+    """Tell whether a kill between two disks came when the copied file had its name, and the copy was not yet gone."""
+    return filecmp.cmp(disk, target, shallow=False)

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from kmgr.clock import Clock
@@ -25,9 +25,8 @@ from kmgr.errors import Conflict, KmgrError, NotFound, Refused, Unavailable
 from kmgr.grid.handlers import error_body
 from kmgr.grid.port import Accept, Requests, Stream
 from kmgr.ids import DesktopId, ServerId
-from kmgr.replica import manifest as m
 from kmgr.replica import mirror_wire as wire
-from kmgr.replica.background import background
+from kmgr.replica.background import at_length, background, to_the_end
 from kmgr.replica.images import Images, Measure, disk_error, room
 from kmgr.replica.mirror import CopyPoint
 from kmgr.replica.mirror_copy import Copy
@@ -39,6 +38,7 @@ from kmgr.replica.mirror_wire import Kind
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Seed = Callable[[DesktopId], Path | None]
 Admit = Callable[[ServerId, DesktopId, int], Awaitable[bool]]
 
@@ -108,9 +108,9 @@ class Copies:
             try:
                 try:
                     async with self._reading:
-                        return await asyncio.to_thread(promote, wanted)
+                        return await _through(promote, wanted)
                 except Doubtful:
-                    return await background(promote, replace(wanted, thorough=True))
+                    return await to_the_end(at_length(promote, replace(wanted, thorough=True)))
             except OSError as error:
                 raise disk_error(error, doing=f"making a disk of the copy of desktop {desktop}") from error
 
@@ -119,7 +119,7 @@ class Copies:
         folder = self._of(desktop, generation)
         async with self._exclusively(desktop, generation):
             self._close_again()
-            await asyncio.to_thread(_delete, folder)
+            await _through(_delete, folder)
 
     async def held(self) -> Sequence[CopyPoint]:
         """Return the newest complete point of every copy."""
@@ -135,7 +135,7 @@ class Copies:
         """Read a copy, return how many of its grains have gone bad; if any, the next cycle compares everything."""
         folder = self._of(desktop, generation)
         async with self._exclusively(desktop, generation):
-            return await asyncio.to_thread(_verify, folder)
+            return await _through(_verify, folder)
 
     async def verify_some(self, desktop: DesktopId, generation: int, first: int, most: int) -> tuple[int, int]:
         """Read at most so many grains of a copy from `first` on; a cycle under way goes before: `Unavailable`.
@@ -147,7 +147,8 @@ class Copies:
             raise Unavailable(f"the copy of desktop {desktop} is being updated", code="busy")
         async with lock:
             again, self._again = self._again, None
-            self._again, after, wrong = await background(_verify_some, again, folder, first, most)
+            read = background(_verify_some, again, folder, first, most)
+            self._again, after, wrong = await to_the_end(read, undo=_let_go)
             return after, wrong
 
     def _close_again(self) -> None:
@@ -191,11 +192,10 @@ class Copies:
                 self._taking.pop(key, None)
 
     async def _cycle(self, stream: Stream, identity: Identity, folder: Path) -> None:
-        copy = await asyncio.to_thread(_open, folder, identity)
-        taking = Taking(copy, seed=self._seed(identity.desktop), spare=self._spare)
+        taking = await _through(self._begun, folder, identity, undo=Taking.close)
         try:
             self._spare()
-            state = copy.state
+            state = taking.copy.state
             hello = {
                 "cycle": state.cycle if state else None,
                 "still": state.still if state else None,
@@ -208,10 +208,14 @@ class Copies:
             await _take_all(stream, taking)
         except (KmgrError, OSError) as error:
             if _is_full(error):  # the room that a broken cycle took is given back at once: desktops need it
-                await asyncio.to_thread(copy.forget)
+                await _through(taking.copy.forget)
             raise
         finally:
-            await asyncio.shield(asyncio.to_thread(taking.close))
+            await _through(taking.close)
+
+    def _begun(self, folder: Path, identity: Identity) -> Taking:
+        seed = self._seed(identity.desktop)
+        return Taking(_open(folder, identity), seed=seed, spare=self._spare)
 
     def _check(self, identity: Identity, folder: Path) -> None:
         """Refuse what could never become a disk here."""
@@ -221,7 +225,7 @@ class Copies:
     def _base(self, identity: Identity) -> Path:
         """Return the file of the version under a disk, if it is here and the same."""
         try:
-            manifest = self._images.manifest_bytes(identity.version)
+            name = self._images.manifest_name(identity.version)
             size_bytes = self._images.path(identity.version).stat().st_size
         except (NotFound, FileNotFoundError):
             raise Unavailable(
@@ -229,7 +233,7 @@ class Copies:
                 "server (yet): its copy cannot be kept here",
                 code="wrong_base",
             ) from None
-        if m.manifest_hash(manifest) != identity.manifest_hash or size_bytes > identity.size_bytes:
+        if name != identity.manifest_hash or size_bytes > identity.size_bytes:
             raise Refused(
                 f"version {identity.version} has other contents on this server than under the disk of desktop "
                 f"{identity.desktop}: a copy would not be the same disk",
@@ -262,6 +266,14 @@ class Copies:
         return self._alone.setdefault((desktop, generation), asyncio.Lock())
 
 
+async def _through(work: Callable[..., T], *values: Any, undo: Callable[[T], object] | None = None) -> T:
+    """Return what `work` returns; whoever is stopped meanwhile keeps the copy until the thread is through with it.
+
+    Else its files would be closed under the thread, whose next bytes go wherever the same number leads by then.
+    """
+    return await to_the_end(asyncio.to_thread(work, *values), undo=undo)
+
+
 async def _take_all(stream: Stream, taking: Taking) -> None:
     due: deque[list[wire.Offer]] = deque()
     while True:
@@ -269,14 +281,14 @@ async def _take_all(stream: Stream, taking: Taking) -> None:
         match kind:
             case Kind.OFFER:
                 offers = wire.parse_offers(payload)
-                wanted = await asyncio.to_thread(taking.wanted, offers)
+                wanted = await _through(taking.wanted, offers)
                 await wire.send(stream, Kind.WANT, wire.spell_wants(wanted))
                 if any(wanted):
                     due.append([offer for offer, want in zip(offers, wanted, strict=True) if want])
             case Kind.DATA if due:
-                await asyncio.to_thread(taking.put, due.popleft(), payload)
+                await _through(taking.put, due.popleft(), payload)
             case Kind.COMMIT if not due:
-                await asyncio.to_thread(taking.commit, wire.parsed(payload))
+                await _through(taking.commit, wire.parsed(payload))
                 await wire.tell(stream, Kind.DONE, {})
                 return
             case _:
@@ -311,17 +323,25 @@ def _open(folder: Path, identity: Identity) -> Copy:
             logger.warning("a safe copy is made anew", extra={"folder": str(folder), "cause": error.message})
             shutil.rmtree(folder)
         return Copy.created(folder, identity)
+    try:
+        _judge(copy, identity)
+    except BaseException:
+        copy.close()
+        raise
+    return copy
+
+
+def _judge(copy: Copy, identity: Identity) -> None:
     if lacks := copy.lacks():
-        logger.warning("a safe copy lacks a part: it is brought again", extra={"folder": str(folder), "cause": lacks})
+        told = {"folder": str(copy.folder), "cause": lacks}
+        logger.warning("a safe copy lacks a part: it is brought again", extra=told)
         copy.distrust()
     if copy.identity != identity:
-        copy.close()
         raise Refused(
             f"the copy of desktop {identity.desktop} here is of version {copy.identity.version}, not of "
             f"{identity.version}: drop it first",
             code="wrong_base",
         )
-    return copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,10 +354,13 @@ class _Again:
 
 
 def _verify(folder: Path) -> int:
-    again, _, wrong = _verify_some(None, folder, 0, sys.maxsize)
-    if again is not None:
-        again.copy.close()
-    return wrong
+    _let_go(found := _verify_some(None, folder, 0, sys.maxsize))
+    return found[2]
+
+
+def _let_go(found: tuple["_Again | None", int, int]) -> None:
+    if found[0] is not None:
+        found[0].copy.close()
 
 
 def _verify_some(again: "_Again | None", folder: Path, first: int, most: int) -> tuple["_Again | None", int, int]:

@@ -26,10 +26,9 @@ from kmgr.entropy import new_id
 from kmgr.errors import KmgrError, Refused, Unavailable
 from kmgr.grid.port import Requests, Stream
 from kmgr.ids import DesktopId, ServerId, VersionId
-from kmgr.replica import manifest as m
 from kmgr.replica import mirror_wire as wire
 from kmgr.replica.grains import GRAIN, grains_in
-from kmgr.replica.images import Images, disk_error
+from kmgr.replica.images import Images, Measure, disk_error, room
 from kmgr.replica.mirror import CopyPoint
 from kmgr.replica.mirror_port import Backups, CountLost, Moment
 from kmgr.replica.mirror_state import Identity
@@ -71,19 +70,29 @@ class _Source:
     frozen: bool = False
     cycle: str = ""
     still: str = ""
+    # Where what a guest writes over meanwhile is kept, if its disk is held.
+    kept_in: Path | None = None
 
 
 class DiskMirror:
     """The `Mirror` of this server; `slow` is awaited with the bytes that are about to be sent."""
 
     def __init__(
-        self, requests: Requests, images: Images, backups: Backups, *, clock: Clock, slow: Slow = unlimited
+        self,
+        requests: Requests,
+        images: Images,
+        backups: Backups,
+        *,
+        clock: Clock,
+        slow: Slow = unlimited,
+        measure: Measure = room,
     ) -> None:
         self._requests = requests
         self._images = images
         self._backups = backups
         self._clock = clock
         self._slow = slow
+        self._measure = measure
         self._tasks: dict[DesktopId, asyncio.Task[CopyPoint]] = {}
 
     async def recover(self) -> None:
@@ -152,8 +161,7 @@ class DiskMirror:
                 f"the disk of desktop {desktop} lies on {header.backing or 'nothing'}: it cannot be copied, "
                 "because that is no image of this server"
             )
-        manifest_hash = m.manifest_hash(self._images.manifest_bytes(version))
-        return Identity(desktop, generation, version, manifest_hash, header.size_bytes)
+        return Identity(desktop, generation, version, self._images.manifest_name(version), header.size_bytes)
 
     # -- a desktop that runs ---------------------------------------------------------------------------------------
 
@@ -174,7 +182,8 @@ class DiskMirror:
                 )
                 # Held at most a moment: what the overlay holds is all that can have changed, also what came since.
                 extents = lent.dirty() if moment.bitmap else await asyncio.to_thread(_held, disk)
-                source = _Source(_lent_batches(lent, extents), not moment.bitmap, as_of, moment.frozen, cycle=point)
+                batches = _lent_batches(lent, extents)
+                source = _Source(batches, not moment.bitmap, as_of, moment.frozen, cycle=point, kept_in=disk.parent)
                 done = await self._send(stream, identity, source)
         finally:
             # Also when this is cancelled: a disk that is held makes QEMU write everything twice.
@@ -258,8 +267,8 @@ class DiskMirror:
         return point
 
     def _next(self, source: _Source) -> _Read | None:
-        # While a disk is held, what the guest writes over is kept as well: that must not fill this server's disk.
-        if source.cycle and not source.still and not self._images.room().spare_bytes:
+        # While a disk is held, what the guest writes over is kept as well: that must not fill the desktops' disk.
+        if source.kept_in is not None and not self._measure(source.kept_in).spare_bytes:
             raise disk_error(OSError(errno.ENOSPC, "full"), doing="copying a running desktop's disk")
         return next(source.batches, None)
 

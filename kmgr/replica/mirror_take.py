@@ -24,7 +24,7 @@ class Taking:
 
     def __init__(self, copy: Copy, *, seed: Path | None, spare: Callable[[], None]) -> None:
         self.everything = False
-        self._copy = copy
+        self.copy = copy
         self._spare = spare
         self._offered = GrainSet(grains_of(copy.identity))
         self._next = 0
@@ -39,7 +39,7 @@ class Taking:
         """Keep grains that came; raise `Refused` (`damaged`) if they are not what was offered."""
         view, at = memoryview(data), 0
         for offer in offers:
-            grain = view[at : at + self._copy.length(offer.grain)]
+            grain = view[at : at + self.copy.length(offer.grain)]
             at += len(grain)
             if hashlib.sha256(grain).digest() != offer.digest:
                 raise Refused(
@@ -52,7 +52,7 @@ class Taking:
 
     def commit(self, told: Mapping[str, Any]) -> None:
         """Make what was offered the copy's newest point."""
-        identity = self._copy.identity
+        identity = self.copy.identity
         try:
             state = State(
                 CopyPoint(
@@ -68,31 +68,31 @@ class Taking:
             )
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise Refused(f"the end of the cycle makes no sense: {error!r}") from error
-        self._copy.commit(state, offered=self._offered, everything=self.everything)
+        self.copy.commit(state, offered=self._offered, everything=self.everything)
 
     def close(self) -> None:
         """Keep what came for the next attempt, as far as the disk takes it, and let go."""
         try:
-            self._copy.save()
+            self.copy.save()
         except OSError as error:
             logger.info("what came of a broken cycle has to come again", extra={"cause": str(error)})
         finally:
-            self._copy.close()
+            self.copy.close()
             if self._seed is not None:
                 self._seed.__exit__()
 
     def _wants(self, offer: Offer) -> bool:
-        if not self._next <= offer.grain < grains_of(self._copy.identity):
+        if not self._next <= offer.grain < grains_of(self.copy.identity):
             raise Refused(f"grain {offer.grain} was offered out of order, or lies beyond the disk")
         self._next = offer.grain + 1
         self._offered.add(offer.grain)
         if not offer.digest:
-            if self._copy.place(offer.grain) != ZERO:
-                self._copy.zero(offer.grain)
+            if self.copy.place(offer.grain) != ZERO:
+                self.copy.zero(offer.grain)
             return False
-        if self._copy.digest(offer.grain, read=self.everything) == offer.digest:
+        if self.copy.digest(offer.grain, read=self.everything) == offer.digest:
             if self.everything:
-                self._copy.note(offer.grain, offer.digest)
+                self.copy.note(offer.grain, offer.digest)
             return False
         return not self._from_seed(offer)
 
@@ -113,7 +113,7 @@ class Taking:
         if self._since_look >= _LOOK_BYTES:
             self._since_look = 0
             self._spare()
-        self._copy.write(offer.grain, data, offer.digest)
+        self.copy.write(offer.grain, data, offer.digest)
 
 
 def _opened(seed: Path) -> OverlayFile | None:

@@ -115,7 +115,7 @@ async def test_what_nobody_has_right_is_told_and_mended_when_somebody_has(keeper
         await b.requests.call(a.id, "block", {"version": V1, "offset": block.offset})
     # Another server turns up that has it.
     (b.images.folder / "ver-1.raw").write_bytes(whole)
-    b.images.save_manifest(V1, a.images.manifest_bytes(V1))
+    b.images.save_manifest(V1, a.images.side(V1, "manifest").read_bytes())
     b.start()
     await b.agent.run_once()
     keepers.clock.advance(120)

@@ -106,7 +106,7 @@ def test_three_that_have_different_halves_finish_among_themselves_when_the_sourc
 def half_here(grid: ImageGrid, place: int) -> set[int]:
     """Leave on a receiver's disk what a copy that was broken off half-way leaves: of every six pieces three."""
     source, images = grid.images(0), grid.images(place)
-    images.save_manifest(V1, source.manifest_bytes(V1))
+    images.save_manifest(V1, source.side(V1, "manifest").read_bytes())
     first = 2 * (place - 1)
     half = {piece for piece in range(SIZE // MIB) if (piece - first) % 6 < 3}
     with source.path(V1).open("rb") as whole, images.side(V1, "part").open("wb") as part:

@@ -124,7 +124,7 @@ async def test_what_is_in_use_comes_first_and_a_waiting_desktop_overtakes(keeper
     async def slow(_: Any, body: Any) -> Any:
         if body["version"] != V1:
             await never()
-        data = a.images.manifest_bytes(body["version"])
+        data = a.images.side(body["version"], "manifest").read_bytes()
         return {"total": len(data), "data": base64.b64encode(data).decode()}
 
     for one in (a, b):

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from kmgr.clock import ManualClock
 from kmgr.errors import Unavailable
 from kmgr.grid.local import LocalNetwork
-from kmgr.ids import ImageId, ServerId
+from kmgr.ids import DesktopId, ImageId, ServerId
 from kmgr.replica import manifest as m
 from kmgr.replica import transfer
 from kmgr.replica.images import Images
+from kmgr.replica.mirror_receive import Copies
+from kmgr.replica.mirror_state import Identity
 from kmgr.replica.model import Version, VersionState
 from tests.lab.sites import V1, Site, disk, three_sites
 
@@ -74,7 +77,7 @@ async def test_the_manifest_of_a_large_image_is_read_about_once_and_never_whole_
 
 def test_a_new_version_of_a_large_image_needs_no_second_list_of_its_blocks(tmp_path: Path) -> None:
     there, version = large(tmp_path / "a", gib=40)
-    manifest = m.parse(there.manifest_bytes(V1))  # in memory, as an import has it
+    manifest = m.parse(there.side(V1, "manifest").read_bytes())  # in memory, as an import has it
     images = Images(tmp_path / "b")
     file = images.tmp / "import"
     file.touch()
@@ -88,6 +91,21 @@ def test_a_new_version_of_a_large_image_needs_no_second_list_of_its_blocks(tmp_p
     assert peak < 4 * MIB
     assert images.side(V1, "manifest").read_bytes() == there.side(V1, "manifest").read_bytes()
     assert images.path(V1).exists()
+
+
+def test_whether_a_copy_lies_on_the_right_version_is_told_without_its_manifest_in_memory(tmp_path: Path) -> None:
+    images, version = large(tmp_path, gib=40)
+    images.path(V1).touch()
+    copies = Copies(LocalNetwork().port(A), images, clock=ManualClock())
+    identity = Identity(DesktopId("dsk-1"), 1, V1, version.manifest_hash, version.size_bytes)
+    tracemalloc.start()
+    try:
+        base = copies._base(identity)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert base == images.path(V1)
+    assert peak < 4 * MIB
 
 
 async def test_a_manifest_cut_under_its_reader_is_named_not_believed(tmp_path: Path) -> None:
