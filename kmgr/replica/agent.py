@@ -32,7 +32,7 @@ from kmgr.replica import disk, queries
 from kmgr.replica.budget import Budget
 from kmgr.replica.copies import urgency
 from kmgr.replica.footprint import Footprint
-from kmgr.replica.images import Images
+from kmgr.replica.images import Images, disk_error
 from kmgr.replica.mend import warn
 from kmgr.replica.model import Uses, Version
 from kmgr.replica.pace import PACE, Pace
@@ -49,6 +49,10 @@ PERIOD_S = 5.0
 ORPHAN_S = 600.0
 # A server that was lost for so long is not counted on any more: others copy what it kept.
 AWAY_S = 600.0
+# A whole file that the disk cannot read is not read again at once.
+SLOW_AGAIN_S = 600.0
+# So long a person is told on the first page that wrong bytes came; the grid's history keeps it.
+LIED_S = 86_400.0
 # While a copy goes on, every server hears of it so often (`grid.vitals`).
 HURRY_MS = 400
 
@@ -91,6 +95,8 @@ class ReplicaAgent:
         self._footprint = Footprint(images, clock)
         self._pull: Pull | None = None
         self._problems: dict[VersionId, str] = {}
+        self._lied_at: dict[VersionId, float] = {}
+        self._slow: dict[VersionId, tuple[float, disk.Fault | None]] = {}
         self._round_problem = ""
         images.absent = disk.absence(images.data_dir)
         self._checked: set[VersionId] = set()
@@ -167,9 +173,10 @@ class ReplicaAgent:
                 if said:
                     logger.info("images", extra={"round": said})
                 self._round_problem = ""
-            except KmgrError as error:
-                self._round_problem = f"images: {error.message}"
-                logger.warning("a round over the images failed", extra={"cause": error.message})
+            except (KmgrError, OSError) as error:
+                told = error if isinstance(error, KmgrError) else disk_error(error, doing="looking after them")
+                self._round_problem = f"images: {told.message}"
+                logger.warning("a round over the images failed", extra={"cause": told.message})
                 await self._clock.sleep(PERIOD_S)
             except Exception as error:
                 self._round_problem = f"images: {error!r}"
@@ -190,7 +197,7 @@ class ReplicaAgent:
         done += await self._tell_here(seen)
         done += await self._remove_strangers(seen)
         done += await self._drop_superfluous(seen)
-        self._problems = {v: text for v, text in self._problems.items() if v in seen.versions}
+        self._forget_problems(seen.versions)
         await self._footprint.measure(self._here)
         tried: set[VersionId] = set()
         while version := next((v for v in seen.lacking(self._here) if v.id not in tried), None):
@@ -256,7 +263,13 @@ class ReplicaAgent:
             return None
         self._checked.discard(version.id)
         if found is None or found.curable:
+            now = self._clock.monotonic()
+            since, known = self._slow.get(version.id, (now - SLOW_AGAIN_S, found))
+            if now - since < SLOW_AGAIN_S:
+                return known
             found = await asyncio.to_thread(disk.cured, self._images, version, found)
+            if found is not None and found.slow:
+                self._slow[version.id] = now, found
         if found is None:
             self._checked.add(version.id)
         return found
@@ -312,6 +325,8 @@ class ReplicaAgent:
             return []
         except KmgrError as error:
             return self._not_copied(version.id, name, error)
+        except OSError as error:
+            return self._not_copied(version.id, name, disk_error(error, doing=f"copying {name}"))
         finally:
             self._pull = None
             await self._note_liars(pull)
@@ -319,6 +334,7 @@ class ReplicaAgent:
             return [f"{name} waits for a more urgent one"]
         if pull.liars:
             self._problems[version.id] = self._lied(pull, name)
+            self._lied_at[version.id] = self._clock.monotonic()
         else:
             self._problems.pop(version.id, None)
         self._here.add(version.id)
@@ -377,6 +393,12 @@ class ReplicaAgent:
             logger.warning("an image could not be copied", extra={"version": version, "cause": error.message})
         self._problems[version] = f"{name} cannot be copied to this server: {error.message}"
         return []
+
+    def _forget_problems(self, known: Collection[VersionId]) -> None:
+        now = self._clock.monotonic()
+        over = {version for version, at in self._lied_at.items() if now - at >= LIED_S}
+        self._problems = {v: text for v, text in self._problems.items() if v in known and v not in over}
+        self._lied_at = {v: at for v, at in self._lied_at.items() if v in self._problems}
 
     def _lied(self, pull: Pull, name: str) -> str:
         servers = ", ".join(sorted(self._server_name(one) for one in pull.liars))

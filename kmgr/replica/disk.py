@@ -10,11 +10,11 @@ overlays of desktops. Blocking: called in threads.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kmgr.entropy import new_id
-from kmgr.replica.images import Images, disk_error, write_synced
+from kmgr.replica.images import UNREADABLE, Images, disk_error, write_synced
 from kmgr.replica.model import Version
 
 MARK = "_disk"
@@ -51,11 +51,13 @@ class Fault:
     """What is wrong with the files of a version, as a clause.
 
     `curable`: a manifest can be made anew. `useless`: the file is not what it should be, and never will be.
+    `slow`: all of the file was read to find that out.
     """
 
     why: str
     curable: bool = False
     useless: bool = False
+    slow: bool = False
 
 
 def fault(images: Images, version: Version) -> Fault | None:
@@ -74,24 +76,39 @@ def fault(images: Images, version: Version) -> Fault | None:
             path.chmod(_READABLE)
     except FileNotFoundError:
         return Fault(f"its file {path} was removed")
-    except PermissionError as error:
-        return Fault(f"its file {path} cannot be read any more: {error.strerror}")
     except OSError as error:
+        if error.errno in UNREADABLE or isinstance(error, PermissionError):
+            return _lost(path, error)
         raise disk_error(error, doing=f"looking at {path}") from error
     return None if os.access(path, os.R_OK) else Fault(f"its file {path} cannot be read any more")
 
 
 def cured(images: Images, version: Version, found: Fault | None) -> Fault | None:
-    """Compare the manifest with the log, make it anew if it is wrong or gone, and return what is wrong then."""
+    """Compare the manifest with the log, make it anew if it is wrong or gone, and return what is wrong then.
+
+    A bad sector under one file says nothing about the others: nobody should wait for their images because of it.
+    """
     path = images.path(version.id)
     try:
         if other := images.older_format(version.id):
             return Fault(f"beside {path}, {other}")
-        if images.intact(version) or images.mend(version):
+        if images.intact(version):
             return None
     except OSError as error:
+        if error.errno not in UNREADABLE:
+            raise disk_error(error, doing=f"reading {path}") from error
+    try:
+        if images.mend(version):
+            return None
+    except OSError as error:
+        if error.errno in UNREADABLE:
+            return replace(_lost(path, error), slow=True)
         raise disk_error(error, doing=f"reading {path}") from error
     return found or Fault(f"its file {path} has other contents than the grid knows", useless=True)
+
+
+def _lost(path: Path, error: OSError) -> Fault:
+    return Fault(f"its file {path} cannot be read any more: {error.strerror}")
 
 
 def allocated_bytes(path: Path) -> int:

@@ -23,12 +23,11 @@ from pathlib import Path
 
 from kmgr.errors import Unavailable
 from kmgr.replica import manifest as m
-from kmgr.replica.images import disk_error
+from kmgr.replica.images import UNREADABLE, disk_error
 
 # What every disk's sectors fit into.
 _SECTOR = 4096
 _NO_DIRECT = {errno.EINVAL, errno.ENOTSUP}
-_UNREADABLE = {errno.EIO, errno.EBADMSG, errno.EUCLEAN, errno.EILSEQ}
 
 
 class Shorter(Exception):
@@ -65,7 +64,7 @@ class Reader:
             try:
                 got = self._read(view[filled:room], block.offset + filled)
             except OSError as error:
-                if error.errno in _UNREADABLE:
+                if error.errno in UNREADABLE:
                     return None
                 raise
             if not got:
@@ -105,7 +104,7 @@ def rewrite(path: Path, block: m.Block, data: bytes) -> bool:
             os.fdatasync(opened)
         reader = Reader(path)
     except OSError as error:
-        if error.errno in _UNREADABLE:
+        if error.errno in UNREADABLE:
             return False
         raise disk_error(error, doing=f"repairing {path.name}") from error
     try:

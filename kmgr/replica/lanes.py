@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kmgr.clock import Clock
-from kmgr.errors import NotFound, Refused, Unavailable
+from kmgr.errors import KmgrError, NotFound, Unavailable
 from kmgr.grid.port import Requests
 from kmgr.ids import ServerId, VersionId
 from kmgr.replica import choose, frames, transfer, zstd
@@ -145,8 +145,10 @@ class Lanes:
         for server, lane in self._lanes.items():
             if lane.inlet is None:
                 continue
-            if lane.owed and now - lane.heard > self._pace.silence_s:
-                lane.inlet.close(f"no block came for {self._pace.silence_s:g} s")
+            # One that owes something, or has not even said what it has: nobody may be there any more.
+            awaited = lane.owed or server not in self._fetch.sources
+            if awaited and now - lane.heard > self._pace.silence_s:
+                lane.inlet.close(f"nothing came for {self._pace.silence_s:g} s")
                 continue
             while not (wait_s := self._budget.wait_s(now=now)):
                 ask = self._fetch.next(server, now=now)
@@ -194,6 +196,7 @@ class Lanes:
         """Take what one source sends until the copy is done or the source fails."""
         try:
             lane.inlet = inlet = await self._open(server)
+            lane.heard = self._clock.monotonic()
             while True:
                 frame = await inlet.next()
                 lane.heard = self._clock.monotonic()
@@ -205,8 +208,9 @@ class Lanes:
         except (NotFound, _Busy):
             # A source that has nothing yet, or no hand free, rests a little, each time longer.
             self._rest(server, self._pace.look_s)
-        except (Unavailable, Refused, OSError) as error:
-            if getattr(error, "code", "").startswith("disk"):
+        except (KmgrError, OSError) as error:
+            # A source that cannot read its own disk is out of use, not this server's disk.
+            if lane.inlet is not None and getattr(error, "code", "").startswith("disk"):
                 raise
             self._rest(server, self._pace.pause_s)
             logger.info(

@@ -88,7 +88,7 @@ class Mender:
                 same = _same(self._images.manifest(other.id), block)
                 if same is not None and (data := _read_right(self._images, other.id, same)) is not None:
                     return data
-            except (NotFound, Refused, OSError):
+            except (KmgrError, OSError):
                 continue
         return None
 

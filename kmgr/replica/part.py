@@ -41,8 +41,12 @@ class Part:
         self._lock = threading.Lock()
         try:
             self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise disk_error(error, doing=f"copying version {version}") from error
+        try:
             os.ftruncate(self._file, manifest.size_bytes)
         except OSError as error:
+            self.close()
             raise disk_error(error, doing=f"copying version {version}") from error
 
     @property
@@ -55,9 +59,11 @@ class Part:
         with self._open() as opened:
             data = Stretch(opened)
             for piece in range(self._manifest.pieces):
+                if self._file < 0:  # nobody waits for this any more, and the disk has better to do
+                    return
                 found = 0
                 for k, block in enumerate(self._manifest.piece(piece)):
-                    if data.reaches(block.offset, block.length) and right((block,), read_blocks(opened, (block,))):
+                    if data.reaches(block.offset, block.length) and _is_right(opened, block):
                         found |= 1 << k
                 if found:
                     self.here(piece, found)
@@ -182,6 +188,13 @@ class Part:
             raise Unavailable(
                 f"the unfinished copy {self._path} was removed while it was written: it is begun anew", code="removed"
             )
+
+
+def _is_right(opened: int, block: m.Block) -> bool:
+    try:
+        return right((block,), read_blocks(opened, (block,)))
+    except OSError:  # the disk cannot read it any more: it comes anew, and is written anew
+        return False
 
 
 class Whole:

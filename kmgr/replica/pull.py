@@ -10,12 +10,12 @@ import logging
 from collections.abc import Callable, Sequence
 
 from kmgr.clock import Clock
-from kmgr.errors import NotFound, Refused, Unavailable
+from kmgr.errors import KmgrError, NotFound, Refused, Unavailable
 from kmgr.grid.port import Requests
 from kmgr.ids import ServerId, VersionId
 from kmgr.replica import manifest as m
 from kmgr.replica import manifest_file, transfer
-from kmgr.replica.background import background
+from kmgr.replica.background import background, to_the_end
 from kmgr.replica.budget import Budget
 from kmgr.replica.images import Images
 from kmgr.replica.lanes import Lanes, Liars
@@ -86,7 +86,7 @@ class Pull:
     async def run(self) -> None:
         """Return once the version's file is whole and in place; raise what prevented it."""
         manifest = await self._manifest()
-        part = await background(Part, self._images, self.version.id, manifest)
+        part = await to_the_end(background(Part, self._images, self.version.id, manifest), undo=Part.close)
         try:
             await background(part.resume)
             self._check_room(part)
@@ -127,9 +127,13 @@ class Pull:
     def _own_manifest(self) -> m.Manifest | None:
         """Return what an earlier copy left here, if it is what the log names."""
         here = self._images.side(self.version.id, "manifest")
-        if not here.exists() or manifest_file.name_of(here) != self.version.manifest_hash:
+        try:
+            if not here.exists() or manifest_file.name_of(here) != self.version.manifest_hash:
+                return None
+            return self._images.manifest(self.version.id)
+        except (KmgrError, OSError) as error:
+            logger.info("a manifest cannot be read and comes anew", extra={"file": str(here), "cause": str(error)})
             return None
-        return self._images.manifest(self.version.id)
 
     async def _fetched_manifest(self) -> m.Manifest:
         causes = []
@@ -138,10 +142,10 @@ class Pull:
                 return await transfer.fetch_manifest(self._requests, server, self.version, self._images)
             except NotFound:
                 continue
-            except Unavailable as error:
-                causes.append(error.message)
             except Refused as error:
                 self.liars.accuse(server, error.message, version=self.version.id)
+            except KmgrError as error:  # whatever is wrong with one server, the next may have it
+                causes.append(error.message)
         raise Unavailable("; ".join(dict.fromkeys(causes)) or "no server that has it can be reached")
 
     def _check_room(self, part: Part) -> None:

@@ -8,14 +8,18 @@ can (XFS, btrfs), both files then share the block: it costs no room.
 Runs in the daemon's loop; files are touched in threads.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from kmgr.errors import NotFound, Refused
+from kmgr.errors import KmgrError, Unavailable
 from kmgr.ids import VersionId
 from kmgr.replica import manifest as m
 from kmgr.replica.background import background
 from kmgr.replica.images import Images
 from kmgr.replica.part import Part, Whole
+
+logger = logging.getLogger(__name__)
 
 # Pieces that are verified and taken in one go.
 _AT_ONCE = 16
@@ -23,12 +27,16 @@ _AT_ONCE = 16
 _SPAN = 4096
 
 
+class _Lost(Exception):
+    """What the older version consists of cannot be read any more."""
+
+
 async def reuse(images: Images, part: Part, relative: VersionId) -> int:
     """Fill the missing blocks that `relative` has, and return how many bytes that were."""
     try:
         manifest = await background(images.manifest, relative)
         whole = await background(Whole, images, relative, manifest)
-    except (NotFound, Refused):  # it went away, or is damaged: the wire will do
+    except (KmgrError, OSError):  # it went away, is damaged or cannot be read: the wire will do
         return 0
     taken = 0
     try:
@@ -39,6 +47,8 @@ async def reuse(images: Images, part: Part, relative: VersionId) -> int:
                     for piece, blocks, size in await background(_take, part, whole, manifest, moved, pieces):
                         part.here(piece, blocks)
                         taken += size
+    except _Lost as error:
+        logger.info("an older version is of no more use", extra={"version": relative, "cause": str(error)})
     finally:
         whole.close()
     return taken
@@ -58,13 +68,17 @@ def _moved(part: Part, theirs: m.Manifest, pieces: range) -> dict[bytes, int]:
     }
     if not wanted:
         return {}
-    return {digest: index for index, digest in enumerate(theirs.all_digests()) if digest in wanted}
+    with _reading_theirs():
+        return {digest: index for index, digest in enumerate(theirs.all_digests()) if digest in wanted}
 
 
 def _same_place(theirs: m.Manifest, ours: m.Block) -> int | None:
     """Return the index of the same content at the same place."""
     index = theirs.index_at(ours.offset)
-    return index if index is not None and theirs.digest(index) == ours.digest else None
+    if index is None:
+        return None
+    with _reading_theirs():
+        return index if theirs.digest(index) == ours.digest else None
 
 
 def _take(
@@ -76,7 +90,7 @@ def _take(
     for piece in pieces:
         blocks = size = 0
         for k, pair in _found(part, theirs, moved, piece):
-            if m.digest(whole.read_blocks((pair[0],))) == pair[1].digest:
+            if m.digest(_bytes(whole, pair[0])) == pair[1].digest:
                 pairs.append(pair)
                 blocks |= 1 << k
                 size += pair[1].length
@@ -95,5 +109,25 @@ def _found(
         if missing >> k & 1:
             index = _same_place(theirs, ours)
             index = moved.get(ours.digest) if index is None else index
-            if index is not None and (block := theirs.block(index)).length == ours.length:
+            if index is None:
+                continue
+            with _reading_theirs():
+                block = theirs.block(index)
+            if block.length == ours.length:
                 yield k, (block, ours)
+
+
+def _bytes(whole: Whole, block: m.Block) -> bytes:
+    """Return the bytes of a block, none if the disk cannot read them any more: that one comes by wire."""
+    try:
+        return whole.read_blocks((block,))
+    except OSError:
+        return b""
+
+
+@contextmanager
+def _reading_theirs() -> Iterator[None]:
+    try:
+        yield
+    except Unavailable as error:
+        raise _Lost(error.message) from error

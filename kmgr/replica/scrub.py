@@ -213,7 +213,11 @@ class Scrub:
     async def _mend(self, version: Version, wrong: Sequence[int]) -> None:
         manifest = await self._in_thread(self._images.manifest, version.id)
         one = self._passes.of[version.id]
+        # What is remembered lies on that disk, too.
+        one.bad = [index for index in one.bad if index < manifest.blocks]
         for index in wrong:
+            if index >= manifest.blocks:
+                continue
             block = manifest.block(index)
             source = await self._mender.put_right(version, block)
             if index in one.bad and source is not None:

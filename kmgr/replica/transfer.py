@@ -23,7 +23,7 @@ from kmgr.grid.port import Accept, Requests, Stream
 from kmgr.ids import ServerId, VersionId
 from kmgr.replica import frames, zstd
 from kmgr.replica import manifest as m
-from kmgr.replica.background import background
+from kmgr.replica.background import background, to_the_end
 from kmgr.replica.blocks import Data
 from kmgr.replica.budget import Budget
 from kmgr.replica.choose import SERVED
@@ -31,6 +31,7 @@ from kmgr.replica.deal import Deal
 from kmgr.replica.fetch import MOST_ASKS, listed
 from kmgr.replica.frames import Buffers, Inlet, Kind
 from kmgr.replica.images import Images
+from kmgr.replica.manifest_file import Incoming
 from kmgr.replica.model import Version
 from kmgr.replica.outlet import SLICE, Outlet
 from kmgr.replica.part import Part, Whole
@@ -296,7 +297,7 @@ class _Serving:
             try:
                 if self._part.at_hand(piece, wanted, room):
                     return room
-                return await background(self._part.read, piece, wanted)
+                return await self._from_disk(self._part, piece, wanted)
             except Unavailable:  # the copy ended: well, or it is begun anew
                 self._part.listeners.discard(self._gained)
                 self._part = None
@@ -305,7 +306,16 @@ class _Serving:
         if self._whole.at_hand(piece, wanted, room):
             return room
         self._source._buffers.give_back_unused(room)
-        return await background(self._whole.read, piece, wanted)
+        return await self._from_disk(self._whole, piece, wanted)
+
+    async def _from_disk(self, file: Part | Whole, piece: int, wanted: int) -> Data:
+        """Return some blocks of a piece, none if this disk cannot read them: then that piece is lacking here."""
+        try:
+            return await background(file.read, piece, wanted)
+        except OSError as error:
+            told = {"version": self._version, "piece": piece, "cause": str(error)}
+            logger.error("a piece of an image cannot be read from this disk", extra=told)
+            return b""
 
     async def _send(self, stream: Stream, kind: Kind, piece: int, data: Data) -> None:
         self._small.append(frames.HEAD.pack(kind, piece, len(data)))
@@ -343,7 +353,7 @@ async def fetch_manifest(requests: Requests, server: ServerId, version: Version,
     It goes to the disk as it comes: that of a large image is large.
     """
     most = m.most_bytes(version.used_bytes, version.block_bytes)
-    incoming, total = await background(images.incoming, version.id), 1
+    incoming, total = await to_the_end(background(images.incoming, version.id), undo=Incoming.close), 1
     try:
         while incoming.length < total:
             answer = await requests.call(server, "manifest", {"version": version.id, "offset": incoming.length})
@@ -358,7 +368,7 @@ async def fetch_manifest(requests: Requests, server: ServerId, version: Version,
             raise Refused(f"server {server} sent another manifest of version {version.id} than the log names")
         return await background(images.take_manifest, version.id, incoming)
     finally:
-        await background(incoming.close)
+        await to_the_end(background(incoming.close))
 
 
 async def open_blocks(

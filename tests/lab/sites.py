@@ -4,11 +4,11 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from kmgr.clock import SystemClock
 from kmgr.grid.envelope import Applied
-from kmgr.grid.local import LocalGrid, LocalLog, LocalNetwork
+from kmgr.grid.local import LocalGrid, LocalLog, LocalNetwork, LocalRequests
 from kmgr.ids import ServerId, VersionId
 from kmgr.registry import APPLIERS, SCHEMAS
 from kmgr.replica import manifest as m
@@ -75,6 +75,15 @@ class Site:
             return queries.holders(db, V1)
 
 
+class Served(Protocol):
+    """Whatever has a server's requests."""
+
+    @property
+    def requests(self) -> LocalRequests:
+        """Its requests."""
+        ...
+
+
 def disk(path: Path, *, size: int = 20 * MIB, used: int = 6 * MIB) -> Path:
     """Write a sparse file whose data lies in scattered places, one of them not at a block's edge."""
     chance = random.Random(7)  # noqa: S311 - a picture, not a secret
@@ -88,10 +97,10 @@ def disk(path: Path, *, size: int = 20 * MIB, used: int = 6 * MIB) -> Path:
     return path
 
 
-def three_sites(folder: Path) -> Iterator[list[Site]]:
-    """Yield three servers that know each other."""
+def three_sites(folder: Path, names: str = "abc") -> Iterator[list[Site]]:
+    """Yield three servers, or as many as have names, that know each other."""
     log, network = LocalLog(), LocalNetwork()
-    made = [Site(name, folder, log=log, network=network) for name in "abc"]
+    made = [Site(name, folder, log=log, network=network) for name in names]
     for site in made:
         about = {"name": site.id, "grid_address": f"{site.id}:1", "web_address": f"{site.id}:2"}
         asyncio.run(site.do("server.add", server=site.id, version="0", fingerprint="", **about))
@@ -107,7 +116,7 @@ async def until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.002)
 
 
-def spoil(site: Site, change: Callable[[bytes], bytes]) -> None:
+def spoil(site: Served, change: Callable[[bytes], bytes]) -> None:
     """Let a server's stream of blocks pass through `change`: what is longer than `FRAME` are bytes of blocks."""
     handler = site.requests._handlers.stream_handler("blocks")
 
