@@ -14,7 +14,7 @@ it: the desktop was broken by those very words, and somebody had it tried again.
 """
 
 import logging
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from pathlib import Path
 
 from kmgr.clock import Clock
@@ -140,20 +140,18 @@ class PersonalDisks:
         return found[-1] if found else None
 
     async def tidy(self) -> None:
-        """Do one round."""
+        """Do one round. What cannot be done about one desktop's disk keeps no other from being looked after."""
         await self._grid.barrier()
         with self._grid.view() as db:
             mine = copies(db, server=self._grid.server)
             stopped = [d for d in desktops(db, server=self._grid.server) if d.id in put_backs(db)]
         for desktop in stopped:
-            await self._tell_aside(desktop)
+            await self._part(desktop.id, self._tell_aside(desktop))
         for copy in mine:
             if copy.state is CopyState.DROPPING:
-                await self._drop(copy.desktop, copy.generation)
-                key = {"desktop": copy.desktop, "server": copy.server, "generation": copy.generation}
-                await self._grid.propose("copy.dropped", key, by=self._grid.server)
+                await self._part(copy.desktop, self._dropped(copy))
             elif copy.state is CopyState.STARTING:
-                await self._tell_started(copy)
+                await self._part(copy.desktop, self._tell_started(copy))
         known = {(copy.desktop, copy.generation) for copy in mine}
         ready = {(copy.desktop, copy.generation) for copy in mine if copy.state is CopyState.READY}
         held = await self._store.held()
@@ -161,7 +159,20 @@ class PersonalDisks:
         self.missing = frozenset(desktop for desktop, _ in ready - there)
         for point in held:
             if (point.desktop, point.generation) not in known:
-                await self._drop(point.desktop, point.generation)
+                await self._part(point.desktop, self._drop(point.desktop, point.generation))
+
+    async def _part(self, desktop: DesktopId, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except (KmgrError, OSError) as error:
+            if not self._grid.status().majority:
+                raise
+            logger.info("a copy could not be tidied up", extra={"desktop": desktop, "cause": str(error)})
+
+    async def _dropped(self, copy: Copy) -> None:
+        await self._drop(copy.desktop, copy.generation)
+        key = {"desktop": copy.desktop, "server": copy.server, "generation": copy.generation}
+        await self._grid.propose("copy.dropped", key, by=self._grid.server)
 
     async def tell(self, desktop: Desktop, as_of: int) -> None:
         """Tell the log that a safe copy has become a desktop's disk, and how far it goes."""
