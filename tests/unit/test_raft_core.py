@@ -1,29 +1,20 @@
 """One server's Raft, spoken to frame by frame: what it takes, refuses, answers, and when it may stand."""
 
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pysyncobj import syncobj
 
 from kmgr.errors import InvariantBroken, OutcomeUnknown, Unavailable
-from kmgr.grid.commands import APPLIERS
 from kmgr.grid.envelope import Applied, Command, encode
 from kmgr.grid.raft.barriers import Barrier
-from kmgr.grid.raft.batches import GATHER_S
-from kmgr.grid.raft.core import Core
-from kmgr.grid.raft.journal import ENVELOPE, NO_OP, add_voter
-from kmgr.grid.raft.library import Timing
 from kmgr.grid.raft.messages import (
     Append,
     AskIndex,
     AskSupport,
     AskVote,
     IndexIs,
-    Known,
-    Message,
     NotTaken,
     Piece,
     Propose,
@@ -31,91 +22,20 @@ from kmgr.grid.raft.messages import (
     Support,
     Taken,
     Vote,
-    decode,
 )
 from kmgr.grid.raft.messages import (
     encode as spell,
 )
-from kmgr.grid.raft.opening import open_folder
 from kmgr.grid.raft.proposals import Proposal, Proposals
-from kmgr.grid.raft.records import Entry
-from kmgr.grid.rows import scalar
-from kmgr.grid.schema import SCHEMA
-from kmgr.grid.store import Store
 from kmgr.ids import CommandId, ServerId
-
-A, B, C = ServerId("srv-a"), ServerId("srv-b"), ServerId("srv-c")
-
-
-class Speaker:
-    """A core, a link that keeps what was said, and a clock moved by hand."""
-
-    now = 100.0
-
-    def __init__(self, folder: Path, *, founder: bool) -> None:
-        self.said: list[tuple[ServerId, Message]] = []
-        self.applied_when_said = 0
-        self.store = Store(folder / "state.sqlite", (SCHEMA,))
-        opened = open_folder(folder / "raft", self.store, A, founder=founder)
-        self.journal = opened.journal
-        self.core = Core(
-            A,
-            opened=opened,
-            folder=folder / "raft",
-            store=self.store,
-            appliers=APPLIERS,
-            link=self,
-            timing=Timing(),
-        )
-
-    def send(self, server: ServerId, data: bytes) -> bool:
-        self.said.append((server, decode(data)))
-        self.applied_when_said = scalar(self.store.writer, "select count(*) from outcomes")
-        return True
-
-    def flush(self) -> None:
-        """What is said is heard at once."""
-
-    def hear(self, server: ServerId, message: Message) -> list[Message]:
-        """Deliver a message and return what is answered to its sender, in this round.
-
-        That this server itself may begin to ask for support then (its patience is random), or tells how far it has
-        come (it does so once a second), is no answer.
-        """
-        self.said.clear()
-        self.core.receive(server, spell(message))
-        self.core.step()
-        return [said for other, said in self.said if other == server and not isinstance(said, AskSupport | Known)]
-
-    def wait(self, seconds: float) -> list[Message]:
-        """Let time pass and return what is said meanwhile."""
-        self.said.clear()
-        for _ in range(round(seconds / 0.05)):
-            Speaker.now += 0.05
-            self.core.step()
-        return [message for _, message in self.said]
+from tests.lab.core_lab import A, B, C, Speaker, elect, setting, speaking
 
 
 @pytest.fixture
 def speaker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Speaker]:
     """A voter among three that knows its leader B, in term 3, with entries up to 10, of which 5 are committed."""
-    monkeypatch.setattr(syncobj, "monotonicTime", lambda: Speaker.now)
-    random.seed(4)  # elections are timed by chance
-    speaking = Speaker(tmp_path, founder=False)
-    for server in (B, C):
-        speaking.core.up(server)
-    voters = [Entry(add_voter(server), index, 1) for index, server in enumerate((A, B, C), 2)]
-    entries = (*voters, *(setting(index, 3) for index in range(5, 11)))
-    assert speaking.hear(B, Append(3, 5, 1, 0, entries)) == [Taken(3, 11, True)]
-    yield speaking
-    speaking.core.close()
-    speaking.store.close()
-
-
-def setting(index: int, term: int) -> Entry:
-    body = {"name": "heartbeat_ms", "value": 1000 + index}
-    command = Command("setting.set", CommandId(f"cmd-{index}-{term}"), index, "test", body)
-    return Entry(ENVELOPE + encode(command), index, term)
+    with speaking(tmp_path, monkeypatch) as found:
+        yield found
 
 
 def test_what_the_leader_committed_is_applied_and_no_more(speaker: Speaker) -> None:
@@ -215,14 +135,6 @@ def test_a_term_is_raised_only_with_support(speaker: Speaker) -> None:
     assert speaker.core.shown.term == 3
 
 
-def elect(speaker: Speaker) -> None:
-    """Make the speaker the leader of term 4."""
-    speaker.wait(2.2)
-    assert AskVote(4, 10, 3, False) in speaker.hear(C, Support(4))
-    speaker.hear(C, Vote(4))
-    assert speaker.journal.last == Entry(NO_OP, 11, 4)
-
-
 def test_a_strangers_vote_counts_nothing(speaker: Speaker) -> None:
     speaker.wait(2.2)
     assert AskVote(4, 10, 3, False) in speaker.hear(C, Support(4))
@@ -263,122 +175,6 @@ def test_proposals_are_taken_by_leaders_only_and_only_if_they_are_commands(speak
         assert NotTaken(8) in speaker.hear(C, Propose(8, bad))
     assert not any(isinstance(message, NotTaken) for message in speaker.hear(C, Propose(9, good)))
     assert speaker.journal.last.command[1:] == good
-
-
-def test_proposals_wait_for_the_entries_that_are_under_way_but_not_long(speaker: Speaker) -> None:
-    elect(speaker)
-    speaker.hear(C, Taken(4, 12, True))
-    first, second, third = (setting(index, 1).command[1:] for index in (50, 51, 52))
-    speaker.hear(C, Propose(1, first))
-    assert speaker.journal.last.index == 12
-    speaker.hear(C, Propose(2, second))
-    speaker.hear(B, Propose(3, third))
-    assert speaker.journal.last.index == 12
-    speaker.hear(C, Taken(4, 13, True))
-    speaker.core.step()
-    assert speaker.journal.last.index == 14
-    speaker.hear(C, Propose(4, setting(53, 1).command[1:]))
-    assert speaker.journal.last.index == 14
-    speaker.wait(0.05)
-    assert speaker.journal.last.index == 15
-
-
-def test_who_asks_at_the_leader_has_a_turn_beside_those_who_ask_elsewhere(speaker: Speaker) -> None:
-    elect(speaker)
-    speaker.hear(C, Taken(4, 12, True))
-    speaker.hear(C, Propose(1, setting(50, 1).command[1:]))
-    answered = own_change(speaker, 51)
-    speaker.hear(B, Propose(2, setting(52, 1).command[1:]))
-    # The batch is committed, and the next one takes both on.
-    speaker.hear(C, Taken(4, 13, True))
-    speaker.core.step()
-    assert speaker.journal.last.index == 14
-    speaker.hear(C, Taken(4, 15, True))
-    speaker.core.step()
-    assert len(answered) == 1
-
-
-def test_while_several_ask_at_once_batches_are_gathered_and_one_asker_alone_never_waits(speaker: Speaker) -> None:
-    elect(speaker)
-    speaker.hear(C, Taken(4, 12, True))
-    for index in range(50, 53):
-        own_change(speaker, index)
-    speaker.core.step()
-    assert speaker.journal.last.index == 14
-    own_change(speaker, 53)
-    speaker.hear(C, Taken(4, 15, True))
-    assert speaker.journal.last.index == 14
-    assert speaker.core.step() == pytest.approx(GATHER_S)
-    Speaker.now += 1.01 * GATHER_S
-    speaker.core.step()
-    assert speaker.journal.last.index == 15
-    # That batch had one entry: the next one begins as soon as it is committed.
-    own_change(speaker, 54)
-    speaker.hear(C, Taken(4, 16, True))
-    assert speaker.journal.last.index == 16
-
-
-def test_what_waited_leaves_before_the_entries_that_it_waited_for_are_applied(speaker: Speaker) -> None:
-    elect(speaker)
-    speaker.hear(C, Taken(4, 12, True))
-    for index in (50, 51):
-        speaker.hear(C, Propose(index, setting(index, 1).command[1:]))
-    before = speaker.applied_when_said
-    said = speaker.hear(C, Taken(4, 13, True))
-    assert [(one.commit, len(one.entries)) for one in said if isinstance(one, Append)] == [(12, 1)]
-    assert speaker.applied_when_said == before
-    assert speaker.core.shown.applied == 12
-
-
-def own_change(speaker: Speaker, index: int) -> list[object]:
-    found: list[object] = []
-    proposal = Proposal(CommandId(f"cmd-{index}-1"), setting(index, 1).command[1:], found.append, Speaker.now)
-    speaker.core.proposals.add(proposal)
-    return found
-
-
-def test_askers_here_are_answered_before_others_hear_the_news(speaker: Speaker) -> None:
-    elect(speaker)
-    speaker.hear(C, Taken(4, 12, True))
-    speaker.wait(0.05)
-    first = own_change(speaker, 50)
-    speaker.core.step()
-    assert [one for one in speaker.hear(C, Taken(4, 13, True)) if isinstance(one, Append)] == []
-    assert len(first) == 1
-    assert speaker.core.step() > 0
-    assert [(one.commit, len(one.entries)) for _, one in speaker.said if isinstance(one, Append)] == [(12, 0)] * 2
-
-
-def test_news_go_with_entries_that_leave_anyway(speaker: Speaker) -> None:
-    elect(speaker)
-    speaker.hear(C, Taken(4, 12, True))
-    speaker.wait(0.05)
-    own_change(speaker, 50)
-    speaker.core.step()
-    speaker.hear(C, Taken(4, 13, True))
-    own_change(speaker, 51)
-    speaker.core.step()
-    speaker.core.step()
-    assert [(one.commit, len(one.entries)) for _, one in speaker.said if isinstance(one, Append)] == [(12, 1)] * 2
-
-
-def test_news_that_another_server_waits_for_leave_at_once(speaker: Speaker) -> None:
-    elect(speaker)
-    speaker.hear(C, Taken(4, 12, True))
-    speaker.wait(0.05)
-    for index in (12, 13):
-        speaker.hear(C, Propose(index, setting(index + 40, 1).command[1:]))
-        speaker.hear(B, Taken(4, index + 1, True))
-        assert [one.commit for server, one in speaker.said if server == C and isinstance(one, Append)] == [index]
-
-
-def test_a_proposal_that_waited_is_refused_when_the_lead_is_lost(speaker: Speaker) -> None:
-    elect(speaker)
-    speaker.hear(C, Taken(4, 12, True))
-    speaker.hear(C, Propose(1, setting(50, 1).command[1:]))
-    speaker.hear(C, Propose(2, setting(51, 1).command[1:]))
-    assert NotTaken(2) in speaker.hear(C, Stale(5))
-    assert speaker.journal.last.index == 12
 
 
 def test_a_frame_that_is_no_message_is_dropped(speaker: Speaker) -> None:
