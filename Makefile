@@ -73,7 +73,7 @@ kills: setup ## kill -9 of daemons in the middle of real desktops' transitions: 
 	$(SUDO) env KMGR_KILLS=$(or $(KILLS),20) KMGR_SEED=$(or $(SEED),3) $(PY) $(LONG) tests/integration/test_desktops_killed.py
 
 simulate-mutants: setup ## logs with a rule of Raft missing, until the simulation notices
-	KMGR_MUTANT_SEEDS=$(or $(SEEDS),1:60) $(PY) $(LONG) -s tests/simulation/test_raft_mutants.py
+	KMGR_MUTANT_SEEDS=$(or $(SEEDS),1:100) $(PY) $(LONG) -s tests/simulation/test_raft_mutants.py
 
 faults: setup ## servers in network namespaces under every fault: SECONDS=600 SEED=7 SERVERS=5
 	$(SUDO) $(PY) -m tests.faults --seconds $(or $(SECONDS),600) $(SEED:%=--seed %) $(SERVERS:%=--servers %) $(ONLY:%=--only %)
