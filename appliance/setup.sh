@@ -71,7 +71,7 @@ if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/d
     rm -rf .venv
     $python -m venv .venv >>"$log" 2>&1 || fail "python3 -m venv" "Is python3-venv installed?"
 fi
-say "Python packages"
+say "Python packages (about half a minute)"
 .venv/bin/python -m pip install --quiet --require-hashes -r requirements.lock >>"$log" 2>&1 ||
     fail "pip install" "Is the package index reachable from here?"
 .venv/bin/python -m pip install --quiet --no-deps --no-build-isolation -e . >>"$log" 2>&1 ||

@@ -32,6 +32,7 @@ _MENU = (
     ("users", "Users", "users"),
     ("events", "Events", "events"),
     ("settings", "Settings", "settings"),
+    ("help", "Help", "book"),
 )
 # Where the browser is told to put an error that has no place of its own.
 _TOAST = {"HX-Retarget": "#toasts", "HX-Reswap": "beforeend"}

@@ -14,8 +14,8 @@ from tests.lab.people import RIGHT, SERVERS
 from tests.lab.web_lab import ADMIN, OTHER, USER, Site, WebLab
 
 EVIL = "<img src=x onerror=alert(1)>\"'"
-SECTIONS = ("", "/servers", "/images", "/templates", "/desktops", "/users", "/events", "/settings")
-PARTS = ("overview", "servers", "images", "templates", "desktops", "users", "events", "settings")
+SECTIONS = ("", "/servers", "/images", "/templates", "/desktops", "/users", "/events", "/settings", "/help")
+PARTS = ("overview", "servers", "images", "templates", "desktops", "users", "events", "settings", "help")
 DIALOGS = (
     "/servers/srv-b/drain", "/servers/srv-b/remove", "/servers/address", "/images/import", "/images/img-1/delete",
     "/images/img-1/copies", "/images/img-1/versions/1/delete",
@@ -81,7 +81,7 @@ async def test_every_page_is_sound(lab: WebLab, site: Site, full: bool) -> None:
     await loaded(site, "/login", "")
     for section in SECTIONS:
         page = await loaded(site, f"/console{section}", ADMIN)
-        assert "data-live" in page
+        assert "data-live" in page or section == "/help"
     for part in PARTS:
         assert "<html" not in await loaded(site, f"/console/part/{part}", ADMIN, HTMX)
 
@@ -162,6 +162,39 @@ async def test_a_wrong_password_is_told_and_the_name_stays(site: Site) -> None:
     assert "do not fit together" in said.text and auth.COOKIE not in said.cookies
     fields = {one.attributes["name"]: one.attributes.get("value", "") for one in page.all("input")}
     assert (fields["user"], fields["next"], fields["password"]) == (USER, "/desktop/x", "")
+
+
+async def test_wrong_tries_hear_what_comes_next_alike_for_names_that_nobody_has(lab: WebLab, site: Site) -> None:
+    told: dict[str, list[str]] = {}
+    for user in (USER, "nobody-at-all"):
+        for before in (0, 6):
+            for _ in range(before):
+                await lab.office.do("login.failed", name=user, tries=8, wait_s=60)
+            said = await site.submit("/login", {"user": user, "password": "no"})
+            (line,) = [one for one in parse(said.text).all("div") if one.attributes.get("id") == "login-error"]
+            told.setdefault(user, []).append(line.text.strip())
+    known, unknown = told.values()
+    assert known == unknown
+    assert "After 8 wrong tries in a row a name waits 60 s." in known[0]
+    assert "this name can log in again in 60 s." in known[1]
+
+
+async def test_a_slow_pace_tells_its_reason_as_one_of_before_not_beside_the_load_of_now(
+    lab: WebLab, site: Site
+) -> None:
+    why = "its processors are busy (93 % of the time somebody waited for one)"
+    lab.boards[SERVERS[0]].put(lab.vitals(SERVERS[1], extra={"builds": {"limit": 1, "most": 8, "why": why}}))
+    shown = parse(await loaded(site, "/console/part/servers", ADMIN))
+    (told,) = [one.text for one in shown.all("div") if "data-pace" in one.attributes]
+    assert f"When it last slowed down: {why}." in told and "mean of all cores" in told
+
+
+async def test_the_worst_day_has_a_page_of_its_own_and_each_link_of_it_leads_somewhere(site: Site) -> None:
+    page = parse(await loaded(site, "/console/help", ADMIN))
+    heads = " ".join(names(page, "h2"))
+    assert all(one in heads for one in ("server is lost", "cannot log in", "stuck", "restore"))
+    for link in {one.attributes["href"] for one in page.all("a") if one.attributes["href"].startswith("/console")}:
+        await loaded(site, link, ADMIN)
 
 
 async def test_a_locked_name_hears_how_long_it_waits(lab: WebLab, site: Site) -> None:

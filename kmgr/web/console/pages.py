@@ -203,6 +203,11 @@ def _settings(request: web.Request) -> Values:
     return {"settings": present.settings(services), "zone": shown_zone(services)}
 
 
+def _help(request: web.Request) -> Values:
+    services = request.app[SERVICES]
+    return {"waits_s": next(one["value"] for one in present.settings(services) if one["name"] == "login_wait_s")}
+
+
 SECTIONS: Mapping[str, Section] = {
     "overview": Section("Overview", True, _overview),
     "servers": Section("Servers", True, _servers),
@@ -212,4 +217,5 @@ SECTIONS: Mapping[str, Section] = {
     "users": Section("Users", False, _users),
     "events": Section("Events", False, _events),
     "settings": Section("Settings", False, _settings),
+    "help": Section("Help", False, _help),
 }

@@ -9,8 +9,12 @@ from urllib.parse import quote
 from aiohttp import web
 
 from kmgr.errors import KmgrError, OutcomeUnknown, Unavailable
+from kmgr.grid.queries import settings
 from kmgr.users.access import may_administer
 from kmgr.users.broker import Ready, Wait
+from kmgr.users.directory import WrongPassword
+from kmgr.users.model import normalised
+from kmgr.users.queries import locked_until
 from kmgr.users.sessions import Throttled
 from kmgr.web import actions, auth, forms, html_env, present
 from kmgr.web.flood import TooMany, retry_after
@@ -140,10 +144,25 @@ def _login_page(request: web.Request, *, onward: str, user: str = "", error: Kmg
     kind = "warning" if waits else "danger"
     status = error.http_status if error is not None else 200
     values = {"next": onward, "user": user, "kind": kind}
-    told = {"error": error.message if error else "", "error_code": error.code if error else ""}
+    told = {"error": _told(request, user, error), "error_code": error.code if error else ""}
     answer = html_env.page(request, "login.html", status=status, **values, **told)
     answer.headers.update(retry_after(error))
     return answer
+
+
+def _told(request: web.Request, user: str, error: KmgrError | None) -> str:
+    """Say what went wrong; after a wrong password also what comes next: the same for names that nobody has."""
+    if not isinstance(error, WrongPassword):
+        return error.message if error is not None else ""
+    services = request.app[SERVICES]
+    with services.grid.view() as db:
+        known, until = settings(db), locked_until(db, normalised(user))
+    wait_s = (until - services.clock.now_ms() + 999) // 1000
+    if wait_s > 0:
+        return f"{error.message} That was one wrong try too many: this name can log in again in {wait_s} s."
+    return (
+        f"{error.message} After {known['login_tries']} wrong tries in a row a name waits {known['login_wait_s']} s."
+    )
 
 
 def _uses_desktops(request: web.Request, token: str) -> bool:
