@@ -189,6 +189,13 @@ async def test_a_slow_pace_tells_its_reason_as_one_of_before_not_beside_the_load
     assert f"When it last slowed down: {why}." in told and "mean of all cores" in told
 
 
+async def test_who_publishes_without_another_version_hears_how_one_is_made(lab: WebLab, site: Site) -> None:
+    asked = "/console/templates/tpl-office/publish"
+    assert "There is no other version yet." in await loaded(site, asked, ADMIN, HTMX)
+    await fill(lab)
+    assert "There is no other version yet." not in await loaded(site, asked, ADMIN, HTMX)
+
+
 async def test_the_worst_day_has_a_page_of_its_own_and_each_link_of_it_leads_somewhere(site: Site) -> None:
     page = parse(await loaded(site, "/console/help", ADMIN))
     heads = " ".join(names(page, "h2"))
