@@ -346,14 +346,15 @@ def test_a_backup_is_read_back_and_only_its_owner_may_read_it(tmp_path: Path) ->
     file = tmp_path / "backup.tar"
     pack(file, made, copied)
     assert file.stat().st_mode & 0o777 == 0o600
-    assert unpack(file, tmp_path / "out.sqlite") == made
+    with file.open("rb") as source:
+        assert unpack(source, tmp_path / "out.sqlite") == made
     with pytest.raises(Refused, match="exists already"):
         pack(file, made, copied)
 
     half = tmp_path / "half.tar"
     half.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(ConfigError, match="damaged"):
-        unpack(half, tmp_path / "half.sqlite")
+    with half.open("rb") as source, pytest.raises(ConfigError, match="damaged"):
+        unpack(source, tmp_path / "half.sqlite")
     (tmp_path / "letter.tar").write_bytes(b"Dear administrator" * 100)
-    with pytest.raises(ConfigError, match="no backup"):
-        unpack(tmp_path / "letter.tar", tmp_path / "half.sqlite")
+    with (tmp_path / "letter.tar").open("rb") as source, pytest.raises(ConfigError, match="no backup"):
+        unpack(source, tmp_path / "half.sqlite")
