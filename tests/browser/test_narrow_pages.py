@@ -1,11 +1,11 @@
 """Every page on a phone: nothing makes it wider than its screen, and remarks below the servers look like text."""
 
-from playwright.sync_api import BrowserContext, Page
+from playwright.sync_api import BrowserContext, Page, ViewportSize
 
 from tests.browser.office import Office
 from tests.lab.people import SERVERS
 
-PHONE = {"width": 360, "height": 740}
+PHONE = ViewportSize(width=360, height=740)
 PAGES = (
     "/console", "/console/servers", "/console/images", "/console/templates", "/console/templates/tpl-office",
     "/console/desktops", "/console/users", "/console/events", "/console/settings", "/console/help", "/",
