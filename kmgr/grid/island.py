@@ -130,8 +130,7 @@ class IslandGrid:
             self._problem = ""
             return Move.STAY
         with self._inner.view() as db:
-            known = servers(db, removed=True)
-        above = self._sky()
+            known, above = servers(db, removed=True), self._sky(db)
         mode = Mode.LOG if self._scratch is None else Mode.ISLAND
         scratch = self._scratch
         stale = scratch is not None and (scratch.torn or scratch.base != status.applied)
@@ -141,9 +140,8 @@ class IslandGrid:
                 await (self._hand_over() if move is Move.HAND_OVER else self._begin())
         return move
 
-    def _sky(self) -> Sky:
-        with self._inner.view() as db:
-            after_s = settings(db)["island_after_ms"] / 1000
+    def _sky(self, db: Database) -> Sky:
+        after_s = settings(db)["island_after_ms"] / 1000
         return sky(self._seen, now=self._clock.monotonic(), after_s=after_s, started_at=self._started_at)
 
     @property
@@ -239,12 +237,15 @@ class IslandGrid:
     async def _island_lasts(self, timeout_s: float) -> bool:
         """Wait while a majority may soon be believed, as after a start; False if the island ended meanwhile."""
         deadline = self._clock.monotonic() + timeout_s
-        while self._scratch is not None and self._sky() is not Sky.GONE:
+        while self._scratch is not None:
+            with self._inner.view() as db:
+                if self._sky(db) is Sky.GONE:
+                    return True
             left_s = deadline - self._clock.monotonic()
             if left_s <= 0:
                 raise Unavailable(_HANDING_OVER)
             await first_of(self._moved.wait(), self._clock.sleep(min(left_s, LOOK_S)))
-        return self._scratch is not None
+        return False
 
     async def _here(self, command: Command, rule: IslandRule | None, timeout_s: float) -> Outcome | None:
         try:

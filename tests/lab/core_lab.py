@@ -38,30 +38,17 @@ from kmgr.ids import CommandId, ServerId
 A, B, C = ServerId("srv-a"), ServerId("srv-b"), ServerId("srv-c")
 
 
-class Speaker:
-    """A core, a link that keeps what was said, and a clock moved by hand."""
+class Spoken:
+    """What can be done with one core: what that begins with is its heir's; `now` is the time that it lives by."""
 
     now = 100.0
+    core: Core
 
-    def __init__(self, folder: Path, *, founder: bool) -> None:
+    def __init__(self) -> None:
         self.said: list[tuple[ServerId, Message]] = []
-        self.applied_when_said = 0
-        self.store = Store(folder / "state.sqlite", (SCHEMA,))
-        opened = open_folder(folder / "raft", self.store, A, founder=founder)
-        self.journal = opened.journal
-        self.core = Core(
-            A,
-            opened=opened,
-            folder=folder / "raft",
-            store=self.store,
-            appliers=APPLIERS,
-            link=self,
-            timing=Timing(),
-        )
 
     def send(self, server: ServerId, data: bytes) -> bool:
         self.said.append((server, decode(data)))
-        self.applied_when_said = scalar(self.store.writer, "select count(*) from outcomes")
         return True
 
     def flush(self) -> None:
@@ -82,9 +69,33 @@ class Speaker:
         """Let time pass and return what is said meanwhile."""
         self.said.clear()
         for _ in range(round(seconds / 0.05)):
-            Speaker.now += 0.05
+            type(self).now += 0.05
             self.core.step()
         return [message for _, message in self.said]
+
+
+class Speaker(Spoken):
+    """A core, a link that keeps what was said, and a clock moved by hand."""
+
+    def __init__(self, folder: Path, *, founder: bool) -> None:
+        super().__init__()
+        self.applied_when_said = 0
+        self.store = Store(folder / "state.sqlite", (SCHEMA,))
+        opened = open_folder(folder / "raft", self.store, A, founder=founder)
+        self.journal = opened.journal
+        self.core = Core(
+            A,
+            opened=opened,
+            folder=folder / "raft",
+            store=self.store,
+            appliers=APPLIERS,
+            link=self,
+            timing=Timing(),
+        )
+
+    def send(self, server: ServerId, data: bytes) -> bool:
+        self.applied_when_said = scalar(self.store.writer, "select count(*) from outcomes")
+        return super().send(server, data)
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.lab import join_lab
+from tests.lab.core_lab import Speaker, speaking
 from tests.lab.join_lab import Office
 from tests.lab.web_lab import Site, WebLab, opened
 
@@ -31,6 +32,13 @@ async def office(tmp_path: Path) -> AsyncIterator[Office]:
     """A grid that newcomers join. (Files about desktops have offices of their own.)"""
     async with join_lab.opened(tmp_path) as office:
         yield office
+
+
+@pytest.fixture
+def speaker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Speaker]:
+    """A voter among three that knows its leader B, in term 3, with entries up to 10, of which 5 are committed."""
+    with speaking(tmp_path, monkeypatch) as found:
+        yield found
 
 
 @pytest.fixture

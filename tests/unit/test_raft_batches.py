@@ -1,8 +1,5 @@
 """When proposals go into the log, who has a turn, and what leaves first."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from kmgr.grid.raft.batches import GATHER_S
@@ -13,14 +10,7 @@ from kmgr.grid.raft.messages import (
     Stale,
     Taken,
 )
-from tests.lab.core_lab import B, C, Speaker, elect, own_change, setting, speaking
-
-
-@pytest.fixture
-def speaker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Speaker]:
-    """A voter among three that knows its leader B, in term 3, with entries up to 10, of which 5 are committed."""
-    with speaking(tmp_path, monkeypatch) as found:
-        yield found
+from tests.lab.core_lab import B, C, Speaker, elect, own_change, setting
 
 
 def test_proposals_wait_for_the_entries_that_are_under_way_but_not_long(speaker: Speaker) -> None:

@@ -1,20 +1,11 @@
 """What members of another build send, or hostile ones: told, but not once for each frame."""
 
 import logging
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from kmgr.grid.raft.messages import Propose
-from tests.lab.core_lab import B, C, Speaker, elect, speaking
-
-
-@pytest.fixture
-def speaker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Speaker]:
-    """A voter among three that knows its leader."""
-    with speaking(tmp_path, monkeypatch) as found:
-        yield found
+from tests.lab.core_lab import B, C, Speaker, elect
 
 
 def test_what_a_member_of_another_build_sends_is_told_once_a_minute_however_much_it_is(

@@ -1,6 +1,5 @@
 """One server's Raft, spoken to frame by frame: what it takes, refuses, answers, and when it may stand."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,14 +27,7 @@ from kmgr.grid.raft.messages import (
 )
 from kmgr.grid.raft.proposals import Proposal, Proposals
 from kmgr.ids import CommandId, ServerId
-from tests.lab.core_lab import A, B, C, Speaker, elect, setting, speaking
-
-
-@pytest.fixture
-def speaker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Speaker]:
-    """A voter among three that knows its leader B, in term 3, with entries up to 10, of which 5 are committed."""
-    with speaking(tmp_path, monkeypatch) as found:
-        yield found
+from tests.lab.core_lab import A, B, C, Speaker, elect, setting
 
 
 def test_what_the_leader_committed_is_applied_and_no_more(speaker: Speaker) -> None:

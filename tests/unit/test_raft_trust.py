@@ -27,10 +27,6 @@ from kmgr.grid.raft.messages import (
     TakeOver,
     Trusted,
     Vote,
-    decode,
-)
-from kmgr.grid.raft.messages import (
-    encode as spell,
 )
 from kmgr.grid.raft.opening import JOURNAL, open_folder
 from kmgr.grid.raft.records import Entry, Word
@@ -38,6 +34,7 @@ from kmgr.grid.raft.trust import HOLD, LEAP, PATIENCE
 from kmgr.grid.schema import SCHEMA
 from kmgr.grid.store import Store
 from kmgr.ids import ServerId
+from tests.lab.core_lab import Spoken
 
 A, B, C = ServerId("srv-a"), ServerId("srv-b"), ServerId("srv-c")
 # Term 3, a vote for B in it, entries 5 … 10: of term 2 up to 7, of term 3 behind.
@@ -130,13 +127,11 @@ def test_who_goes_on_alone_owes_nothing_to_anybody(tmp_path: Path) -> None:
     assert journal.voters() == {A}
 
 
-class Returned:
+class Returned(Spoken):
     """Server A, one of three voters, started again in term 3 with entries up to 10, all committed."""
 
-    now = 100.0
-
     def __init__(self, folder: Path) -> None:
-        self.said: list[tuple[ServerId, Message]] = []
+        super().__init__()
         self.store = Store(folder / "state.sqlite", (SCHEMA,))
         (folder / "raft").mkdir()
         journal = Journal.create(LogFile(folder / "raft" / JOURNAL), None)
@@ -153,28 +148,6 @@ class Returned:
         )
         for server in (B, C):
             self.core.up(server)
-
-    def send(self, server: ServerId, data: bytes) -> bool:
-        self.said.append((server, decode(data)))
-        return True
-
-    def flush(self) -> None:
-        """What is said is heard at once."""
-
-    def hear(self, server: ServerId, message: Message) -> list[Message]:
-        """Deliver a message and return what is said to its sender in this round, but for what chance or time says."""
-        self.said.clear()
-        self.core.receive(server, spell(message))
-        self.core.step()
-        return [said for other, said in self.said if other == server and not isinstance(said, AskSupport | Known)]
-
-    def wait(self, seconds: float) -> list[Message]:
-        """Let time pass and return what is said meanwhile."""
-        self.said.clear()
-        for _ in range(round(seconds / 0.05)):
-            Returned.now += 0.05
-            self.core.step()
-        return [message for _, message in self.said]
 
     def led_by(self, leader: ServerId, seconds: float) -> None:
         """Let time pass while a leader is heard."""

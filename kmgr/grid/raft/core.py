@@ -319,9 +319,9 @@ class Core:
             if now - self._leader_seen > PATIENCE_S:
                 self.proposals.leaderless(now)
             return
-        here = leader == self.server
-        if here and self._held:
+        if self._held:
             return
+        here = leader == self.server
         for proposal, attempt in self.proposals.due(leader, self._library.term, now, here=here):
             if here:
                 self._append(log.ENVELOPE + proposal.data)
