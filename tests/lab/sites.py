@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -94,6 +95,15 @@ def disk(path: Path, *, size: int = 20 * MIB, used: int = 6 * MIB) -> Path:
         file.seek(size - 700)
         file.write(b"end")
         file.truncate(size)
+    return path
+
+
+def newer(raw: Path, manifest: m.Manifest, path: Path) -> Path:
+    """Make the file of a newer version, of which only the first block with data differs."""
+    shutil.copyfile(raw, path)
+    with path.open("r+b") as file:
+        file.seek(manifest.block(0).offset)
+        file.write(b"a change in the first block")
     return path
 
 

@@ -17,7 +17,7 @@ from kmgr.replica.frames import HEAD, Kind
 from kmgr.replica.images import Room, version_path
 from kmgr.replica.progress import CopyStatus
 from kmgr.replica.pull import Pull
-from tests.lab.sites import FRAME, MIB, QUICK, V1, Site, disk, hold_back, spoil, three_sites, until
+from tests.lab.sites import FRAME, MIB, QUICK, V1, Site, disk, hold_back, newer, spoil, three_sites, until
 
 
 @pytest.fixture
@@ -178,12 +178,7 @@ async def test_a_kill_at_any_moment_leaves_files_from_which_the_copy_ends_right(
 async def test_a_new_version_is_sent_only_where_it_differs(sites: list[Site], tmp_path: Path) -> None:
     manifest = await sites[0].add_version(disk(tmp_path / "disk"))
     await sites[1].agent.run_once()
-    newer = tmp_path / "newer"
-    shutil.copyfile(sites[0].raw, newer)
-    with newer.open("r+b") as file:
-        file.seek(manifest.block(0).offset)
-        file.write(b"a change in the first block")
-    await sites[0].add_version(newer, version=VersionId("ver-2"))
+    await sites[0].add_version(newer(sites[0].raw, manifest, tmp_path / "newer"), version=VersionId("ver-2"))
     sent: list[int] = []
     spoil(sites[0], counted(sent))
     # One server has rot in its older version: what it holds of that is not taken over.

@@ -23,7 +23,7 @@ from kmgr.replica.pace import Pace
 from kmgr.replica.part import Part, Whole
 from kmgr.replica.pull import Pull
 from tests.lab.keepers import Keepers
-from tests.lab.sites import FRAME, MIB, V1, Site, disk, spoil, three_sites, until
+from tests.lab.sites import FRAME, MIB, V1, Site, disk, newer, spoil, three_sites, until
 
 V2 = VersionId("ver-2")
 Accepts = Callable[[], Awaitable[Stream]]
@@ -142,12 +142,7 @@ async def test_an_older_version_that_its_disk_cannot_read_is_no_obstacle_to_the_
 ) -> None:
     manifest = await two[0].add_version(disk(tmp_path / "disk"))
     await two[1].agent.run_once()
-    newer = tmp_path / "newer"
-    shutil.copyfile(two[0].raw, newer)
-    with newer.open("r+b") as file:
-        file.seek(manifest.block(0).offset)
-        file.write(b"a change in the first block")
-    await two[0].add_version(newer, version=V2)
+    await two[0].add_version(newer(two[0].raw, manifest, tmp_path / "newer"), version=V2)
     failed: list[str] = []
     match what:
         case "a block":
