@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 # The program itself takes 51 MiB, and should stay below 64 (docs/performance.md says when it does not). The log lies
 # in memory: a few large entries must not take more of it than all the rest. SQLite would keep some MiB for each of a
 # dozen connections.
-TIMING = Timing(election_max_s=4.0, reluctance_s=1.0, compact_bytes=4 << 20)
+TIMING = Timing(election_max_s=4.0, reluctance_s=1.0, compact_most=5000, compact_bytes=4 << 20)
 SQLITE_BYTES = 2 << 20
 
 

@@ -16,6 +16,8 @@ from kmgr.ids import CommandId
 FORMAT = 1
 # Largest command in bytes. pysyncobj sends larger ones through a path that fragments; half of its batch size is safe.
 MAX_BYTES = 256 * 1024
+# Of a log's index; more entries than that would take a thousand changes a second for thirty years.
+_DIGITS = 12
 
 Body: TypeAlias = Mapping[str, Any]
 
@@ -50,8 +52,13 @@ Outcome: TypeAlias = Applied | Rejected
 
 
 def asked_at(word: str, applied: int) -> CommandId:
-    """Return a command id that says how far the log was when the change was first asked for."""
-    return CommandId(f"{word}@{applied}")
+    """Return a command id that says how far the log was when the change was first asked for.
+
+    It begins with that as well, so that ids of about the same time lie together in the table of outcomes, which is
+    kept in their order: ids that begin by chance made SQLite write a page for each change
+    (docs/decisions/0020-what-a-change-writes.md).
+    """
+    return CommandId(f"{applied:0{_DIGITS}}-{word}@{applied}")
 
 
 def first_asked(id: CommandId) -> int | None:

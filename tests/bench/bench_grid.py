@@ -31,6 +31,7 @@ from tests.lab.raft_children import Process, grow, identities
 SERVERS = [ServerId(f"srv-{letter}") for letter in "abc"]
 CLIENTS = 64
 LOAD_S = 5.0
+TURNS = 11
 # What is asked for at least of 64 clients on three servers.
 RATE = 2500
 KILLS = 30
@@ -95,9 +96,14 @@ async def commit() -> list[Figure]:
         rate, name = round(len(took) / LOAD_S), f"changes a second of {CLIENTS} clients"
         found.append(Figure(name, rate, "1/s", len(took), limit=Limit(RATE, at_least=True)))
         found.append(figure(f"a change, one of {CLIENTS} clients at once", took, unit="ms"))
-        took = await _loaded(processes, RATE)
-        found.append(Figure(f"changes a second, {RATE} asked for", round(len(took) / LOAD_S), "1/s", len(took)))
-        found.append(figure(f"a change, of {CLIENTS} clients at that rate", took, unit="ms", limit=Limit(5)))
+        # In many short turns: other machines on the same processors make one turn three times as long as the next.
+        turns = [sorted(await _loaded(processes, RATE)) for _ in range(TURNS)]
+        rates = [len(took) / LOAD_S for took in turns]
+        found.append(figure(f"changes a second, {RATE} asked for", rates, unit="1/s"))
+        what = f"of {CLIENTS} clients at that rate, {TURNS} times"
+        for name, share, limit in (("half", 0.5, Limit(5)), ("90 of 100", 0.9, None), ("99 of 100", 0.99, None)):
+            within = [took[int(share * len(took))] for took in turns]
+            found.append(figure(f"a change, {what}: {name} within", within, unit="ms", limit=limit))
     return found
 
 

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,8 @@ class Measured(Child):
 
 if __name__ == "__main__":
     here, known, *more = sys.argv[1:]
-    entries = int(os.environ.get("BENCH_COMPACT", "5000"))
-    made = Measured(Path(here), json.loads(known), founder="founder" in more, timing=Timing(compact_entries=entries))
+    timing = Timing()
+    if entries := int(os.environ.get("BENCH_COMPACT", "0")):
+        timing = replace(timing, compact_entries=entries, compact_most=entries)
+    made = Measured(Path(here), json.loads(known), founder="founder" in more, timing=timing)
     uvloop.run(made.run())

@@ -44,7 +44,7 @@ from kmgr.ids import CommandId, ServerId
 from tests.faults import registers
 from tests.faults.child import Order, obey, say
 
-TIMING = Timing(election_min_s=0.5, election_max_s=1.0, beat_s=0.1, fallback_s=0.75)
+TIMING = Timing(election_min_s=0.5, election_max_s=1.0, beat_s=0.1, fallback_s=0.75, compact_most=0)
 ROOM = {"cpus": 1, "memory_mib": 1, "memory_free_mib": 1, "disk_mib": 1, "disk_free_mib": 1}
 
 

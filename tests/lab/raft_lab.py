@@ -18,7 +18,7 @@ from kmgr.ids import CommandId, ServerId
 from tests.lab.memory_link import MemoryWires
 
 A, B, C, D = (ServerId(f"srv-{letter}") for letter in "abcd")
-QUICK = Timing(election_min_s=0.3, election_max_s=0.6, beat_s=0.06, fallback_s=0.45, tick_s=0.02)
+QUICK = Timing(election_min_s=0.3, election_max_s=0.6, beat_s=0.06, fallback_s=0.45, tick_s=0.02, compact_most=0)
 
 
 async def eventually(what: Callable[[], object], *, within_s: float = 10.0) -> None:

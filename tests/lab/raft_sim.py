@@ -29,7 +29,9 @@ from kmgr.ids import CommandId, ServerId
 from tests.lab.sim_copies import older_copy
 from tests.lab.sim_parts import NOTES, Faults, Killed, Later, Promise, Sick, SimFile, SimLink, Simulated, add_note
 
-TIMING = Timing(election_min_s=0.5, election_max_s=1.0, beat_s=0.1, fallback_s=0.75, compact_entries=15)
+TIMING = Timing(
+    election_min_s=0.5, election_max_s=1.0, beat_s=0.1, fallback_s=0.75, compact_entries=15, compact_most=0
+)
 
 
 class Broken(AssertionError):

@@ -3,6 +3,11 @@
 A copy shows the state of one entry however long it takes, because it reads
 inside one transaction that was begun right after that entry. It gets its place
 on the raft thread, and only if no newer snapshot was installed meanwhile.
+
+A copy writes all of the state, and the log's own syncs wait for the same disk. So
+a log that is smaller than the state may have more entries before one is made: how much
+is written for a change stays bounded, as the Raft dissertation says (Ongaro 2014, 5.1.3),
+and so does how much has to be read and applied again at a start.
 """
 
 import logging
@@ -15,7 +20,7 @@ from kmgr.grid.raft import snapshot
 from kmgr.grid.raft.background import Background
 from kmgr.grid.raft.courier import Courier
 from kmgr.grid.raft.journal import Journal
-from kmgr.grid.raft.library import monotonic
+from kmgr.grid.raft.library import Timing, monotonic
 from kmgr.grid.raft.logfile import sync_folder
 from kmgr.grid.raft.snapshot import Snapshot
 from kmgr.grid.store import Store
@@ -40,8 +45,7 @@ class Compaction:
     journal: Journal
     courier: Courier
     background: Background
-    most_entries: int
-    most_bytes: int
+    limits: Timing
     _not_before: float = 0.0
     _copying: bool = False
     _checkpointing: bool = False
@@ -51,8 +55,7 @@ class Compaction:
     def step(self, applied: int) -> None:
         """Begin a snapshot if the log has grown too long; `applied` is what the state shows now."""
         journal = self.journal
-        long = len(journal.entries) > self.most_entries or journal.size > self.most_bytes
-        if not long or self._copying or monotonic() < self._not_before:
+        if self._copying or monotonic() < self._not_before or not self._long():
             return
         previous, last = journal.at(applied - 1), journal.at(applied)
         if previous is None or last is None or self._keep_from(applied) <= journal.first.index:
@@ -61,6 +64,12 @@ class Compaction:
         pinned = snapshot.pin(self.store)
         self._copying = True
         self.background.start(lambda go_on: self._copy(pinned, made, go_on), lambda error: self._copied(made, error))
+
+    def _long(self) -> bool:
+        entries, size, limits = len(self.journal.entries), self.journal.size, self.limits
+        if entries <= limits.compact_entries and size <= limits.compact_bytes:
+            return False
+        return is_long(entries, size, limits, state_bytes=self.store.path.stat().st_size)
 
     def checkpoint(self, applied: int) -> None:
         """Have SQLite move what its write-ahead file holds to its place, and sync it, beside the raft thread."""
@@ -100,8 +109,15 @@ class Compaction:
         logger.info("the log was compacted", extra={"index": made.last.index, "kept": len(self.journal.entries)})
 
     def _keep_from(self, index: int) -> int:
-        room, least = KEPT_BYTES, index - self.most_entries // 5
+        room, least = KEPT_BYTES, index - self.limits.compact_entries // 5
         while index > least and (entry := self.journal.at(index - 1)) is not None and room > 0:
             room -= len(entry.command)
             index -= 1
         return index
+
+
+def is_long(entries: int, size: int, limits: Timing, *, state_bytes: int) -> bool:
+    """Return whether a log of so many entries and bytes is worth a copy of the state."""
+    if size > limits.compact_bytes or entries > max(limits.compact_entries, limits.compact_most):
+        return True
+    return entries > limits.compact_entries and size >= state_bytes

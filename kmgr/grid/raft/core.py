@@ -94,9 +94,8 @@ class Core:
             self._courier.current = (opened.snapshot.last.index, opened.snapshot.last.term)
         self._guard = Guard(self._journal, self._courier, self._send)
         snapshot.own_checkpoints(store, MOST_WAL_BYTES)
-        limits = timing.compact_entries, timing.compact_bytes
         self._compaction = Compaction(
-            folder / SNAPSHOT, store, self._journal, self._courier, self._background, *limits
+            folder / SNAPSHOT, store, self._journal, self._courier, self._background, timing
         )
         self._library = Library(
             server, self._journal, self._guard, self, timing=timing, applied=self._machine.applied

@@ -54,7 +54,7 @@ APPLY_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Raft's time limits in seconds, and after how many entries, or bytes of few large ones, the log is compacted."""
+    """Raft's time limits in seconds, and when the log is compacted (`compaction.py`): entries, and bytes."""
 
     election_min_s: float = 1.0
     election_max_s: float = 2.0
@@ -62,6 +62,8 @@ class Timing:
     # A leader that has not heard from a majority for so long leads no longer.
     fallback_s: float = 1.5
     compact_entries: int = 5000
+    # So many, while they are smaller than the state that would be copied for them.
+    compact_most: int = 20_000
     compact_bytes: int = 64 << 20
     tick_s: float = 0.05
     # A witness lets servers stand first when it sees the leader go.
