@@ -1,4 +1,4 @@
-"""When a log is compacted: few but large entries too, for a witness has little memory; a large state not too often."""
+"""When a log is compacted: few but large entries too, for a witness has little memory; a large state less often."""
 
 from dataclasses import replace
 from pathlib import Path
