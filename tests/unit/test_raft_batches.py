@@ -3,6 +3,7 @@
 import pytest
 
 from kmgr.grid.raft.batches import GATHER_S
+from kmgr.grid.raft.core import NEWS_S
 from kmgr.grid.raft.messages import (
     Append,
     NotTaken,
@@ -56,6 +57,7 @@ def test_while_several_ask_at_once_batches_are_gathered_and_one_asker_alone_neve
     own_change(speaker, 53)
     speaker.hear(C, Taken(4, 15, True))
     assert speaker.journal.last.index == 14
+    speaker.core.told()
     assert speaker.core.step() == pytest.approx(GATHER_S)
     Speaker.now += 1.01 * GATHER_S
     speaker.core.step()
@@ -78,7 +80,8 @@ def test_what_waited_leaves_before_the_entries_that_it_waited_for_are_applied(sp
     assert speaker.core.shown.applied == 12
 
 
-def test_askers_here_are_answered_before_others_hear_the_news(speaker: Speaker) -> None:
+def _committed_here(speaker: Speaker) -> None:
+    """A change of an asker here is committed, and the asker was answered, but nobody else was told."""
     elect(speaker)
     speaker.hear(C, Taken(4, 12, True))
     speaker.wait(0.05)
@@ -86,8 +89,27 @@ def test_askers_here_are_answered_before_others_hear_the_news(speaker: Speaker) 
     speaker.core.step()
     assert [one for one in speaker.hear(C, Taken(4, 13, True)) if isinstance(one, Append)] == []
     assert len(first) == 1
+
+
+def _news(speaker: Speaker) -> list[tuple[int, int]]:
+    return [(one.commit, len(one.entries)) for _, one in speaker.said if isinstance(one, Append)]
+
+
+def test_others_hear_the_news_when_the_askers_here_have_taken_their_answers(speaker: Speaker) -> None:
+    _committed_here(speaker)
+    assert speaker.core.step() == pytest.approx(NEWS_S)
+    assert _news(speaker) == []
+    assert speaker.core.told()
     assert speaker.core.step() > 0
-    assert [(one.commit, len(one.entries)) for _, one in speaker.said if isinstance(one, Append)] == [(12, 0)] * 2
+    assert _news(speaker) == [(12, 0)] * 2
+    assert not speaker.core.told()
+
+
+def test_a_busy_loop_keeps_the_news_from_others_for_a_moment_only(speaker: Speaker) -> None:
+    _committed_here(speaker)
+    Speaker.now += 1.01 * NEWS_S
+    speaker.core.step()
+    assert _news(speaker) == [(12, 0)] * 2
 
 
 def test_news_go_with_entries_that_leave_anyway(speaker: Speaker) -> None:

@@ -41,6 +41,10 @@ from kmgr.ids import ServerId
 
 logger = logging.getLogger(__name__)
 
+# So long the news of a commit wait until the askers here are told: the loop needs Python's lock for that, and would
+# not get it before everything is sent. Twenty times what it takes if the loop is not busy.
+NEWS_S = 0.002
+
 
 @dataclass(frozen=True, slots=True)
 class Shown:
@@ -60,7 +64,7 @@ class Shown:
 
 
 class Core:
-    """Raft on one server. Everything but `proposals`, `shown` and `end` belongs to the raft thread."""
+    """Raft on one server. Everything but `proposals`, `shown`, `end` and `told` belongs to the raft thread."""
 
     def __init__(
         self,
@@ -104,7 +108,8 @@ class Core:
         self._questions = Questions()
         self._done: list[tuple[bytes, Outcome]] = []
         self._announced = (0, 0)
-        self._news_held = False
+        # From when on the news of a commit may be sent for themselves; None while there are none.
+        self._news_from: float | None = None
         # The entries that others proposed, and that they do not know to be committed.
         self._foreign = (0, 0)
         self._asked: list[tuple[ServerId, Propose]] = []
@@ -211,20 +216,27 @@ class Core:
             done, self._done = self._done, []
             for data, outcome in done:
                 self.proposals.applied(data, outcome)
+            if self._news_from is not None:
+                self._news_from = monotonic() + NEWS_S
         if self.barriers:
             self.barriers.applied(self._machine.applied)
 
     def _announce(self) -> None:
-        """Send new entries in this round; news of a commit in the next one, unless others wait for them."""
+        """Send new entries in this round; news of a commit once the askers here know, unless others wait for them."""
         committed, last = self._library.committed, self._journal.last.index
         if self._announced == (last, committed):
             return
         first, newest = self._foreign
         awaited = first <= committed and self._announced[1] < newest
-        self._news_held = last == self._announced[0] and not awaited and not self._news_held
-        if not self._news_held:
-            self._announced = (last, committed)
-            self._library.send_now()
+        if last == self._announced[0] and not awaited:
+            if self._news_from is None:
+                self._news_from = 0.0
+                return
+            if monotonic() < self._news_from:
+                return
+        self._news_from = None
+        self._announced = (last, committed)
+        self._library.send_now()
 
     def _rest(self) -> float:
         library, last = self._library, self._journal.last.index
@@ -232,10 +244,19 @@ class Core:
             return 0.0
         if not library.leads:
             return self._timing.tick_s
-        if self._announced != (last, library.committed) or (library.committed < last and not library.others()):
+        if library.committed < last and not library.others():
             return 0.0
         until = self._next_batch_at() if self._held else float("inf")
+        if self._announced != (last, library.committed):
+            until = min(until, self._news_from or 0.0)
         return max(0.0, min(self._timing.tick_s, until - monotonic()))
+
+    def told(self) -> bool:
+        """Note that the askers here know what is committed (any thread); return whether it is others' turn now."""
+        if not self._news_from:
+            return False
+        self._news_from = 0.0
+        return True
 
     def close(self) -> None:
         """Sync and close the files."""

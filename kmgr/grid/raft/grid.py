@@ -323,6 +323,8 @@ class RaftGrid:
                 self._posted.popleft()()
             except Exception:
                 logger.exception("an answer of the log was not taken")
+        if self._core is not None and self._core.told():
+            self._worker.wake()
 
 
 def _settle(answer: "asyncio.Future[T]", found: T) -> None:
