@@ -26,7 +26,6 @@ from kmgr.ids import ServerId
 from tests.bench.harness import Stopwatch
 from tests.lab.raft_process import Child
 
-
 QUIET_S = 0.005
 
 
