@@ -9,6 +9,7 @@ plan was carried out plans nothing more, and the order of the input does not mat
 Pure.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from kmgr.balancer.relocate import relocate
 from kmgr.balancer.reserve import Reserve
 from kmgr.balancer.rollout import lines, withdrawn
 from kmgr.grid.model import RUNNING
-from kmgr.ids import DesktopId
+from kmgr.ids import DesktopId, TemplateId
 from kmgr.provision.model import Desktop, DesktopState, Purpose
 
 KEPT = (
@@ -39,8 +40,11 @@ def plan(view: View, *, calm: bool = False) -> Plan:
     staying = tuple(d for d in view.desktops if d.id not in gone and d.purpose is Purpose.USE)
     retire += orphaned(view, staying)
     needs = []
+    of_template: defaultdict[TemplateId, list[Desktop]] = defaultdict(list)
+    for desktop in staying:
+        of_template[desktop.template].append(desktop)
     for template in sorted(view.templates, key=lambda t: t.id):
-        over, staying_of_it = withdrawn(template, staying, view)
+        over, staying_of_it = withdrawn(template, of_template[template.id], view)
         retire += over
         for line in lines(template, staying_of_it, view):
             verdict = judge(line.template, line.desktops, line.view)

@@ -31,9 +31,9 @@ class Line:
 def withdrawn(
     template: Template, desktops: Sequence[Desktop], view: View
 ) -> tuple[tuple[Retire, ...], tuple[Desktop, ...]]:
-    """Return the unused desktops of versions that are over, to be retired, and the others of the template, by id."""
+    """Of a template's desktops return the unused ones of versions that are over, to be retired, and the rest."""
     over = view.rollouts.get(template.id, NO_ROLLOUT).over
-    own = sorted((d for d in desktops if d.template == template.id), key=lambda d: d.id)
+    own = sorted(desktops, key=lambda d: d.id)
     going = {d.id for d in own if d.version in over and d.state in WAITING and not d.owned}
     retire = tuple(Retire(d, Why.WITHDRAWN) for d in own if d.id in going)
     return retire, tuple(d for d in own if d.id not in going)
