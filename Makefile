@@ -33,9 +33,10 @@ check: setup ## format, lint, types, import contracts, sizes, fast tests
 	.venv/bin/mypy -p kmgr -p appliance -p tests
 	.venv/bin/lint-imports
 	$(PYTEST) $(FAST)
+	@$(PY) -m tests.passed --note
 
 test: setup ## every test, with real QEMU, libvirt, slapd and a browser
-	$(SUDO) $(PYTEST) $(FAST)
+	@$(PY) -m tests.passed || { echo '$(PYTEST) $(FAST)'; $(SUDO) $(PYTEST) $(FAST); }
 	$(SUDO) $(PYTEST) --durations=15 $(REAL)
 
 demo: setup-demo ## a grid of three servers on this machine, until Ctrl-C
