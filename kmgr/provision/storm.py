@@ -185,12 +185,14 @@ def _told(pace: Pace, bounds: Bounds) -> Pace:
 
 def _reason(pressure: Pressure, slow: float | None) -> str:
     if _above(pressure.io_percent, _IO):
-        return f"its disks are busy ({pressure.io_percent:.0f} % of the time nothing went on but waiting for them)"
+        return f"its disks were busy ({pressure.io_percent:.0f} % of the time nothing went on but waiting for them)"
     if _above(pressure.disk_ms, _DISK):
-        return f"its disks are busy (a request takes {pressure.disk_ms:.0f} ms)"
+        return f"its disks were busy (a request takes {pressure.disk_ms:.0f} ms)"
     if _above(slow, _SLOW):
-        return f"desktops come up {slow:.1f} times as slowly as when it is quiet"
-    return f"its processors are busy ({pressure.cpu_percent:.0f} % of the time somebody waited for one)"
+        return f"desktops came up {slow:.1f} times as slowly as when it is quiet"
+    # Waiting is not use: beside "22 %" on the same page this would look like an error without the last words.
+    waited = f"{pressure.cpu_percent:.0f} % of the time somebody waited for one, however little all of them did"
+    return f"its processors were busy ({waited})"
 
 
 def _above(value: float | None, strain: _Strain) -> bool:

@@ -10,7 +10,7 @@ PAGES = (
     "/console", "/console/servers", "/console/images", "/console/templates", "/console/templates/tpl-office",
     "/console/desktops", "/console/users", "/console/events", "/console/settings", "/console/help", "/",
 )  # fmt: skip
-WHY = "its processors are busy (93 % of the time somebody waited for one)"
+WHY = "its processors were busy (93 % of the time somebody waited for one)"
 
 
 def test_no_page_is_wider_than_a_phone(office: Office, context: BrowserContext, page: Page) -> None:

@@ -58,7 +58,7 @@ def test_boots_at_once_are_bounded_per_server(state: State) -> None:
 
 def test_a_server_that_makes_few_at_once_is_given_few(state: State) -> None:
     state.template("win", standby=100, maximum=100, memory_mib=64)
-    state.hear(A, cpus=2, extra={"builds": {"limit": 1, "most": 4, "why": "its disks are busy"}})
+    state.hear(A, cpus=2, extra={"builds": {"limit": 1, "most": 4, "why": "its disks were busy"}})
     state.hear(B, cpus=2, extra={"builds": {"limit": 4}})
     state.hear(C, cpus=2, extra={"builds": "nonsense"})
     assert placed(state) == {"a": 2, "b": 8, "c": 4}

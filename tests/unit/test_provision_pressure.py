@@ -97,7 +97,7 @@ async def test_a_server_with_busy_disks_makes_one_at_a_time_and_says_why(tmp_pat
     assert desk.agent.vitals()["extra"]["builds"] == {
         "limit": 1,
         "most": 4,
-        "why": "its disks are busy (60 % of the time nothing went on but waiting for them)",
+        "why": "its disks were busy (60 % of the time nothing went on but waiting for them)",
     }
     for name in ("dsk-1", "dsk-2", "dsk-3"):
         done(await desk.place(name))
