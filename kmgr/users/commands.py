@@ -86,29 +86,46 @@ def set_password(db: Database, command: Command) -> Outcome:
 
 
 def delete_account(db: Database, command: Command) -> Outcome:
-    """Remove an account with what was given to it by name. body: name. Never the last enabled administrator.
+    """Remove an account with what was given to it by name. body: name, moves. Never the last enabled administrator.
 
     Refused while desktops are kept for it: with them whoever gets the name later would get what somebody else saved.
+    If it `moves`, the same person logs in by a directory from now on, and keeps what their name has.
     """
     row = _account(db, command)
     if isinstance(row, Rejected):
         return row
     if refusal := _last_admin(db, row):
         return refusal
+    if command.body.get("moves"):
+        return _moved(db, command, row["name"])
     if kept := kept_for(db, row["name"]):
         names = f"desktop{'s' if len(kept) > 1 else ''} {', '.join(kept)}"
         return Rejected(
             "conflict",
             f"{row['name']} has {names}, and whoever gets this name later would get what was saved there: delete "
-            f"{'them' if len(kept) > 1 else 'it'} first, or disable the account instead",
+            f"{'them' if len(kept) > 1 else 'it'} first, or disable the account instead; if the same person logs in "
+            "by a directory from now on, say so, and they keep what they have",
         )
     forget_person(db, command, row["name"])
-    for table in ("accounts", "sessions", "login_failures"):
-        db.execute(f"delete from {table} where name = ?", [row["name"]])  # noqa: S608 - own names
+    _close_account(db, row["name"])
     # Whoever gets this name later is somebody else.
     db.execute("delete from assignments where kind = ? and subject = ?", [SubjectKind.USER, row["name"]])
     note(db, command, "account", row["name"], f"account {row['name']} deleted")
     return Applied()
+
+
+def _moved(db: Database, command: Command, name: str) -> Outcome:
+    if one(db, "select id from directories limit 1", []) is None:
+        return Rejected("conflict", f"no directory is set up by which {name} could log in from now on: add it first")
+    _close_account(db, name)
+    said = f"account {name} deleted: {name} logs in by a directory and keeps their desktops"
+    note(db, command, "account", name, said)
+    return Applied()
+
+
+def _close_account(db: Database, name: str) -> None:
+    for table in ("accounts", "sessions", "login_failures"):
+        db.execute(f"delete from {table} where name = ?", [name])  # noqa: S608 - own names
 
 
 def add_assignment(db: Database, command: Command) -> Outcome:

@@ -188,9 +188,9 @@ async def set_password(services: Services, by: str, name: str, password: str) ->
     await _change(services, by, "account.password", body)
 
 
-async def delete_account(services: Services, by: str, name: str) -> None:
-    """Remove an account and end its sessions."""
-    await _change(services, by, "account.delete", {"name": name})
+async def delete_account(services: Services, by: str, name: str, *, moves: bool = False) -> None:
+    """Remove an account and end its sessions; if it `moves`, its person logs in by a directory from now on."""
+    await _change(services, by, "account.delete", {"name": name, "moves": moves})
 
 
 async def close_sessions(services: Services, by: str, user: str) -> int:

@@ -206,6 +206,23 @@ def test_an_account_with_a_desktop_that_is_kept_is_not_deleted(desk: Desk, row: 
     assert desk.do("account.delete", name="anna") == Applied()
 
 
+@pytest.mark.parametrize("row", [{}, {"kind": "personal"}])
+def test_who_moves_to_a_directory_keeps_what_the_name_has(desk: Desk, row: dict[str, Any]) -> None:
+    desk.account("anna")
+    desk.do("assignment.add", template=TPL, kind="user", subject="anna")
+    claimed(desk, **row)
+    assert "no directory is set up" in rejected(desk.do("account.delete", name="anna", moves=True), "conflict")
+    assert queries.account(desk.db, "anna") is not None
+    desk.do("directory.set", **GOOD)
+    desk.session("hash", source=BUILT_IN)
+    assert desk.do("account.delete", name="anna", moves=True) == Applied()
+    assert queries.account(desk.db, "anna") is None
+    assert [*desk.db.query("select * from sessions")] == []
+    assert [row["user"] for row in desk.db.query("select user from desktops where state = 'in_use'")] == ["anna"]
+    assert queries.assignments(desk.db) == (Assignment(TPL, SubjectKind.USER, "anna"),)
+    assert desk.told()[0] == "account anna deleted: anna logs in by a directory and keeps their desktops"
+
+
 # Assignments
 
 

@@ -88,6 +88,7 @@ async def test_every_address_answers_as_it_is_described(lab: WebLab, site: Site,
         ("POST", "/accounts/carla/password", {"password": "another password"}), ("DELETE", "/accounts/carla", None),
         ("PUT", "/directories/corp", DIRECTORY), ("GET", "/directories", None),
         ("POST", "/directories/test", {**DIRECTORY, "user": "dora", "password": RIGHT}),
+        ("POST", "/accounts", {"name": "dora", "password": RIGHT}), ("DELETE", "/accounts/dora?moves=true", None),
         ("DELETE", "/directories/corp", None),
         ("DELETE", "/sessions/of/anna", None),
     ]  # fmt: skip

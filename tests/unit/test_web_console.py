@@ -323,6 +323,10 @@ async def test_a_directory_is_tried_saved_and_removed(lab: WebLab, site: Site) -
     assert saved["urls"] == ["ldaps://a.example", "ldaps://b.example"]
     said = await refused(site, "/directories/dir-1/edit", **{**DIRECTORY, "urls": "", "base_dn": ""})
     assert "address is missing" in said.text and "where people are is missing" in said.text
+    await act(site, "/accounts/new", name="Zoe", display_name="", role="user", groups="", password="long enough")
+    assert "logs in by a directory" in (await site.page("/console/accounts/zoe/delete", who=ADMIN)).text
+    await act(site, "/accounts/zoe/delete", moves="yes")
+    assert "zoe" not in [one["name"] for one in present.accounts(lab.services())]
     await act(site, "/directories/dir-1/delete")
     assert present.directories(lab.services()) == []
 

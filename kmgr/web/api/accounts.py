@@ -23,6 +23,7 @@ _CREATE: Fields = {
     "password": _PASSWORD,
     **{name: one for name, one in _CHANGE.items() if name != "disabled"},
 }
+_MOVES: Fields = {"moves": flag("the same person logs in by a directory from now on, and keeps what the name has")}
 _DIRECTORY: Fields = {
     "urls": Field(Kind.TEXTS, "ldaps:// or ldap:// addresses, tried in order", required=True),
     "base_dn": text("where people and groups are looked for", required=True),
@@ -63,7 +64,7 @@ async def set_password(call: Call) -> web.Response:
 
 async def delete(call: Call) -> web.Response:
     """Remove an account."""
-    await actions.delete_account(call.services, call.by, call.part("name"))
+    await actions.delete_account(call.services, call.by, call.part("name"), moves=call.query.get("moves", False))
     return nothing()
 
 
@@ -107,7 +108,11 @@ ROUTES = (
         "Give an account another password; its sessions end",
         {204: None}, body={"password": _PASSWORD},
     ),
-    Route("DELETE", "/accounts/{name}", delete, Access.ADMIN, "Remove an account", {204: None}),
+    Route(
+        "DELETE", "/accounts/{name}", delete, Access.ADMIN,
+        "Remove an account; refused while a desktop is kept for it, unless its person moves to a directory",
+        {204: None}, query=_MOVES,
+    ),
     Route(
         "GET", "/directories", directories, Access.ADMIN, "The LDAP and AD directories, in the order asked",
         {200: page("Directory")}, query=PAGING,

@@ -103,7 +103,7 @@ def check_body(given: object, fields: Fields) -> Values:
 
 def check_query(given: Mapping[str, str], fields: Fields) -> Values:
     """Return the known parameters of an address; unknown ones don't matter."""
-    found: Values = {name: _number(given[name], field) for name, field in fields.items() if name in given}
+    found: Values = {name: _meant(given[name], field) for name, field in fields.items() if name in given}
     return check_body(found, fields)
 
 
@@ -155,7 +155,9 @@ def _outside(length: int, field: Field) -> str:
     return f"must have a length from {least} to {most if most is not None else 'any'}"
 
 
-def _number(given: str, field: Field) -> object:
+def _meant(given: str, field: Field) -> object:
+    if field.kind is Kind.FLAG and given in {"true", "false"}:
+        return given == "true"
     if field.kind is Kind.WHOLE and given.removeprefix("-").isascii() and given.removeprefix("-").isdigit():
         return int(given[:20])
     return given

@@ -101,14 +101,22 @@ async def enable(request: web.Request) -> web.Response:
 
 async def ask_delete(request: web.Request) -> web.Response:
     """Ask before an account is deleted."""
-    return html_env.dialog(request, "console/dialog/delete_account.html", account=_account(request))
+    services = request.app[SERVICES]
+    return html_env.dialog(
+        request,
+        "console/dialog/delete_account.html",
+        account=_account(request),
+        directories=present.directories(services),
+    )
 
 
 async def delete(request: web.Request) -> web.Response:
     """Delete an account."""
-    account = _account(request)
-    await actions.delete_account(request.app[SERVICES], _by(request), account["name"])
-    return html_env.done(request, f"Account {account['name']} was deleted.", to=_PAGE)
+    account, form = _account(request), await forms.read_form(request)
+    moves = form.ticked("moves")
+    await actions.delete_account(request.app[SERVICES], _by(request), account["name"], moves=moves)
+    said = f"Account {account['name']} was deleted."
+    return html_env.done(request, f"{said} Its desktops stay." if moves else said, to=_PAGE)
 
 
 async def end_sessions(request: web.Request) -> web.Response:
