@@ -49,11 +49,15 @@
 
   // --- dialogs ----------------------------------------------------------------------------------------------
   const dialog = byId("dialog");
+  // Where the reader was: the button, or the menu whose item it is, for that is hidden by then. By its name too, since
+  // the page behind may be renewed while the dialog is on its way or open.
   let opener = null;
+  document.addEventListener("htmx:beforeRequest", ({ detail }) => {
+    if (detail.target?.id === "dialog-body" && !dialog?.open) opener = detail.elt.closest("details.menu") ?? detail.elt;
+  });
   document.addEventListener("htmx:afterSwap", (event) => {
     if (event.detail.target.id !== "dialog-body" || !dialog) return;
     if (!dialog.open) {
-      opener = document.activeElement;
       closeMenus();
       dialog.showModal();
     }
@@ -61,9 +65,8 @@
   });
   dialog?.addEventListener("close", () => {
     byId("dialog-body").replaceChildren();
-    // The item of a menu is hidden by now: its menu is where the reader was.
-    const back = opener?.closest("details.menu")?.querySelector("summary") ?? opener;
-    if (back?.isConnected) back.focus();
+    const back = opener?.isConnected ? opener : opener?.id && byId(opener.id);
+    if (back) (back.querySelector("summary") ?? back).focus();
   });
   document.addEventListener("click", (event) => {
     if (event.target.closest("[data-close]")) {
