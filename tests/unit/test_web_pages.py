@@ -8,6 +8,7 @@ import pytest
 from kmgr.grid.model import Vitals
 from kmgr.web import auth
 from kmgr.web.app import STATIC
+from kmgr.web.html_env import environment
 from kmgr.web.portal.pages import own_page
 from tests.lab.pages import Page, parse, problems
 from tests.lab.people import RIGHT, SERVERS
@@ -347,3 +348,11 @@ async def test_desktops_narrow_to_state_and_server(lab: WebLab, site: Site) -> N
     assert 'hx-get="/console/part/desktops"' in page and 'hx-include="#sought"' in page
     assert '<input type="hidden" name="state" value="ready">' in page
     assert '<input type="hidden" name="server" value="srv-c">' in page
+
+
+@pytest.mark.parametrize(("macro", "level"), [("bar", "full"), ("progress", "good")])
+def test_what_is_full_warns_and_what_is_done_does_not(macro: str, level: str) -> None:
+    drawn = environment("1").from_string(
+        f'{{% import "ui.html" as ui with context %}}{{{{ ui.{macro}("Desktops", 100, "all") }}}}'
+    )
+    assert f'class="bar bar-{level}"' in drawn.render()
