@@ -1,4 +1,4 @@
-"""Without a mouse: a dialog is opened from a menu and given up, and the reader is back there whatever came between."""
+"""Without a mouse: a dialog is opened from a menu and given up, and the reader is back there, whatever else came."""
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
