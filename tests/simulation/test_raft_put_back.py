@@ -181,3 +181,21 @@ def test_a_server_that_is_killed_again_before_it_has_what_it_forgot(moment: Mome
     moment.begin(b)
     moment.pass_time(5, b, c)
     moment.all_agree()
+
+
+def test_a_server_is_made_whole_although_logs_are_compacted_faster_than_it_asks(moment: Moment) -> None:
+    a, b, c = moment.a, moment.b, moment.c
+    moment.copy(b)
+    moment.acknowledged((a, b), (b, a))
+    moment.kill(b)
+    moment.put_back(b)
+    moment.round(b)
+    assert moment.core(b).shown.doubt
+    until = moment.sim.now + 10
+    while moment.core(b).shown.doubt and moment.sim.now < until:
+        # More entries between two of its questions than a compacted log keeps.
+        for _ in range(8):
+            moment.propose(a)
+        moment.pass_time(0.05, a, b, c)
+    assert not moment.core(b).shown.doubt
+    moment.all_agree()

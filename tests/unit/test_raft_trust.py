@@ -330,6 +330,19 @@ def test_it_counts_again_with_an_entry_that_was_made_for_it(returned: Returned) 
     assert returned.core.shown.doubt == ""
 
 
+def test_it_counts_again_although_its_log_begins_behind_that_entry_by_now(returned: Returned) -> None:
+    returned.agree()
+    returned.hear(B, Remembered(3, 11, 3, 3))
+    returned.hear(C, Append(5, 13, 10, 3, tuple(Entry(NO_OP, index, 5) for index in (11, 12, 13))))
+    asked = [said for said in returned.wait(0.3) if isinstance(said, AskTrust)][-1]
+    returned.journal.forget_before(10)
+    returned.hear(C, Trusted(asked.attempt, 5, 9))  # what it begins with is not this leader's
+    assert returned.core.shown.doubt != ""
+    returned.journal.forget_before(13)
+    returned.hear(C, Trusted(asked.attempt, 5, 12))
+    assert returned.core.shown.doubt == ""
+
+
 def test_of_two_voters_the_words_say_that_it_cannot_be_mended_by_itself(returned: Returned) -> None:
     returned.agree()
     returned.hear(B, Append(3, 10, 10, 3, (Entry(b'\2["remove", "srv-c"]', 11, 3),)))

@@ -230,7 +230,9 @@ class Trust:
         journal = self._journal
         if not journal.doubt or message.attempt != self._attempt or message.term != self._library().term:
             return
-        entry = journal.at(message.index)
+        # A log that begins behind it (compacted, or come as a snapshot) with an entry of the same leader's is the
+        # leader's up to there: logs that have an entry in common are the same before it.
+        entry = journal.first if message.index < journal.first.index else journal.at(message.index)
         if entry is None or entry.term != message.term or message.index > journal.synced:
             return
         journal.set_doubt(None)
