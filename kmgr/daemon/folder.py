@@ -47,6 +47,21 @@ def prepare(data_dir: Path) -> None:
         raise _unusable(data_dir, error) from error
 
 
+def refuse_another_ones(data_dir: Path) -> None:
+    """Raise `ConfigError` if root would run a daemon in another user's folder: that user's could not go on there."""
+    if os.geteuid() != 0 or not data_dir.exists() or (owner := data_dir.stat().st_uid) == 0:
+        return
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"#{owner}"
+    raise ConfigError(
+        f"the data folder {data_dir} belongs to {name}, and a daemon of root would leave files there that {name}'s "
+        "cannot read. If it is a service, start it by systemctl and read what it says with journalctl -f; else type "
+        f"the command as {name}"
+    )
+
+
 def go_on_as_its_owner(data_dir: Path) -> None:
     """Have root become the user whom the folder belongs to, for good: the daemon must be able to use what is written.
 

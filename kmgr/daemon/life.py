@@ -12,6 +12,7 @@ from kmgr.daemon.room import wait_for_room
 def lived(data_dir: Path) -> Iterator[None]:
     """Run a daemon's life inside; what ends it is noted for the next start and for this server's own screen."""
     with last_words.left():
+        folder.refuse_another_ones(data_dir)
         folder.prepare(data_dir)
         with folder.locked(data_dir):
             wait_for_room(data_dir)

@@ -33,6 +33,24 @@ def test_the_folder_is_free_again_afterwards(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to somebody else")
+def test_root_runs_no_daemon_in_another_users_folder_and_leaves_nothing_there(tmp_path: Path) -> None:
+    home = tmp_path / "kmgr"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    for words in (["run"], ["witness", "run"]):
+        told = subprocess.run(
+            [sys.executable, "-m", "kmgr", *words, "--data", home],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert told.returncode == 78, told.stderr
+        assert "belongs to nobody" in told.stderr and "type the command as nobody" in told.stderr
+    assert [*home.iterdir()] == []
+
+
 def test_preparing_twice_changes_nothing(tmp_path: Path) -> None:
     prepare(tmp_path)
     prepare(tmp_path)
