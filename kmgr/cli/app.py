@@ -34,7 +34,8 @@ _GROUPS = {"grid": ("grid", "grid"), "image": ("images", "image"), "witness": ("
 
 def main() -> None:
     """Run the command line; errors that kmgr raises on purpose become one sentence and an exit status."""
-    sys.exit(guarded(command_line(sys.argv[1:])))
+    # Loading a part may fail as well: an installation that is damaged is told as such.
+    sys.exit(guarded(lambda: command_line(sys.argv[1:])()))
 
 
 def command_line(words: list[str]) -> typer.Typer:

@@ -1,5 +1,9 @@
 """How a command ends: a sentence and a status for what was foreseen, the lines to report for what was not."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from kmgr.cli.outcome import guarded
@@ -32,3 +36,12 @@ def test_a_bug_is_not_taken_for_a_refusal(capsys: pytest.CaptureFixture[str]) ->
     assert "KeyError: 'room'" in told
     assert told.endswith("please report it with the lines above\n")
     assert guarded(lambda: None) == 0
+
+
+def test_a_part_that_cannot_be_loaded_is_a_bug_or_a_disk_that_fails(tmp_path: Path) -> None:
+    lost = "import sys; sys.modules['kmgr.cli.operate'] = None; from kmgr.cli.app import main; main()"
+    told = subprocess.run(
+        [sys.executable, "-c", lost, "status"], capture_output=True, text=True, check=False, timeout=60, cwd=tmp_path
+    )
+    assert told.returncode == 70
+    assert "this is a bug, or a disk that fails" in told.stderr
