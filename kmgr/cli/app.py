@@ -34,8 +34,12 @@ _GROUPS = {"grid": ("grid", "grid"), "image": ("images", "image"), "witness": ("
 
 def main() -> None:
     """Run the command line; errors that kmgr raises on purpose become one sentence and an exit status."""
+    sys.exit(guarded(_run))
+
+
+def _run() -> None:
     # Loading a part may fail as well: an installation that is damaged is told as such.
-    sys.exit(guarded(lambda: command_line(sys.argv[1:])()))
+    command_line(sys.argv[1:])()
 
 
 def command_line(words: list[str]) -> typer.Typer:
