@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 from kmgr.grid.model import Vitals
-from kmgr.web import auth
+from kmgr.web import auth, present
 from kmgr.web.app import STATIC
 from kmgr.web.html_env import environment
 from kmgr.web.portal.pages import own_page
@@ -356,3 +356,18 @@ def test_what_is_full_warns_and_what_is_done_does_not(macro: str, level: str) ->
         f'{{% import "ui.html" as ui with context %}}{{{{ ui.{macro}("Desktops", 100, "all") }}}}'
     )
     assert f'class="bar bar-{level}"' in drawn.render()
+
+
+async def test_of_a_thousand_people_some_are_shown_and_all_are_found(lab: WebLab, site: Site) -> None:
+    for number in range(250):
+        await lab.office.do(
+            "account.create", name=f"pupil-{number:03}", display_name=f"Ümit {number}", role="user",
+            groups=[f"class-{number % 10}"], password_hash="",
+        )  # fmt: skip
+    text = await loaded(site, "/console/users", ADMIN)
+    told = f"100 of {len(present.accounts(lab.services()))} are shown."
+    assert (text.count('id="account-'), told in text) == (100, True)
+    assert "are shown." not in await loaded(site, "/console/part/users?limit=300", ADMIN)
+    text = await loaded(site, "/console/part/users?words=CLASS-7+ümit", ADMIN)
+    assert text.count('id="account-') == 25 and "pupil-247" in text
+    assert "No built-in account is like that." in await loaded(site, "/console/part/users?words=nobody", ADMIN)

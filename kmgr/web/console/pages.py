@@ -34,6 +34,8 @@ _EVENTS_STEP = 50
 _MOST_EVENTS = 1000
 _DESKTOPS_STEP = 100
 _MOST_DESKTOPS = 1000
+_PEOPLE_STEP = 100
+_MOST_PEOPLE = 1000
 # What the list of desktops can be narrowed to by its address.
 _FILTERS = ("state", "template", "server", "user", "words")
 
@@ -181,14 +183,32 @@ def _limit(request: web.Request, step: int, most: int) -> int:
 
 def _users(request: web.Request) -> Values:
     session, services = auth.require_admin(request), request.app[SERVICES]
+    words, limit = request.query.get("words", ""), _limit(request, _PEOPLE_STEP, _MOST_PEOPLE)
+    accounts = [
+        one
+        for one in present.accounts(services)
+        if has_words(words, one["name"], one["display_name"], *one["groups"])
+    ]
+    sessions = [one for one in present.sessions(services, session) if has_words(words, one["user"], one["source"])]
     return {
-        "accounts": present.accounts(services),
+        "accounts": accounts[:limit],
         "directories": present.directories(services),
         "quotas": quotas.shown(services),
         "quota_usual": quotas.usual(services),
-        "sessions": present.sessions(services, session),
+        "sessions": sessions[:limit],
         "me": session.person.name,
+        "words": words,
+        "limit": limit,
+        "step": _PEOPLE_STEP,
+        "found": {"accounts": len(accounts), "sessions": len(sessions)},
+        "most": _MOST_PEOPLE,
     }
+
+
+def has_words(words: str, *texts: str) -> bool:
+    """Tell whether each word of a search is somewhere in these texts, capital letters or not."""
+    all_of_it = "\n".join(texts).casefold()
+    return all(word in all_of_it for word in words.casefold().split())
 
 
 def _events(request: web.Request) -> Values:
