@@ -214,10 +214,11 @@ class Core:
     def _answer(self) -> None:
         if self._done:
             done, self._done = self._done, []
-            for data, outcome in done:
-                self.proposals.applied(data, outcome)
+            # Before they are answered: the loop may have taken the answers a moment later.
             if self._news_from is not None:
                 self._news_from = monotonic() + NEWS_S
+            for data, outcome in done:
+                self.proposals.applied(data, outcome)
         if self.barriers:
             self.barriers.applied(self._machine.applied)
 
