@@ -44,7 +44,8 @@ class View:
     `rollouts` say of which templates a canary goes on, and which of their versions nobody is given any more.
     `moves` are the live moves that go on, and the last one of each desktop that failed.
     `damaged` versions are whole on no server that is up; `holders` of them are those that have them all the same.
-    `put_backs` are the desktops of which a superseded disk is being put back.
+    `put_backs` are the desktops of which a superseded disk is being put back, `captured` those of which a version is
+    being made.
     `keep_for_loss`: what stands by stops where the loss of a server would need the memory. `owed` counts the
     standbys of a template that made room and whose place is not taken again: each may be placed all the same.
     """
@@ -61,6 +62,7 @@ class View:
     rollouts: Mapping[TemplateId, Rollout] = field(default_factory=dict)
     moves: Mapping[DesktopId, Move] = field(default_factory=dict)
     put_backs: frozenset[DesktopId] = frozenset()
+    captured: frozenset[DesktopId] = frozenset()
     damaged: frozenset[VersionId] = frozenset()
     keep_for_loss: bool = True
     owed: Mapping[TemplateId, int] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from kmgr.grid.model import RUNNING, Vitals
 from kmgr.grid.queries import servers, settings
 from kmgr.grid.zone import local_time
 from kmgr.ids import DesktopId, ServerId, VersionId
+from kmgr.provision.capture_queries import WANTED, captures
 from kmgr.provision.move_rows import moves
 from kmgr.provision.queries import asks, copies, desktops, put_backs
 from kmgr.replica.queries import holdings
@@ -55,6 +56,7 @@ def look(db: Database, board: Mapping[ServerId, Vitals], now: float, *, at_ms: i
         rollouts=rollouts(db),
         moves={move.desktop: move for move in moves(db)},
         put_backs=put_backs(db),
+        captured=frozenset(capture.desktop for capture in captures(db) if capture.state == WANTED),
         damaged=frozenset(holding.version for holding in every if holding.damaged) - whole,
         keep_for_loss=bool(rules["keep_for_loss"]),
     )

@@ -8,7 +8,7 @@ Rule 3: for balance only in calm weather, when nothing else happens, one server 
 much fuller than another, and the move leaves it the fuller one still: so
 nothing goes back and forth. Never if the loss of a server would be worse afterwards, and
 never a personal desktop without a whole, good safe copy: its copy is made anew after each move.
-Nor does one move while it is being started from another disk.
+Nor does one move while it is being started from another disk, or a version is being made of it.
 Rule 4: one that could not be moved so often stays until its user logs out. A personal one can then be shut down, and
 started where its safe copy is (`farewells`).
 
@@ -123,7 +123,8 @@ class _Moving:
                 yield desktop
 
     def _may_go(self, desktop: Desktop) -> bool:
-        return movable(desktop, self._view) and desktop.id not in self._starting
+        held = desktop.id in self._starting or desktop.id in self._view.captured
+        return movable(desktop, self._view) and not held
 
     def _is_worse(self, desktop: Desktop, target: ServerId) -> bool:
         """Tell whether after the moves so far and this one fewer desktops would find a home when a server is lost."""

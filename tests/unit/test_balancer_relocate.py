@@ -61,6 +61,19 @@ def test_only_a_few_leave_a_server_at_once_and_the_next_follow(state: State) -> 
     assert all(d.server in (B, C) and d.generation == 2 for d in state.view().desktops)
 
 
+def test_what_a_version_is_made_of_goes_when_that_is_done(state: State) -> None:
+    desktop = state.desktop("tpl-win", A, "in_use", user="test")
+    state.db.execute(
+        "insert into captures (desktop, generation, server, version, image, notes, how, by, at, state, step, cause)"
+        " values (?, 1, ?, 'ver-2', 'debian', '', '{}', 'test', 1, 'wanted', '', '')",
+        [desktop, A],
+    )
+    state.become(A, "draining")
+    assert planned(state) == []
+    state.db.execute("delete from captures")
+    assert [move.desktop.id for move in planned(state)] == [desktop]
+
+
 def test_one_goes_only_where_its_image_memory_and_means_are(state: State) -> None:
     used(state, A)
     state.become(A, "draining")
